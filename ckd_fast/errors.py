@@ -1,0 +1,43 @@
+"""The errors of ckd_fast.
+
+CkdFastError
+├── InputError                  an argument or a file of the user's is not what it should be
+├── OutputError                 something cannot be written, or would be overwritten
+└── WeightsError                a file of weights cannot be used
+    ├── MissingModelError       there is no such file, or no packaged model
+    ├── CorruptWeightsError     the file is broken, hostile, or no weights at all
+    └── WeightsMismatchError    the file is intact and holds another model
+
+Each is a ValueError too, or a FileNotFoundError where that is what happened, so that callers who do not know this
+package can still catch it. A message says what was given, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+
+class CkdFastError(Exception):
+    """Everything that ckd_fast raises on purpose."""
+
+
+class InputError(CkdFastError, ValueError):
+    """An argument or a file of the user's is not what it should be."""
+
+
+class OutputError(CkdFastError, ValueError):
+    """Something cannot be written, or would be overwritten."""
+
+
+class WeightsError(CkdFastError, ValueError):
+    """A file of weights cannot be used."""
+
+
+class MissingModelError(WeightsError, FileNotFoundError):
+    """There is no such file, or no packaged model."""
+
+
+class CorruptWeightsError(WeightsError):
+    """The file is broken, hostile, or no weights at all."""
+
+
+class WeightsMismatchError(WeightsError):
+    """The file is intact and holds another model."""

@@ -1,0 +1,44 @@
+"""`ckd-fast weights convert`: any readable file to safetensors that loads without saying the sizes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckd_fast.errors import InputError, OutputError
+from ckd_fast.reference.config import ModelConfig
+
+from .load import HalfPrecision, LoadedModel, load_model, save_model
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written."""
+
+    model: LoadedModel
+    path: Path
+    bytes_written: int
+
+
+def convert_weights(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    model: str | ModelConfig | None = None,
+    seed: int | None = None,
+    half: HalfPrecision | None = None,
+    teachers: bool = False,
+    force: bool = False,
+) -> Conversion:
+    """Load `source` with every check, write `target` atomically; see `load_model` and `save_model`."""
+    target = Path(target)
+    if target.suffix != ".safetensors":
+        raise InputError(f"{target}: expected a name that ends in .safetensors")
+    if target.exists() and not force:
+        raise OutputError(f"{target}: exists; choose another name or overwrite it with --force")
+    loaded = load_model(source, model, seed)
+    if teachers and not loaded.teachers:
+        raise InputError(f"{source}: holds no teachers to keep")
+    save_model(loaded, target, half=half, teachers=teachers)
+    return Conversion(loaded, target, target.stat().st_size)

@@ -1,0 +1,160 @@
+"""Opens a file of weights, whatever wrote it, and returns its tensors by name; every file is untrusted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ckd_fast.errors import CorruptWeightsError, MissingModelError, OutputError
+
+from .pickles import TensorRef, read_checkpoint
+
+# Where trackers of this field keep the state dict inside their checkpoint.
+STATE_DICT_KEYS = ("net", "model", "state_dict")
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """What a file holds, before anything is known about the model.
+
+    Attributes:
+        path: the file.
+        container: "safetensors" or "checkpoint".
+        tensors: by the file's own names.
+        metadata: safetensors' strings; empty for a checkpoint.
+        placeholders: names of pickled classes and functions that were not loaded.
+        sha256: of the file.
+    """
+
+    path: Path
+    container: str
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+    placeholders: tuple[str, ...]
+    sha256: str
+
+
+def open_weights(path: str | os.PathLike[str]) -> WeightsFile:
+    """Read a file of weights; anything that is wrong with the file is an error of `ckd_fast.errors`."""
+    file = Path(path)
+    try:
+        if file.is_dir():
+            raise CorruptWeightsError(f"{file}: a directory; expected a file of weights (.safetensors or .pth.tar)")
+        if not file.exists():
+            raise MissingModelError(f"{file}: no such file")
+        if not file.is_file():
+            raise CorruptWeightsError(f"{file}: not a regular file")
+        with file.open("rb") as handle:
+            start = handle.read(9)
+            digest = hashlib.sha256(start)
+            while piece := handle.read(1 << 22):
+                digest.update(piece)
+    except OSError as error:
+        if isinstance(error, MissingModelError):
+            raise
+        raise CorruptWeightsError(f"{file}: cannot be read ({error.strerror or error})") from error
+    if not start:
+        raise CorruptWeightsError(f"{file}: empty")
+    if start[8:9] == b"{":
+        tensors, metadata = _read_safetensors(file)
+        return WeightsFile(file, "safetensors", tensors, metadata, (), digest.hexdigest())
+    if not (start.startswith((b"PK\x03\x04", b"\x80"))):
+        raise CorruptWeightsError(
+            f"{file}: neither safetensors nor a PyTorch checkpoint (it starts with {start[:4].hex(' ')})"
+        )
+    checkpoint = read_checkpoint(file)
+    tensors = _state_dict(file, checkpoint.content)
+    return WeightsFile(file, "checkpoint", tensors, {}, checkpoint.placeholders, digest.hexdigest())
+
+
+def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        tensors = load_file(file)
+        with safetensors.safe_open(file, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
+        raise CorruptWeightsError(f"{file}: not a readable safetensors file ({error})") from error
+    return tensors, dict(metadata)
+
+
+def _state_dict(file: Path, content: object) -> dict[str, Tensor]:
+    """The dict of tensors in a checkpoint: the object itself, or under one of the usual keys."""
+    if not isinstance(content, dict):
+        raise CorruptWeightsError(f"{file}: holds a {type(content).__name__}, expected a dict of tensors")
+    candidates = [content.get(key) for key in STATE_DICT_KEYS] + [content]
+    state = next(
+        (c for c in candidates if isinstance(c, dict) and any(isinstance(v, TensorRef) for v in c.values())), None
+    )
+    if state is None:
+        names = ", ".join(sorted(str(key)[:40] for key in content)[:8]) or "nothing"
+        raise CorruptWeightsError(
+            f"{file}: holds no tensors under {', '.join(STATE_DICT_KEYS)} or at its top level (found: {names})"
+        )
+    tensors: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise CorruptWeightsError(f"{file}: a tensor's name is a {type(name).__name__}, expected a string")
+        if isinstance(value, TensorRef):
+            tensors[name.removeprefix("module.")] = value.tensor()  # DataParallel's prefix
+        elif state is not content:
+            raise CorruptWeightsError(f"{file}: {name} is a {type(value).__name__}, expected a tensor")
+    return tensors
+
+
+def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write atomically: the file is complete or not there."""
+    file = Path(path)
+    if file.is_dir():
+        raise OutputError(f"{file}: a directory; expected the name of a file to write")
+    if not file.parent.is_dir():
+        raise OutputError(f"{file}: the folder {file.parent} does not exist")
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as handle:
+            temporary = Path(handle.name)
+        save_file(contiguous, temporary, metadata=dict(metadata))
+        with temporary.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(file)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise OutputError(f"{file}: cannot be written ({error})") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def metadata_json(metadata: Mapping[str, str], key: str, file: Path) -> dict[str, object]:
+    """A JSON object in safetensors' metadata."""
+    try:
+        value = json.loads(metadata[key])
+    except (ValueError, RecursionError) as error:
+        raise CorruptWeightsError(f"{file}: its metadata {key!r} is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise CorruptWeightsError(f"{file}: its metadata {key!r} is not a JSON object")
+    return value
+
+
+def finite_or_raise(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse NaN, infinity, negative variances and types that are no weights."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise CorruptWeightsError(f"{file}: {name} is {tensor.dtype}, expected a floating-point tensor")
+        if not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise CorruptWeightsError(f"{file}: {name} has {bad} of {tensor.numel()} values that are not finite")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise CorruptWeightsError(f"{file}: {name} is a variance and has negative values")

@@ -1,0 +1,61 @@
+"""`ckd-fast weights inspect`: what a file holds, without building the model."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+
+from ckd_fast.reference.config import ModelConfig, preset_name
+
+from .files import open_weights
+from .load import LoadedModel, Provenance, model_from_file, resolve_config
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a file holds.
+
+    Attributes:
+        container: "safetensors" or "checkpoint".
+        tensors: number of tensors in the file.
+        parameters: elements of all tensors in the file.
+        dtypes: number of tensors per type.
+        sha256: of the file.
+        not_loaded: pickled classes that were replaced by placeholders.
+        preset: the preset with these sizes, if any.
+        config: sizes and choices.
+        provenance: where the weights came from.
+        teachers: whether teachers are in the file.
+    """
+
+    container: str
+    tensors: int
+    parameters: int
+    dtypes: dict[str, int]
+    sha256: str
+    not_loaded: tuple[str, ...]
+    preset: str | None
+    config: ModelConfig
+    provenance: Provenance
+    teachers: bool
+
+
+def inspect_weights(
+    path: str | os.PathLike[str], model: str | ModelConfig | None = None, seed: int | None = None
+) -> Inspection:
+    """Open, check and describe a file; the arguments and errors are those of `load_model`."""
+    file = open_weights(path)
+    loaded: LoadedModel = model_from_file(file, resolve_config(model), seed)
+    return Inspection(
+        container=file.container,
+        tensors=len(file.tensors),
+        parameters=sum(tensor.numel() for tensor in file.tensors.values()),
+        dtypes=dict(Counter(str(t.dtype).removeprefix("torch.") for t in file.tensors.values())),
+        sha256=file.sha256,
+        not_loaded=file.placeholders,
+        preset=preset_name(loaded.config),
+        config=loaded.config,
+        provenance=loaded.provenance,
+        teachers=bool(loaded.teachers),
+    )

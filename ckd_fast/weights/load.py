@@ -1,0 +1,408 @@
+"""`load_model`: from a file, a seed or the packaged model to checked weights with their sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ckd_fast import __version__
+from ckd_fast.errors import CorruptWeightsError, InputError, MissingModelError, OutputError, WeightsMismatchError
+from ckd_fast.reference.config import PRESETS, ModelConfig, preset, preset_name
+from ckd_fast.reference.model import Student, Trainee, initialise
+
+from . import keys
+from .files import WeightsFile, finite_or_raise, metadata_json, open_weights, write_safetensors
+
+FORMAT = "ckd_fast"
+FORMAT_VERSION = "1"
+# Settled by the shapes in a file; what is left (heads, elimination, crop factors) comes from metadata, model or preset.
+SHAPE_SETTINGS = ("dim", "depth", "head_channels", "mlp_ratio", "template_size", "search_size", "patch_size")
+# What a user may choose freely for given weights.
+RUN_SETTINGS = (
+    "elimination",
+    "eliminate_at",
+    "keep_ratio",
+    "template_range",
+    "template_factor",
+    "search_factor",
+    "share_students",
+)
+NAMES_SHOWN = 5
+
+HalfPrecision = Literal["float16", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where weights came from.
+
+    Attributes:
+        source: the file's name, "random" or "packaged".
+        kind: what the source was, in words.
+        sha256: of the source file; empty for random weights.
+        not_loaded: pickled classes that were replaced by placeholders.
+        seed: of random weights, or of what the file lacked.
+    """
+
+    source: str
+    kind: str
+    sha256: str = ""
+    not_loaded: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """Checked weights and their sizes.
+
+    Attributes:
+        config: sizes and choices.
+        weights: the student's tensors by our names, float32.
+        teachers: the teachers' tensors, empty if the source has none.
+        provenance: where they came from.
+    """
+
+    config: ModelConfig
+    weights: Mapping[str, Tensor]
+    teachers: Mapping[str, Tensor]
+    provenance: Provenance
+
+    def student(self) -> Student:
+        """The model in evaluation mode, sharing these tensors."""
+        with torch.device("meta"):
+            student = Student(self.config)
+        student.load_state_dict(_with_shared(self.weights, student), assign=True)
+        student.requires_grad_(requires_grad=False)
+        return student.eval()
+
+    def trainee(self) -> Trainee:
+        """Student and teachers for training, with weights of their own."""
+        if not self.teachers:
+            raise InputError(
+                f"{self.provenance.source} holds no teachers: train from a 4-branch checkpoint or from initial weights"
+            )
+        with torch.device("meta"):
+            trainee = Trainee(self.config)
+        students = {f"student.{name}": value.clone() for name, value in self.weights.items()}
+        teachers = {name: value.clone() for name, value in self.teachers.items()}
+        trainee.load_state_dict(_with_shared(students | teachers, trainee), assign=True)
+        return trainee.train()
+
+
+def _with_shared(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Add what a state dict lists but we do not store: batch counters, and the second name of a shared backbone."""
+    full = dict(weights)
+    for name in model.state_dict():
+        if name.endswith("num_batches_tracked"):
+            full[name] = torch.zeros((), dtype=torch.int64)
+        elif name not in full:
+            full[name] = full[name.replace("tir.", "rgb.", 1)]
+    return full
+
+
+def load_model(
+    weights: str | os.PathLike[str] | None, model: str | ModelConfig | None = None, seed: int | None = None
+) -> LoadedModel:
+    """Load a model.
+
+    Args:
+        weights: a file (safetensors, the authors' .pth.tar, OSTrack, DropTrack or MAE initial weights), "random", or
+            None for the packaged model.
+        model: a preset's name or sizes. Not needed where the file settles them; if given it must agree with the file,
+            except for what can be chosen freely (elimination, template range, keep ratio, crop factors).
+        seed: of "random" weights (default 0), or of the head where a file of initial weights has none.
+
+    Raises:
+        InputError: `model` or `seed` is not what it should be.
+        WeightsError: the file cannot be used; see `ckd_fast.errors`.
+    """
+    config = resolve_config(model)
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63):
+        raise InputError(f"seed={seed!r}: expected a whole number from 0")
+    if weights is None:
+        raise MissingModelError(
+            "no weights were named, and this version brings no packaged model: give the path of a checkpoint "
+            "(the authors' .pth.tar or a .safetensors file), or weights='random' to try without one"
+        )
+    if not isinstance(weights, str | os.PathLike):
+        raise InputError(f"weights is a {type(weights).__name__}: expected a path, 'random' or None")
+    if weights == "random":
+        return _random_model(config or PRESETS["base"], 0 if seed is None else seed)
+    return model_from_file(open_weights(weights), config, seed)
+
+
+def resolve_config(model: str | ModelConfig | None) -> ModelConfig | None:
+    """A preset's name or sizes as sizes."""
+    if model is None or isinstance(model, ModelConfig):
+        return model
+    if not isinstance(model, str):
+        raise InputError(f"model is a {type(model).__name__}: expected a preset's name or a ModelConfig")
+    try:
+        return preset(model)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _random_model(config: ModelConfig, seed: int) -> LoadedModel:
+    weights = _drawn(Student(config), seed)
+    return LoadedModel(config, weights, {}, Provenance("random", f"random weights, seed {seed}", seed=seed))
+
+
+def _drawn(model: nn.Module, seed: int) -> dict[str, Tensor]:
+    initialise(model, seed)
+    known = expected_shapes(model)
+    return {name: value.detach() for name, value in model.state_dict().items() if name in known}
+
+
+def expected_shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """Names and shapes that a file must have: no batch counters, a shared backbone once."""
+    first_names: dict[int, str] = {}
+    shapes: dict[str, torch.Size] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if not name.endswith("num_batches_tracked") and first_names.setdefault(id(value), name) == name:
+            shapes[name] = value.shape
+    return shapes
+
+
+def model_from_file(file: WeightsFile, config: ModelConfig | None, seed: int | None) -> LoadedModel:
+    """The model in a file that is open already; see `load_model`."""
+    path = file.path
+    if keys.looks_like_ours(file.tensors):
+        named, unknown = dict(file.tensors), []
+        kind = "ckd_fast"
+    elif keys.looks_like_authors(file.tensors):
+        pairs = {name: keys.from_authors(name) for name in file.tensors}
+        unknown = [n for n, ours in pairs.items() if ours is None and not keys.is_unused(n.partition(".")[2])]
+        named = {ours: file.tensors[name] for name, ours in pairs.items() if ours is not None}
+        branches = 4 if any(name.startswith("teacher_rgb.") for name in file.tensors) else 2
+        kind = f"CKD checkpoint, {branches} branches"
+    elif keys.looks_like_one_stream(file.tensors):
+        config = config or _one_stream_config(file)
+        try:
+            named, unknown = keys.from_one_stream(file.tensors, config)
+        except (ValueError, RuntimeError) as error:
+            raise WeightsMismatchError(f"{path}: {error}") from error
+        tracker = any(name.startswith("box_head.") for name in named) or "head.score.0.0.weight" in named
+        kind = "initial weights, one-stream tracker" if tracker else "initial weights, encoder only"
+    else:
+        names = sorted(file.tensors)
+        raise WeightsMismatchError(
+            f"{path}: not a model that ckd_fast knows (CKD, OSTrack, DropTrack, MAE encoder); "
+            f"its {len(names)} tensors begin with {', '.join(names[:NAMES_SHOWN])}"
+        )
+    if unknown:
+        raise WeightsMismatchError(
+            f"{path}: looks like {kind}, but has {len(unknown)} tensors that such a model does not: "
+            f"{', '.join(sorted(unknown)[:NAMES_SHOWN])}"
+        )
+    finite_or_raise(path, named)
+    if named and "head.score.0.0.weight" not in named and kind.startswith("initial"):
+        named |= _random_heads(path, named, config, seed)
+    settled = _settle(file, named, config)
+    if settled.share_students:
+        named = _share(path, named)
+    named = {name: value.float() for name, value in named.items()}
+    finite_or_raise(path, named)  # a float64 may have overflowed
+    teachers = {name: value for name, value in named.items() if name.startswith("teacher_")}
+    students = {name: value for name, value in named.items() if name not in teachers}
+    _compare(path, students, settled, Student, "")
+    if teachers:
+        _compare(path, {f"student.{n}": v for n, v in students.items()} | teachers, settled, Trainee, "student.")
+    if kind == "ckd_fast":
+        provenance = _stored_provenance(file)
+    else:
+        provenance = Provenance(path.name, kind, file.sha256, file.placeholders, seed)
+    return LoadedModel(settled, students, teachers, provenance)
+
+
+def _one_stream_config(file: WeightsFile) -> ModelConfig:
+    """The preset whose backbone has these sizes."""
+    prefix = "backbone." if "backbone.patch_embed.proj.weight" in file.tensors else ""
+    shape = tuple(file.tensors[f"{prefix}patch_embed.proj.weight"].shape)
+    depth = _count_blocks(file.tensors, f"{prefix}blocks.")
+    for config in PRESETS.values():
+        if (config.dim, 3, config.patch_size, config.patch_size) == shape and config.depth == depth:
+            return config
+    raise WeightsMismatchError(
+        f"{file.path}: an encoder with patch embedding {shape} and {depth} blocks is no preset: "
+        "pass model=ModelConfig(...)"
+    )
+
+
+def _random_heads(
+    path: Path, named: Mapping[str, Tensor], config: ModelConfig | None, seed: int | None
+) -> dict[str, Tensor]:
+    """Heads for a pre-trained encoder, which has none."""
+    if seed is None:
+        raise WeightsMismatchError(
+            f"{path}: an encoder without a head, which cannot track; to train from it, pass seed=... for a random head"
+        )
+    drawn = _drawn(Trainee(config or PRESETS["base"]), seed)
+    return {n.removeprefix("student."): v for n, v in drawn.items() if ".head." in n and n not in named}
+
+
+def _count_blocks(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    indexes = {name.removeprefix(prefix).partition(".")[0] for name in tensors if name.startswith(prefix)}
+    return len(indexes)
+
+
+def sizes_in_file(path: Path, named: Mapping[str, Tensor]) -> dict[str, int]:
+    """The settings that the shapes settle."""
+
+    def shape(name: str, rank: int) -> torch.Size:
+        if name not in named:
+            raise WeightsMismatchError(f"{path}: {name} is missing")
+        if named[name].dim() != rank:
+            raise WeightsMismatchError(f"{path}: {name} has shape {tuple(named[name].shape)}, expected {rank} axes")
+        return named[name].shape
+
+    patch = shape("rgb.patch_embed.weight", 4)
+    dim, side = patch[0], patch[-1]
+    grids = []
+    for name in ("rgb.pos_embed_template", "rgb.pos_embed_search"):
+        tokens = shape(name, 3)[1]
+        if round(tokens**0.5) ** 2 != tokens:
+            raise WeightsMismatchError(f"{path}: {name} has {tokens} positions, which is no square grid")
+        grids.append(round(tokens**0.5))
+    return {
+        "dim": dim,
+        "depth": _count_blocks(named, "rgb.blocks."),
+        "head_channels": shape("head.score.0.0.weight", 4)[0],
+        "mlp_ratio": shape("rgb.blocks.0.fc1.weight", 2)[0] // max(dim, 1),
+        "template_size": grids[0] * side,
+        "search_size": grids[1] * side,
+        "patch_size": side,
+    }
+
+
+def _settle(file: WeightsFile, named: Mapping[str, Tensor], config: ModelConfig | None) -> ModelConfig:
+    """Sizes from the file's shapes, its metadata and what the caller said; contradictions are an error."""
+    path = file.path
+    sizes = sizes_in_file(path, named)
+    stored = _stored_config(file)
+    if stored is not None and config is not None:
+        fixed = [f.name for f in dataclasses.fields(ModelConfig) if f.name not in RUN_SETTINGS]
+        _agree(path, "its metadata", {name: getattr(stored, name) for name in fixed}, config)
+    base = config or stored
+    if base is None:
+        base = next((p for p in PRESETS.values() if all(getattr(p, n) == sizes[n] for n in SHAPE_SETTINGS)), None)
+    if base is None:
+        found = ", ".join(f"{name}={value}" for name, value in sizes.items())
+        raise WeightsMismatchError(
+            f"{path}: its sizes ({found}) are no preset, and a file does not say the number of heads: "
+            "pass model=ModelConfig(..., heads=...)"
+        )
+    _agree(path, "its tensors", sizes, base)
+    return base
+
+
+def _agree(path: Path, source: str, found: Mapping[str, object], config: ModelConfig) -> None:
+    """Raise where the caller's (or the metadata's) sizes contradict what was found."""
+    expected = {name: getattr(config, name) for name in found}
+    wrong = [f"{name}={value} (expected {expected[name]})" for name, value in found.items() if value != expected[name]]
+    if wrong:
+        name = preset_name(config)
+        model = f"model {name!r}" if name else "the given model"
+        raise WeightsMismatchError(f"{path}: not {model}: by {source} {', '.join(wrong)}")
+
+
+def _stored_config(file: WeightsFile) -> ModelConfig | None:
+    if file.metadata.get("format") != FORMAT:
+        return None
+    if file.metadata.get("format_version") != FORMAT_VERSION:
+        raise WeightsMismatchError(
+            f"{file.path}: written in format version {file.metadata.get('format_version')!r}; "
+            f"this ckd_fast ({__version__}) reads version {FORMAT_VERSION}: update ckd_fast"
+        )
+    try:
+        return ModelConfig.from_dict(metadata_json(file.metadata, "config", file.path))
+    except (ValueError, TypeError, KeyError) as error:
+        if isinstance(error, CorruptWeightsError):
+            raise
+        raise CorruptWeightsError(f"{file.path}: its metadata describes no model ({error})") from error
+
+
+def _stored_provenance(file: WeightsFile) -> Provenance:
+    if "provenance" not in file.metadata:
+        return Provenance(file.path.name, "ckd_fast weights", file.sha256)
+    known = {field.name for field in dataclasses.fields(Provenance)}
+    values = metadata_json(file.metadata, "provenance", file.path)
+    kept = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in known}
+    try:
+        return Provenance(**kept)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise CorruptWeightsError(f"{file.path}: its provenance is incomplete ({error})") from error
+
+
+def _share(path: Path, named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A shared backbone is stored once; a file with both names must hold the same tensors under them."""
+    for name, value in named.items():
+        if name.startswith("tir.") and not torch.equal(value, named.get("rgb." + name[4:], value.new_empty(0))):
+            raise WeightsMismatchError(f"{path}: share_students=True, but {name} differs between the two branches")
+    return {name: value for name, value in named.items() if not name.startswith("tir.")}
+
+
+def _compare(path: Path, named: Mapping[str, Tensor], config: ModelConfig, model: type[nn.Module], prefix: str) -> None:
+    """Every tensor of the model, in its shape, and nothing else."""
+    with torch.device("meta"):
+        expected = expected_shapes(model(config))
+    missing = [name for name in expected if name not in named]
+    extra = [name for name in named if name not in expected]
+    shaped = [name for name in expected if name in named and named[name].shape != expected[name]]
+    if not (missing or extra or shaped):
+        return
+    lines = [f"{path}: does not fit the model"]
+    if missing:
+        names = ", ".join(name.removeprefix(prefix) for name in missing[:NAMES_SHOWN])
+        lines.append(f"missing {len(missing)} of {len(expected)}: {names}")
+    if extra:
+        lines.append(f"unexpected {len(extra)}: {', '.join(name.removeprefix(prefix) for name in extra[:NAMES_SHOWN])}")
+    lines += [
+        f"{name.removeprefix(prefix)} is {tuple(named[name].shape)}, expected {tuple(expected[name])}"
+        for name in shaped[:NAMES_SHOWN]
+    ]
+    raise WeightsMismatchError("; ".join(lines))
+
+
+def save_model(
+    model: LoadedModel, path: str | os.PathLike[str], *, half: HalfPrecision | None = None, teachers: bool = False
+) -> None:
+    """Write a model as safetensors with its sizes and provenance inside.
+
+    Args:
+        model: what to write.
+        path: replaced atomically if it exists.
+        half: store weights in this type; batch-norm statistics stay float32.
+        teachers: keep the teachers too, to go on training.
+    """
+    tensors = dict(model.weights) | (dict(model.teachers) if teachers else {})
+    if half is not None:
+        tensors = {name: _rounded(name, value, half) for name, value in tensors.items()}
+    metadata = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "preset": preset_name(model.config) or "",
+        "config": json.dumps(model.config.to_dict()),
+        "provenance": json.dumps(dataclasses.asdict(model.provenance)),
+        "written_by": f"ckd_fast {__version__}",
+    }
+    write_safetensors(path, tensors, metadata)
+
+
+def _rounded(name: str, value: Tensor, half: HalfPrecision) -> Tensor:
+    if half not in ("float16", "bfloat16"):
+        raise InputError(f"half={half!r}: known are float16, bfloat16")
+    if "running_" in name:
+        return value
+    rounded = value.to(torch.float16 if half == "float16" else torch.bfloat16)
+    if not torch.isfinite(rounded).all():
+        raise OutputError(f"{name} has values beyond the range of float16: use bfloat16")
+    return rounded

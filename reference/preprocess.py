@@ -1,0 +1,107 @@
+"""Crops around a box, as the network sees them.
+
+The crop is a square of side ceil(sqrt(w h) factor) around the box's centre, zero outside the frame, resized bilinearly
+in uint8. Both modalities are cropped with the same box.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .boxes import Box
+
+# ImageNet's statistics, for both modalities.
+PIXEL_MEAN = (0.485, 0.456, 0.406)
+PIXEL_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The square of a frame that a crop shows: rows top..top+side and columns left..left+side, in whole pixels."""
+
+    left: int
+    top: int
+    side: int
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A crop and where it came from.
+
+    Attributes:
+        image: [size, size, 3] uint8.
+        padding: True where the crop shows nothing of the frame [size, size].
+        window: the square of the frame.
+        resize_factor: crop pixels per frame pixel.
+    """
+
+    image: NDArray[np.uint8]
+    padding: NDArray[np.bool_]
+    window: Window
+    resize_factor: float
+
+
+def crop_window(box: Box, factor: float) -> Window:
+    """The square around a box; Python's rounding (half to even), as the authors have it."""
+    x, y, w, h = box
+    area = w * h
+    side = math.ceil(math.sqrt(area) * factor) if area > 0 else 0
+    if side < 1:
+        raise ValueError(f"box (x, y, w, h) = {tuple(box)} is too small to crop: width and height must be positive")
+    return Window(left=round(x + 0.5 * w - 0.5 * side), top=round(y + 0.5 * h - 0.5 * side), side=side)
+
+
+def crop(frame: NDArray[np.uint8], box: Box, factor: float, size: int) -> Crop:
+    """Cut the square around a box out of a frame [H, W, 3] and resize it to `size`.
+
+    Two habits of the authors' program are kept, because published numbers contain them. The last column (row) of the
+    frame is dropped as soon as the square reaches past it. A square wholly left of or above the frame makes a Python
+    slice with a negative end, which counts from the far side: such a crop shows unrelated content. The tracker never
+    asks for one, since its box always stays inside the frame.
+    """
+    height, width = frame.shape[:2]
+    window = crop_window(box, factor)
+    right, bottom = window.left + window.side, window.top + window.side
+    pad_left, pad_right = max(0, -window.left), max(right - width + 1, 0)
+    pad_top, pad_bottom = max(0, -window.top), max(bottom - height + 1, 0)
+    visible = frame[window.top + pad_top : bottom - pad_bottom, window.left + pad_left : right - pad_right]
+    shown_height, shown_width = visible.shape[:2]
+    padded = np.zeros((shown_height + pad_top + pad_bottom, shown_width + pad_left + pad_right, 3), np.uint8)
+    padded[pad_top : pad_top + shown_height, pad_left : pad_left + shown_width] = visible
+    outside = np.ones(padded.shape[:2], np.float64)
+    outside[pad_top : pad_top + shown_height, pad_left : pad_left + shown_width] = 0
+    return Crop(
+        image=cv2.resize(padded, (size, size)).astype(np.uint8, copy=False),
+        padding=cv2.resize(outside, (size, size)) != 0,
+        window=window,
+        resize_factor=size / window.side,
+    )
+
+
+def normalise(images: Sequence[NDArray[np.uint8]]) -> Tensor:
+    """Crops [size, size, 3] uint8 -> [len, 3, size, size] float32 with ImageNet's mean and standard deviation."""
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
+    mean = torch.tensor(PIXEL_MEAN)[:, None, None]
+    std = torch.tensor(PIXEL_STD)[:, None, None]
+    return (pixels / 255.0 - mean) / std
+
+
+def box_in_crop(box: Box, around: Box, resize_factor: float, size: int) -> Box:
+    """A box of the frame in units of the crop that was taken around another box.
+
+    The crop's centre is (size - 1) / 2 here, whereas `to_frame` uses size / 2: half a pixel of the crop that training
+    labels and tracking disagree about, inherited from OSTrack and kept.
+    """
+    centre = (size - 1) / 2
+    cx = centre + (box[0] + 0.5 * box[2] - (around[0] + 0.5 * around[2])) * resize_factor
+    cy = centre + (box[1] + 0.5 * box[3] - (around[1] + 0.5 * around[3])) * resize_factor
+    w, h = box[2] * resize_factor, box[3] * resize_factor
+    return (cx - 0.5 * w) / size, (cy - 0.5 * h) / size, w / size, h / size

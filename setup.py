@@ -1,0 +1,45 @@
+"""Packaging of ckd_fast: packages, dependencies, extras, entry point (tool settings live in pyproject.toml)."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "ckd_fast/__init__.py").read_text())[1]
+
+TEST = ["pytest>=8", "pytest-benchmark>=5", "pytest-timeout>=2.3"]
+LINT = ["ruff>=0.15", "mypy>=1.15"]
+
+setup(
+    name="ckd_fast",
+    version=VERSION,
+    description="Fast, tested RGB-thermal single-object tracking: CKD in plain PyTorch and in fused Triton kernels",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    # Listed one by one: `ckd_fast/kernels` and `ckd_fast/reference` are committed links to the folders at the top,
+    # so that the same import works from a checkout, an editable install and a wheel (docs/architecture.md).
+    packages=["ckd_fast", "ckd_fast.weights", "ckd_fast.kernels", "ckd_fast.reference"],
+    package_data={"ckd_fast": ["py.typed"]},
+    # Lower bounds only, and none for triton: every torch release pins the triton it was built with, and an upper bound
+    # here would make pip replace the torch that a GPU machine already has. Exact versions live in constraints.txt.
+    install_requires=[
+        "torch>=2.6",
+        "triton; platform_system == 'Linux'",
+        "numpy",
+        "opencv-python",
+        "safetensors>=0.4",
+        "nvtx; platform_system != 'Darwin'",
+    ],
+    extras_require={"test": TEST, "lint": LINT, "dev": [*TEST, *LINT, "build"]},
+    entry_points={"console_scripts": ["ckd-fast = ckd_fast.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Operating System :: OS Independent",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
+)

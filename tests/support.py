@@ -1,0 +1,83 @@
+"""What several test files need: the golden numbers and how closely two results must agree."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ckd_fast.reference.config import ModelConfig
+from ckd_fast.weights.keys import from_authors
+
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("CKD_FAST_SHARED", ROOT.parent / "shared"))
+GOLDEN_CONFIG = ModelConfig(dim=64, depth=12, heads=4, head_channels=32)
+
+
+class Golden(Mapping[str, NDArray]):
+    """One file of the authors' numbers: the full one of the shared folder, else the part that is committed."""
+
+    def __init__(self, name: str) -> None:
+        full, part = SHARED / "golden" / name, ROOT / "tests" / "golden" / name
+        if not full.exists() and not part.exists():
+            pytest.skip(f"{name} is only in the shared folder (CKD_FAST_SHARED={SHARED}), which is absent")
+        self.arrays = np.load(full if full.exists() else part)
+        self.complete = full.exists()
+
+    def __getitem__(self, key: str) -> NDArray:
+        if key not in self.arrays.files and not self.complete:
+            pytest.skip(f"{key} is only in the shared folder (CKD_FAST_SHARED={SHARED}), which is absent")
+        return self.arrays[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.arrays.files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays.files)
+
+    def __len__(self) -> int:
+        return len(self.arrays.files)
+
+    def tensor(self, key: str) -> Tensor:
+        array = self[key]
+        return torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The recorded weights under our names."""
+        named = {from_authors(k.removeprefix("sd/")): self.tensor(k) for k in self if k.startswith("sd/")}
+        return {name: value for name, value in named.items() if name is not None}
+
+
+def shared_data(*parts: str) -> Path:
+    """A path of the shared data; skips the test, saying so, where it is absent."""
+    path = SHARED.joinpath("data", *parts)
+    if not path.exists():
+        pytest.skip(f"{path} is absent (CKD_FAST_SHARED)")
+    return path
+
+
+def max_error(value: Tensor, exact: Tensor) -> float:
+    return float((value.double() - exact.double()).abs().max())
+
+
+def assert_as_exact(value: Tensor, twin: Tensor, exact: Tensor, *, rounding: float = 0.0) -> None:
+    """`value` is as close to the float64 result as plain PyTorch in the same precision is, within a factor of two.
+
+    Args:
+        value: what is tested.
+        twin: plain PyTorch in the precision of `value`.
+        exact: plain PyTorch in float64.
+        rounding: relative precision to which `value` was recorded.
+    """
+    assert value.shape == exact.shape
+    assert torch.isfinite(value).all()
+    scale = float(exact.abs().max())
+    bound = 2 * max_error(twin, exact) + rounding * scale + 1e-7 * scale
+    error = max_error(value, exact)
+    assert error <= bound, f"error {error:.3g} against float64, plain PyTorch makes {max_error(twin, exact):.3g}"

@@ -1,0 +1,280 @@
+"""Every kind of file of the field loads, with the same numbers under our names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import SMALL, Settings, authors_names, one_stream, published_shapes
+from safetensors.torch import load_file, save_file
+from support import GOLDEN_CONFIG, Golden
+
+from ckd_fast import (
+    PRESETS,
+    InputError,
+    LoadedModel,
+    MissingModelError,
+    OutputError,
+    WeightsMismatchError,
+    load_model,
+    save_model,
+)
+from ckd_fast.reference.model import Student, Trainee
+from ckd_fast.weights import convert_weights, inspect_weights
+from ckd_fast.weights.keys import from_authors, is_unused
+from ckd_fast.weights.load import expected_shapes
+
+
+def test_every_published_key_has_a_home() -> None:
+    """The key lists of the full-size model against ours: names and shapes."""
+    for name, model in (("infer", Student), ("train", Trainee)):
+        published = published_shapes(teachers=name == "train")
+        with torch.device("meta"):
+            expected = expected_shapes(model(PRESETS["base"]))
+        found = {}
+        for key, shape in published.items():
+            ours = from_authors(key)
+            if ours is None:
+                assert is_unused(key.partition(".")[2]), key
+                continue
+            found[ours if name == "infer" or ours.startswith("teacher_") else f"student.{ours}"] = torch.Size(shape)
+        assert found == expected
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("wrapping", ["net", "bare", "module"])
+def test_authors_checkpoint(tmp_path: Path, wrapping: str, *, legacy: bool) -> None:
+    state = authors_names(SMALL)
+    content: dict = {
+        "net": {"epoch": 25, "net": state, "stats": OrderedDict(loss=Settings()), "settings": Settings()},
+        "bare": state,
+        "module": {"model": {f"module.{name}": value for name, value in state.items()}},
+    }[wrapping]  # fmt: skip
+    path = tmp_path / "CKD_ep0025.pth.tar"
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    loaded = load_model(path, SMALL)
+    assert loaded.config == SMALL
+    assert loaded.provenance.kind == "CKD checkpoint, 2 branches"
+    assert len(loaded.provenance.sha256) == 64
+    assert bool(loaded.provenance.not_loaded) == (wrapping == "net")
+    compared = 0
+    for name, value in state.items():
+        if ours := from_authors(name):
+            assert torch.equal(loaded.weights[ours], value)
+            compared += 1
+    assert compared == len(loaded.weights) == len(expected_shapes(Student(SMALL)))
+    maps = loaded.student()(torch.zeros(2, 1, 64, 32), torch.zeros(2, 1, 3, 256, 256)).maps
+    assert torch.isfinite(maps.score).all()
+    with pytest.raises(InputError, match="holds no teachers"):
+        loaded.trainee()
+
+
+def test_four_branches(tmp_path: Path) -> None:
+    state = authors_names(SMALL, teachers=True)
+    torch.save({"net": state}, tmp_path / "stage1.pth.tar")
+    loaded = load_model(tmp_path / "stage1.pth.tar", SMALL)
+    assert loaded.provenance.kind == "CKD checkpoint, 4 branches"
+    trainee = loaded.trainee()
+    assert torch.equal(trainee.teacher_tir.head.size[4].weight, state["box_head_i.conv5_size.weight"])
+    assert torch.equal(trainee.student.tir.blocks[1].fc1.bias, state["tir_branch.blocks.1.mlp.fc1.bias"])
+    assert trainee.training
+    with torch.no_grad():
+        trainee.student.rgb.norm.weight.add_(1)
+    assert torch.equal(loaded.weights["rgb.norm.weight"], state["rgb_branch.norm.weight"])
+
+
+def test_golden_weights_track_alike_after_conversion(tmp_path: Path) -> None:
+    golden = Golden("ckd_small_mce.npz")
+    state = {name.removeprefix("sd/"): golden.tensor(name) for name in golden if name.startswith("sd/")}
+    torch.save({"net": state}, tmp_path / "golden.pth.tar")
+    convert_weights(tmp_path / "golden.pth.tar", tmp_path / "golden.safetensors", model=GOLDEN_CONFIG)
+    loaded = load_model(tmp_path / "golden.safetensors")
+    assert loaded.config == GOLDEN_CONFIG
+    student = loaded.student()
+    template, search = (
+        torch.stack([golden.tensor(f"in/{c}_{m}") for m in ("rgb", "tir")]) for c in ("template", "search")
+    )
+    with torch.no_grad():
+        score = student(student.embed_template(template), search).maps.score
+    assert torch.allclose(score, golden.tensor("out/score_map"), atol=2e-5, rtol=0)
+
+
+def test_ostrack_starts_every_branch(tmp_path: Path) -> None:
+    state = one_stream(SMALL)
+    torch.save({"net": state}, tmp_path / "OSTrack_ep0300.pth.tar")
+    loaded = load_model(tmp_path / "OSTrack_ep0300.pth.tar", SMALL)
+    assert loaded.provenance.kind == "initial weights, one-stream tracker"
+    trainee = loaded.trainee()
+    for branch in (*trainee.student.branches, trainee.teacher_rgb.branch, trainee.teacher_tir.branch):
+        assert torch.equal(branch.pos_embed_search, state["backbone.pos_embed_x"])
+        assert torch.equal(branch.blocks[1].qkv.weight, state["backbone.blocks.1.attn.qkv.weight"])
+    first = state["box_head.conv1_offset.0.weight"]
+    assert torch.equal(trainee.student.head.offset[0][0].weight, torch.cat([first, first], dim=1))
+    assert torch.equal(trainee.teacher_rgb.head.offset[0][0].weight, first)
+
+
+def test_droptrack_positions(tmp_path: Path) -> None:
+    """Tables are resized bilinearly, then the temporal embedding is added."""
+    state = one_stream(SMALL, template_grid=12, search_grid=24)
+    state |= {f"backbone.temporal_pos_embed_{crop}": torch.randn(1, 1, 32) for crop in "zx"}
+    torch.save({"net": state}, tmp_path / "DropTrack.pth.tar")
+    loaded = load_model(tmp_path / "DropTrack.pth.tar", SMALL)
+    for crop, name, side, grid in (("z", "template", 12, 8), ("x", "search", 24, 16)):
+        table = state[f"backbone.pos_embed_{crop}"].reshape(1, side, side, 32).permute(0, 3, 1, 2)
+        resized = torch.nn.functional.interpolate(table, (grid, grid), mode="bilinear").permute(0, 2, 3, 1)
+        expected = resized.reshape(1, grid * grid, 32) + state[f"backbone.temporal_pos_embed_{crop}"]
+        for modality in ("rgb", "tir"):
+            assert torch.allclose(loaded.weights[f"{modality}.pos_embed_{name}"], expected, atol=1e-6)
+
+
+def test_encoder_without_a_head(tmp_path: Path) -> None:
+    state = {n.removeprefix("backbone."): v for n, v in one_stream(SMALL, head=False).items() if "pos_embed_" not in n}
+    state["pos_embed"] = torch.randn(1, 197, 32)
+    state["decoder_embed.weight"] = torch.zeros(3)
+    torch.save({"model": state}, tmp_path / "mae.pth")
+    with pytest.raises(WeightsMismatchError, match="without a head, which cannot track"):
+        load_model(tmp_path / "mae.pth", SMALL)
+    first, again, other = (load_model(tmp_path / "mae.pth", SMALL, seed=seed) for seed in (3, 3, 4))
+    assert first.provenance.seed == 3
+    assert torch.equal(first.weights["head.score.0.0.weight"], again.weights["head.score.0.0.weight"])
+    assert not torch.equal(first.weights["head.score.0.0.weight"], other.weights["head.score.0.0.weight"])
+    assert first.trainee().student.rgb.pos_embed_search.shape == (1, 256, 32)
+
+
+def test_sizes_that_the_file_settles_need_not_be_said(tmp_path: Path) -> None:
+    tiny = PRESETS["tiny"]
+    torch.save({"net": authors_names(dataclasses.replace(tiny))}, tmp_path / "tiny.pth.tar")
+    assert load_model(tmp_path / "tiny.pth.tar").config == tiny
+    torch.save({"net": authors_names(SMALL)}, tmp_path / "odd.pth.tar")
+    with pytest.raises(WeightsMismatchError, match=r"dim=32.*does not say the number of heads"):
+        load_model(tmp_path / "odd.pth.tar")
+
+
+def test_run_settings_are_free_sizes_are_not(tmp_path: Path) -> None:
+    save_model(load_model("random", SMALL, seed=1), tmp_path / "small.safetensors")
+    chosen = dataclasses.replace(SMALL, elimination="none", template_range="ALL", search_factor=5.0)
+    assert load_model(tmp_path / "small.safetensors", chosen).config == chosen
+    with pytest.raises(WeightsMismatchError, match=r"by its metadata heads=2 \(expected 4\)"):
+        load_model(tmp_path / "small.safetensors", dataclasses.replace(SMALL, heads=4))
+    with pytest.raises(WeightsMismatchError, match=r"not model 'base'.*dim=32 \(expected 768\)"):
+        load_model(tmp_path / "small.safetensors", "base")
+
+
+def test_random_weights() -> None:
+    first, second = load_model("random", "tiny", seed=5), load_model("random", PRESETS["tiny"], seed=5)
+    assert all(torch.equal(first.weights[n], second.weights[n]) for n in first.weights)
+    assert first.provenance.kind == "random weights, seed 5"
+    assert first.student().training is False
+
+
+def test_no_packaged_model_yet() -> None:
+    with pytest.raises(MissingModelError, match="give the path of a checkpoint"):
+        load_model(None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weights": 3}, "weights is a int"),
+        ({"weights": "random", "model": "huge"}, "known are base"),
+        ({"weights": "random", "model": 3}, "model is a int"),
+        ({"weights": "random", "seed": -1}, "seed=-1"),
+        ({"weights": "random", "seed": 1.5}, "seed=1.5"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_model(**arguments)
+
+
+def small_model(*, teachers: bool = False, share: bool = False) -> LoadedModel:
+    config = dataclasses.replace(SMALL, share_students=share)
+    loaded = load_model("random", config)
+    if not teachers:
+        return loaded
+    from ckd_fast.reference.model import initialise
+
+    trainee = Trainee(config)
+    initialise(trainee, 1)
+    shapes = expected_shapes(trainee)
+    kept = {n: v.detach() for n, v in trainee.state_dict().items() if n in shapes and n.startswith("teacher")}
+    return dataclasses.replace(loaded, teachers=kept)
+
+
+@pytest.mark.parametrize("half", [None, "float16", "bfloat16"])
+@pytest.mark.parametrize("share", [False, True])
+def test_saving_and_loading(tmp_path: Path, half: str | None, *, share: bool) -> None:
+    model = small_model(teachers=True, share=share)
+    path = tmp_path / "model.safetensors"
+    save_model(model, path, half=half, teachers=True)
+    stored = load_file(path)
+    kept = {name: str(value.dtype) for name, value in stored.items()}
+    assert kept["rgb.norm.weight"] == f"torch.{half or 'float32'}"
+    assert kept["head.score.0.1.running_mean"] == "torch.float32"
+    assert any(name.startswith("tir.") for name in stored) != share
+    loaded = load_model(path)
+    assert loaded.config == model.config
+    assert loaded.provenance == model.provenance
+    for name, value in {**model.weights, **model.teachers}.items():
+        expected = value.to(stored[name].dtype).float()
+        assert torch.equal({**loaded.weights, **loaded.teachers}[name], expected)
+    assert loaded.trainee().config.share_students == share
+
+
+def test_a_shared_model_from_a_file_with_both_names(tmp_path: Path) -> None:
+    shared = dataclasses.replace(SMALL, share_students=True)
+    state = authors_names(SMALL)
+    torch.save(state, tmp_path / "two.pth")
+    with pytest.raises(WeightsMismatchError, match="share_students=True, but tir"):
+        load_model(tmp_path / "two.pth", shared)
+    for name in list(state):
+        if name.startswith("tir_branch."):
+            state[name] = state["rgb_branch." + name.removeprefix("tir_branch.")]
+    torch.save(state, tmp_path / "one.pth")
+    student = load_model(tmp_path / "one.pth", shared).student()
+    assert student.rgb is student.tir
+
+
+def test_saving_is_atomic_and_careful(tmp_path: Path) -> None:
+    model = small_model()
+    path = tmp_path / "model.safetensors"
+    save_model(model, path)
+    before = path.read_bytes()
+    wide = {**model.weights, "rgb.norm.weight": torch.full((32,), 1e6)}
+    with pytest.raises(OutputError, match="beyond the range of float16"):
+        save_model(dataclasses.replace(model, weights=wide), path, half="float16")
+    with pytest.raises(InputError, match="half='int8'"):
+        save_model(model, path, half="int8")
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+    with pytest.raises(OutputError, match="a directory"):
+        save_model(model, tmp_path)
+    with pytest.raises(OutputError, match="does not exist"):
+        save_model(model, tmp_path / "nowhere" / "model.safetensors")
+    with pytest.raises(OutputError, match="exists; choose another name"):
+        convert_weights(path, path)
+    with pytest.raises(InputError, match=r"ends in \.safetensors"):
+        convert_weights(path, tmp_path / "model.pth")
+    with pytest.raises(InputError, match="holds no teachers"):
+        convert_weights(path, tmp_path / "other.safetensors", teachers=True)
+
+
+def test_inspection(tmp_path: Path) -> None:
+    state = authors_names(SMALL, teachers=True)
+    torch.save({"net": state, "settings": Settings()}, tmp_path / "stage1.pth.tar")
+    found = inspect_weights(tmp_path / "stage1.pth.tar", SMALL)
+    assert (found.container, found.preset, found.teachers, found.config) == ("checkpoint", None, True, SMALL)
+    assert found.tensors == len(state)
+    assert found.parameters == sum(value.numel() for value in state.values())
+    assert found.dtypes["float32"] + found.dtypes["int64"] == len(state)
+    assert found.not_loaded == ("argparse.Namespace", f"{Settings.__module__}.Settings")
+
+
+def test_plain_safetensors_under_the_authors_names(tmp_path: Path) -> None:
+    state = {name: value.contiguous() for name, value in authors_names(SMALL).items()}
+    save_file(state, tmp_path / "plain.safetensors")
+    loaded = load_model(tmp_path / "plain.safetensors", SMALL)
+    assert torch.equal(loaded.weights["head.size.4.bias"], state["box_head.conv5_size.bias"])
