@@ -14,12 +14,18 @@ __version__ = "0.1.0"
 _HOMES = {
     "CkdFastError": "ckd_fast.errors",
     "CorruptWeightsError": "ckd_fast.errors",
+    "EngineError": "ckd_fast.errors",
     "InputError": "ckd_fast.errors",
     "LoadedModel": "ckd_fast.weights",
     "MissingModelError": "ckd_fast.errors",
     "ModelConfig": "ckd_fast.reference.config",
+    "NotInitialisedError": "ckd_fast.errors",
     "OutputError": "ckd_fast.errors",
     "PRESETS": "ckd_fast.reference.config",
+    "Timings": "ckd_fast.types",
+    "TrackResult": "ckd_fast.types",
+    "Tracker": "ckd_fast.tracker",
+    "TrackerConfig": "ckd_fast.config",
     "WeightsError": "ckd_fast.errors",
     "WeightsMismatchError": "ckd_fast.errors",
     "load_model": "ckd_fast.weights",
@@ -30,11 +36,17 @@ __all__ = [
     "PRESETS",
     "CkdFastError",
     "CorruptWeightsError",
+    "EngineError",
     "InputError",
     "LoadedModel",
     "MissingModelError",
     "ModelConfig",
+    "NotInitialisedError",
     "OutputError",
+    "Timings",
+    "TrackResult",
+    "Tracker",
+    "TrackerConfig",
     "WeightsError",
     "WeightsMismatchError",
     "__version__",
@@ -43,16 +55,21 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from .config import TrackerConfig
     from .errors import (
         CkdFastError,
         CorruptWeightsError,
+        EngineError,
         InputError,
         MissingModelError,
+        NotInitialisedError,
         OutputError,
         WeightsError,
         WeightsMismatchError,
     )
     from .reference.config import PRESETS, ModelConfig
+    from .tracker import Tracker
+    from .types import Timings, TrackResult
     from .weights import LoadedModel, load_model, save_model
 
 

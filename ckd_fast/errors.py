@@ -2,13 +2,15 @@
 
 CkdFastError
 ├── InputError                  an argument or a file of the user's is not what it should be
+├── NotInitialisedError         a tracker was asked for a target that it was not given
+├── EngineError                 the machine lacks what an engine needs
 ├── OutputError                 something cannot be written, or would be overwritten
 └── WeightsError                a file of weights cannot be used
     ├── MissingModelError       there is no such file, or no packaged model
     ├── CorruptWeightsError     the file is broken, hostile, or no weights at all
     └── WeightsMismatchError    the file is intact and holds another model
 
-Each is a ValueError too, or a FileNotFoundError where that is what happened, so that callers who do not know this
+Each is a ValueError, RuntimeError or FileNotFoundError too, whichever fits, so that callers who do not know this
 package can still catch it. A message says what was given, what was expected and what to do.
 """
 
@@ -21,6 +23,14 @@ class CkdFastError(Exception):
 
 class InputError(CkdFastError, ValueError):
     """An argument or a file of the user's is not what it should be."""
+
+
+class NotInitialisedError(CkdFastError, RuntimeError):
+    """A tracker was asked for a target that it was not given."""
+
+
+class EngineError(CkdFastError, RuntimeError):
+    """The machine lacks what an engine needs."""
 
 
 class OutputError(CkdFastError, ValueError):

@@ -1,0 +1,68 @@
+"""How a tracker behaves: `TrackerConfig`. Sizes of the network are `ModelConfig`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from .errors import InputError
+
+Homography = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
+
+
+@dataclass(frozen=True)
+class TrackerConfig:
+    """Behaviour of a tracker; the defaults are the authors' tracker.
+
+    Attributes:
+        color: order of the visible frame's channels.
+        lost_threshold: a score below it marks the result as lost. It changes neither box nor state. 0.2 is not
+            calibrated: what a score means depends on the weights.
+        lost_search_scale: the search crop is this much wider in the frame after a lost one; 1 is off.
+        tir_to_rgb: 3x3 homography from thermal to visible pixels, row by row. Without one, a thermal frame of another
+            size is scaled to the visible frame's.
+        tir_range: for 16-bit thermal frames, the values that become 0 and 255; between them linearly. Without it, the
+            range of the frame at `init`, without its darkest and brightest 0.05 %, is kept for the whole track.
+        allow_resize: the frames may change size between calls; the box is then scaled along. Otherwise that is an
+            error.
+    """
+
+    color: Literal["rgb", "bgr"] = "rgb"
+    lost_threshold: float = 0.2
+    lost_search_scale: float = 1.0
+    tir_to_rgb: Homography | None = None
+    tir_range: tuple[int, int] | None = None
+    allow_resize: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        if self.color not in ("rgb", "bgr"):
+            raise InputError(f"color={self.color!r}: known are rgb, bgr")
+        if not 0 <= self.lost_threshold <= 1:
+            raise InputError(f"lost_threshold={self.lost_threshold!r}: expected a number in [0, 1]")
+        if not 1 <= self.lost_search_scale <= 4:
+            raise InputError(f"lost_search_scale={self.lost_search_scale!r}: expected a number in [1, 4]")
+        if self.tir_range is not None:
+            low, high = self.tir_range
+            if not 0 <= low < high <= 65535:
+                raise InputError(f"tir_range={self.tir_range!r}: expected 0 <= low < high <= 65535")
+        if self.tir_to_rgb is not None:
+            object.__setattr__(self, "tir_to_rgb", _homography(self.tir_to_rgb))
+
+
+def _homography(rows: Homography) -> Homography:
+    """Nine finite numbers that can be inverted, as nested tuples."""
+    try:
+        matrix = [[float(value) for value in row] for row in rows]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"tir_to_rgb: expected 3x3 numbers ({error})") from error
+    if len(matrix) != 3 or any(len(row) != 3 for row in matrix):
+        raise InputError(f"tir_to_rgb: expected 3x3 numbers, got {len(matrix)} rows of {[len(r) for r in matrix]}")
+    if not all(math.isfinite(value) for row in matrix for value in row):
+        raise InputError("tir_to_rgb: has values that are not finite")
+    (a, b, c), (d, e, f), (g, h, i) = matrix
+    determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+    if abs(determinant) < 1e-12 * max(abs(v) for row in matrix for v in row) ** 3:
+        raise InputError("tir_to_rgb: cannot be inverted (its determinant is zero)")
+    return ((a, b, c), (d, e, f), (g, h, i))

@@ -1,0 +1,185 @@
+"""What an engine is: from frames and boxes to boxes, with the weights inside and the targets outside.
+
+Weights (and on a GPU later graphs and buffers) belong to the engine. What belongs to one target is a `Slot`, which the
+tracker keeps, so any number of trackers share one engine. Calls are serialised by the engine's lock.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ckd_fast.frames import FramePair
+from ckd_fast.reference.boxes import clip_box, find_peak, hann_window, to_frame
+from ckd_fast.reference.config import ModelConfig
+from ckd_fast.reference.elimination import template_mask
+from ckd_fast.reference.head import HeadMaps
+from ckd_fast.reference.model import OnStep, ignore_step
+from ckd_fast.reference.preprocess import Crop, box_in_crop, crop, normalise
+from ckd_fast.types import Box
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What an engine needs to know of one target.
+
+    Attributes:
+        template: embedded template tokens [2, 1, T, C].
+        mask: template tokens that decide what is dropped [1, T].
+    """
+
+    template: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Found:
+    """One target in one frame.
+
+    Attributes:
+        box: in the frame, clipped.
+        score: at the chosen cell, before the window.
+        cell: row-major index of the cell.
+        crop_ms, network_ms, decode_ms: where the time went, over all targets of the call.
+    """
+
+    box: Box
+    score: float
+    cell: int
+    crop_ms: float
+    network_ms: float
+    decode_ms: float
+
+
+def step_names(config: ModelConfig) -> tuple[str, ...]:
+    """The steps of one frame, in order; every engine that can be observed reports them under these names."""
+    names = ["crop", "patch_embed"]
+    for block in range(config.depth):
+        names.append(f"block{block}.attention")
+        if config.eliminates_at(block):
+            names += [f"block{block}.scores", f"block{block}.eliminate"]
+        names.append(f"block{block}.mlp")
+    return (*names, "norm", "head.score", "head.size", "head.offset", "decode")
+
+
+class Engine(ABC):
+    """Runs the network for any number of targets."""
+
+    name: str
+
+    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype, note: str = "") -> None:
+        self.config = config
+        self.device = device
+        self.dtype = dtype
+        self.note = note
+        self._lock = threading.Lock()
+        self._window = hann_window(config.search_grid)
+
+    def __str__(self) -> str:
+        """Name, device, precision, and why it was chosen where that was not the caller's choice."""
+        return f"{self.name} on {self.device}, {str(self.dtype).removeprefix('torch.')}" + (
+            f" ({self.note})" if self.note else ""
+        )
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self}>"
+
+    @abstractmethod
+    def _embed(self, images: Tensor) -> Tensor:
+        """Template crops [2, B, 3, h, w] -> tokens [2, B, T, C]."""
+
+    @abstractmethod
+    def _maps(
+        self, template: Tensor, search: Tensor, mask: Tensor, present: Tensor | None, on_step: OnStep
+    ) -> HeadMaps:
+        """Tokens [2, B, T, C] and search crops [2, B, 3, H, W] -> maps of B targets, on any device."""
+
+    @torch.inference_mode()
+    def remember(self, frames: FramePair, box: Box) -> Slot:
+        """Embed the template of a new target; both modalities must be there."""
+        config = self.config
+        crops = _crop_pair(frames, box, config.template_factor, config.template_size)
+        images = self._to_device(_images([crops], config.template_size))
+        boxes = None
+        if config.template_range == "GT_BOX":
+            factor = next(c.resize_factor for c in crops if c is not None)
+            boxes = torch.tensor([box_in_crop(box, box, factor, config.template_size)])
+        mask = template_mask(config, boxes).to(self.device)
+        with self._lock:
+            return Slot(self._embed(images), mask)
+
+    @torch.inference_mode()
+    def find(
+        self,
+        slots: Sequence[Slot],
+        frames: FramePair,
+        boxes: Sequence[Box],
+        search_factors: Sequence[float],
+        on_step: OnStep = ignore_step,
+    ) -> list[Found]:
+        """Find every target in one pair of frames.
+
+        Args:
+            slots: one per target.
+            frames: the pair; a missing modality is shown as the mean image and has no vote in eliminations.
+            boxes: each target's last box.
+            search_factors: side of each search crop, in multiples of sqrt(box area).
+            on_step: called with the name and the value of every step, see `step_names`.
+        """
+        config = self.config
+        start = time.perf_counter()
+        crops = [
+            _crop_pair(frames, box, factor, config.search_size)
+            for box, factor in zip(boxes, search_factors, strict=True)
+        ]
+        search = self._to_device(_images(crops, config.search_size))  # [2, B, 3, H, W]
+        on_step("crop", search)
+        present = None
+        if frames.rgb is None or frames.tir is None:
+            here = torch.tensor([[frames.rgb is not None], [frames.tir is not None]])
+            present = here.expand(2, len(slots)).to(self.device)
+        template = torch.cat([slot.template for slot in slots], dim=1)
+        mask = torch.cat([slot.mask for slot in slots])
+        cropped = time.perf_counter()
+        with self._lock:
+            maps = self._maps(template, search, mask, present, on_step)
+            maps = HeadMaps(*(value.float().cpu() for value in (maps.score, maps.size, maps.offset)))
+        ran = time.perf_counter()
+        peak = find_peak(maps, self._window)
+        height, width = frames.size
+        located = []
+        for index, pair in enumerate(crops):
+            factor = next(c.resize_factor for c in pair if c is not None)
+            mapped = to_frame(peak.boxes_cxcywh[index], boxes[index], factor, config.search_size)
+            located.append(clip_box(mapped, height, width))
+        on_step("decode", torch.tensor(located, dtype=torch.float64))
+        done = time.perf_counter()
+        times = ((cropped - start) * 1e3, (ran - cropped) * 1e3, (done - ran) * 1e3)
+        scores, cells = peak.score.tolist(), peak.cell.tolist()
+        return [Found(box, score, cell, *times) for box, score, cell in zip(located, scores, cells, strict=True)]
+
+    def _to_device(self, images: Tensor) -> Tensor:
+        return images.to(self.device, self.dtype)
+
+
+def _crop_pair(frames: FramePair, box: Box, factor: float, size: int) -> tuple[Crop | None, Crop | None]:
+    """Both modalities around the same box."""
+    rgb, tir = (None if frame is None else crop(frame, box, factor, size) for frame in (frames.rgb, frames.tir))
+    return rgb, tir
+
+
+def _images(crops: Sequence[tuple[Crop | None, Crop | None]], size: int) -> Tensor:
+    """Normalised crops [2, B, 3, size, size]; a missing modality is the mean image, which normalises to zero."""
+    images = torch.zeros(2, len(crops), 3, size, size)
+    for modality in range(2):
+        shown: list[np.ndarray] = [pair[modality].image for pair in crops if pair[modality] is not None]  # type: ignore[union-attr]
+        if shown:
+            images[modality] = normalise(shown)
+    return images
