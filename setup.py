@@ -9,7 +9,8 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "ckd_fast/__init__.py").read_text())[1]
 
 TEST = ["pytest>=8", "pytest-benchmark>=5", "pytest-timeout>=2.3"]
-LINT = ["ruff>=0.15", "mypy>=1.15"]
+PLOT = ["matplotlib>=3.7"]
+LINT = ["ruff>=0.15", "mypy>=1.15", "types-tqdm"]
 
 setup(
     name="ckd_fast",
@@ -22,7 +23,17 @@ setup(
     python_requires=">=3.10",
     # Listed one by one: `ckd_fast/kernels` and `ckd_fast/reference` are committed links to the folders at the top,
     # so that the same import works from a checkout, an editable install and a wheel (docs/architecture.md).
-    packages=["ckd_fast", "ckd_fast.weights", "ckd_fast.kernels", "ckd_fast.reference"],
+    packages=[
+        "ckd_fast",
+        "ckd_fast.adapters",
+        "ckd_fast.cli",
+        "ckd_fast.datasets",
+        "ckd_fast.engines",
+        "ckd_fast.video",
+        "ckd_fast.weights",
+        "ckd_fast.kernels",
+        "ckd_fast.reference",
+    ],
     package_data={"ckd_fast": ["py.typed"]},
     # Lower bounds only, and none for triton: every torch release pins the triton it was built with, and an upper bound
     # here would make pip replace the torch that a GPU machine already has. Exact versions live in constraints.txt.
@@ -32,9 +43,11 @@ setup(
         "numpy",
         "opencv-python",
         "safetensors>=0.4",
+        "tqdm",
+        "shtab",
         "nvtx; platform_system != 'Darwin'",
     ],
-    extras_require={"test": TEST, "lint": LINT, "dev": [*TEST, *LINT, "build"]},
+    extras_require={"plot": PLOT, "test": [*TEST, *PLOT], "lint": LINT, "dev": [*TEST, *PLOT, *LINT]},
     entry_points={"console_scripts": ["ckd-fast = ckd_fast.cli:main"]},
     classifiers=[
         "Programming Language :: Python :: 3",

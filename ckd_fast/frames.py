@@ -20,13 +20,14 @@ from .errors import InputError
 from .types import Box
 
 if TYPE_CHECKING:
-    pass
+    import torch
+
+    Frame: TypeAlias = NDArray[Any] | torch.Tensor
 
 MIN_SIDE_PX = 10  # a box is never smaller, and never leaves the frame
 CLIPPED_SHARE = 0.0005  # of a 16-bit frame's darkest and brightest pixels
 LARGEST_BOX = 1.5  # in multiples of the frame's sides
 
-Frame: TypeAlias = "NDArray[Any] | torch.Tensor"
 Size = tuple[int, int]  # height, width
 
 

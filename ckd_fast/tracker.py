@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 from .config import TrackerConfig
 from .engines import Engine, Slot, build_engine
 from .errors import InputError, NotInitialisedError
-from .frames import Frame, FrameForm, check_box, prepare, settle_form
+from .frames import FrameForm, check_box, prepare, settle_form
 from .reference.config import ModelConfig
 from .types import Box, Timings, TrackResult
 from .weights import LoadedModel, load_model
 
 if TYPE_CHECKING:
     import torch
+
+    from .frames import Frame
 
 
 class Tracker:

@@ -85,7 +85,7 @@ def test_inspect_and_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_help_has_examples() -> None:
     for arguments in (["info"], ["weights"], ["weights", "inspect"], ["weights", "convert"]):
-        command = [sys.executable, "-m", "ckd_fast.cli", *arguments, "--help"]
+        command = [sys.executable, "-m", "ckd_fast", *arguments, "--help"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert "examples:\n  ckd-fast " in done.stdout
 
@@ -102,6 +102,6 @@ def test_version_and_no_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     save_model(load_model("random", SMALL), tmp_path / "small.safetensors")
-    command = f"{sys.executable} -m ckd_fast.cli info --json | head -1"
+    command = f"{sys.executable} -m ckd_fast info --json | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)  # noqa: S602
     assert done.stderr == ""

@@ -12,7 +12,18 @@ from support import ROOT
 ALLOWED = {
     "kernels": {"torch", "triton"},
     "reference": {"torch", "numpy", "cv2"},
-    "ckd_fast": {"torch", "numpy", "cv2", "safetensors", "nvtx", "typing_extensions", "ckd_fast"},
+    "ckd_fast": {
+        "torch",
+        "numpy",
+        "cv2",
+        "safetensors",
+        "nvtx",
+        "tqdm",
+        "shtab",
+        "matplotlib",
+        "typing_extensions",
+        "ckd_fast",
+    },
 }
 FILES = {folder: sorted((ROOT / folder).rglob("*.py")) for folder in ALLOWED}
 

@@ -1,0 +1,53 @@
+"""The command line: `ckd-fast SUBCOMMAND`, or `python -m ckd_fast SUBCOMMAND`.
+
+Bad input ends with exit code 2 and one line on standard error; Ctrl-C with 130.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from ckd_fast import __version__
+from ckd_fast.errors import CkdFastError
+
+from .completion import add_completion
+from .info import add_info
+from .sample import add_sample
+from .track import add_track
+from .weights import add_weights
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, run the subcommand, return the exit code."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(format="ckd-fast: %(message)s", level=logging.WARNING)
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+    except CkdFastError as error:
+        sys.stderr.write(f"ckd-fast: {error}\n")
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        sys.stderr.write("ckd-fast: interrupted\n")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe left, as `head` does; keep the interpreter from flushing into it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All subcommands."""
+    parser = argparse.ArgumentParser(prog="ckd-fast", description="RGB-thermal single-object tracking.")
+    parser.add_argument("--version", action="version", version=f"ckd-fast {__version__}")
+    commands = parser.add_subparsers(title="subcommands", required=True, metavar="SUBCOMMAND")
+    for add in (add_track, add_sample, add_info, add_weights, add_completion):
+        add(commands)
+    return parser

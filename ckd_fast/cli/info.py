@@ -1,0 +1,79 @@
+"""`ckd-fast info`: parameters and multiply-accumulates of a model."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+
+from .parsing import add_command
+
+if TYPE_CHECKING:
+    from .parsing import Commands
+
+
+def add_info(commands: Commands) -> None:
+    """Declare the subcommand."""
+    parser = add_command(
+        commands,
+        "info",
+        "parameters and multiply-accumulates of a model, per part and in total",
+        "  ckd-fast info --model base\n"
+        "  ckd-fast info --model base --elimination none\n"
+        "  ckd-fast info --model tiny --json",
+    )
+    parser.add_argument("--model", default="base", help="preset: base, base-shared, small, tiny (default: base)")
+    parser.add_argument("--elimination", choices=("mce", "ce", "none"), help="which search tokens are dropped")
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.set_defaults(run=run_info)
+
+
+def run_info(options: argparse.Namespace) -> int:
+    """`ckd-fast info`."""
+    from ckd_fast.errors import InputError
+    from ckd_fast.reference.cost import model_cost
+    from ckd_fast.weights.load import resolve_config
+
+    config = resolve_config(options.model)
+    if config is None:
+        raise InputError("--model is empty")
+    if options.elimination:
+        config = dataclasses.replace(config, elimination=options.elimination)
+    cost = model_cost(config)
+    if options.json:
+        parts = {
+            part.name: {
+                "parameters": part.parameters,
+                "macs": part.macs,
+                "norm_operations": part.norm_operations,
+                "attention_macs": part.attention_macs,
+            }
+            for part in cost.parts
+        }
+        total = {
+            "parameters": cost.published_parameters,
+            "unused_parameters": cost.unused_parameters,
+            "published_macs": cost.published_macs,
+            "macs_with_attention": cost.macs_with_attention,
+        }
+        result = {"model": options.model, "config": config.to_dict(), "parts": parts, "total": total}
+        print(json.dumps(result, indent=2))
+        return 0
+    print(f"{options.model}: {config.dim} channels, {config.depth} blocks, {config.heads} heads, ", end="")
+    print(f"elimination {config.elimination}, one target in one frame pair\n")
+    print(f"{'part':<18}{'parameters':>14}{'GMACs published':>18}{'with attention':>17}")
+    for part in cost.parts:
+        with_attention = (part.macs + part.attention_macs) / 1e9
+        print(f"{part.name:<18}{part.parameters:>14,}{part.published / 1e9:>18.3f}{with_attention:>17.3f}")
+    print(f"{'unused in files':<18}{cost.unused_parameters:>14,}")
+    totals = f"{cost.published_macs / 1e9:>18.3f}{cost.macs_with_attention / 1e9:>17.3f}"
+    print(f"{'total':<18}{cost.published_parameters:>14,}{totals}")
+    print(
+        f"\nParameters: {cost.published_parameters:,} as published, of which {cost.unused_parameters:,} unused (class"
+        " tokens and\nposition tables of a classifier that the authors' files carry; not loaded here)."
+        "\nGMACs published: as thop 0.1.1 counts, that is linear layers and convolutions without biases, 4 per"
+        "\noutput element of LayerNorm and BatchNorm, nothing for attention's matrix products."
+        "\nWith attention: linear layers, convolutions and attention's two matrix products."
+    )
+    return 0

@@ -1,0 +1,66 @@
+"""What the subcommands share: how they are declared, and values as people type them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
+
+
+def add_command(commands: Commands, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
+    """A subcommand with a summary and examples in its help."""
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def box(text: str) -> tuple[float, float, float, float]:
+    """x,y,w,h in pixels."""
+    try:
+        values = [float(value) for value in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != 4:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected x,y,w,h in pixels, for example 120,80,40,90")
+    return values[0], values[1], values[2], values[3]
+
+
+def size(text: str) -> tuple[int, int]:
+    """WIDTHxHEIGHT in pixels."""
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected WIDTHxHEIGHT, for example 640x480")
+    return int(width), int(height)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
+    return int(text)
+
+
+def not_negative(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 0")
+    return int(text)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Which weights, and how they are run."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--weights", metavar="FILE", help="file of weights (.safetensors, .pth.tar), or 'random' to try without one"
+    )
+    group.add_argument("--model", metavar="PRESET", help="base, base-shared, small, tiny; where the file does not say")
+    group.add_argument("--seed", type=not_negative, metavar="N", help="of random weights (default: 0)")
+    group.add_argument("--engine", choices=("auto", "reference", "compiled", "triton"), default="auto")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    group.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="precision (default: the engine's)")

@@ -1,0 +1,98 @@
+"""`ckd-fast weights`: look into a file of weights, or convert it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+
+from .parsing import add_command
+
+if TYPE_CHECKING:
+    from .parsing import Commands
+
+
+def add_weights(commands: Commands) -> None:
+    """Declare the subcommand."""
+    summary = "look into a file of weights, or convert it to safetensors"
+    parser = add_command(
+        commands,
+        "weights",
+        summary,
+        "  ckd-fast weights inspect CKD_ep0025.pth.tar\n"
+        "  ckd-fast weights convert CKD_ep0025.pth.tar ckd.safetensors --half float16",
+    )
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    inspect = add_command(
+        verbs,
+        "inspect",
+        "what a file of weights holds, with every check that loading does; nothing in it is executed",
+        "  ckd-fast weights inspect CKD_ep0025.pth.tar\n  ckd-fast weights inspect model.safetensors --json",
+    )
+    inspect.add_argument("file", metavar="FILE")
+    inspect.add_argument("--model", help="preset that the file must be, where its sizes do not settle it")
+    inspect.add_argument("--seed", type=int, help="for an encoder without a head: draw a random one")
+    inspect.add_argument("--json", action="store_true", help="machine-readable output")
+    inspect.set_defaults(run=run_weights_inspect)
+    convert = add_command(
+        verbs,
+        "convert",
+        "write a file of weights as safetensors, with sizes and provenance inside",
+        "  ckd-fast weights convert CKD_ep0025.pth.tar ckd.safetensors\n"
+        "  ckd-fast weights convert CKD_ep0025.pth.tar ckd-half.safetensors --half float16\n"
+        "  ckd-fast weights convert stage1.pth.tar stage1.safetensors --teachers",
+    )
+    convert.add_argument("file", metavar="FILE")
+    convert.add_argument("output", metavar="OUT.safetensors")
+    convert.add_argument("--model", help="preset that the file must be, where its sizes do not settle it")
+    convert.add_argument("--seed", type=int, help="for an encoder without a head: draw a random one")
+    convert.add_argument("--half", choices=("float16", "bfloat16"), help="store weights in half precision")
+    convert.add_argument("--teachers", action="store_true", help="keep the teachers, to go on training")
+    convert.add_argument("--force", action="store_true", help="overwrite OUT.safetensors")
+    convert.set_defaults(run=run_weights_convert)
+
+
+def run_weights_inspect(options: argparse.Namespace) -> int:
+    """`ckd-fast weights inspect`."""
+    from ckd_fast.weights import inspect_weights
+
+    found = inspect_weights(options.file, options.model, options.seed)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(found), indent=2))
+        return 0
+    config = found.config
+    rows = {
+        "file": f"{options.file} ({found.container})",
+        "sha256": found.sha256,
+        "kind": found.provenance.kind,
+        "source": found.provenance.source,
+        "model": f"{found.preset or 'no preset'}: {config.dim} channels, {config.depth} blocks, {config.heads} heads, "
+        f"head {config.head_channels}, template {config.template_size}, search {config.search_size}",
+        "elimination": f"{config.elimination} at {config.eliminate_at}, keep {config.keep_ratio}, "
+        f"{config.template_range}",
+        "teachers": "yes" if found.teachers else "no",
+        "tensors": f"{found.tensors} ({', '.join(f'{count} {name}' for name, count in found.dtypes.items())}), "
+        f"{found.parameters:,} values",
+        "not loaded": ", ".join(found.not_loaded) or "nothing",
+    }
+    for name, value in rows.items():
+        print(f"{name:<12}{value}")
+    return 0
+
+
+def run_weights_convert(options: argparse.Namespace) -> int:
+    """`ckd-fast weights convert`."""
+    from ckd_fast.weights import convert_weights
+
+    done = convert_weights(
+        options.file,
+        options.output,
+        model=options.model,
+        seed=options.seed,
+        half=options.half,
+        teachers=options.teachers,
+        force=options.force,
+    )
+    print(f"{done.path}: {done.bytes_written / 1e6:.1f} MB, {done.model.provenance.kind}")
+    return 0

@@ -1,0 +1,55 @@
+"""Score, and overlap with the ground truth where known, over time. Needs the extra `plot` (matplotlib)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ckd_fast.errors import EngineError, OutputError
+
+
+def require_matplotlib() -> None:
+    """Raise, with what to do, where matplotlib is missing."""
+    try:
+        import matplotlib as mpl  # noqa: F401
+    except ImportError as error:
+        raise EngineError("plots need matplotlib: pip install 'ckd_fast[plot]'") from error
+
+
+def plot_track(
+    path: Path, scores: Sequence[Sequence[float | None]], threshold: float, overlaps: Sequence[float] | None
+) -> None:
+    """Write the plot.
+
+    Args:
+        path: of the image.
+        scores: per target, per frame; None where there is none.
+        threshold: below it a result counts as lost.
+        overlaps: of the first target with the ground truth, from the second frame on.
+    """
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6 if overlaps is None else 5.4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1 if overlaps is None else 2, 1, sharex=True, squeeze=False)[:, 0]
+    top = axes[0]
+    for number, series in enumerate(scores, 1):
+        label = "score" if len(scores) == 1 else f"target {number}"
+        top.plot([float("nan") if s is None else s for s in series], linewidth=1.4, label=label)
+    top.axhline(threshold, color="0.5", linewidth=1, linestyle="--", label=f"lost below {threshold:g}")
+    top.set(ylim=(0, 1.02), ylabel="score")
+    top.legend(loc="upper right", fontsize=8)
+    if overlaps is not None:
+        bottom = axes[1]
+        frames = range(1, len(overlaps) + 1)
+        mean = sum(overlaps) / max(len(overlaps), 1)
+        bottom.plot(frames, overlaps, linewidth=1.4, color="tab:green", label=f"IoU with ground truth, mean {mean:.2f}")
+        bottom.set(ylim=(0, 1.02), ylabel="IoU")
+        bottom.legend(loc="upper right", fontsize=8)
+    axes[-1].set_xlabel("frame")
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -1,0 +1,50 @@
+"""Let a person draw the first boxes in a window."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ckd_fast.errors import EngineError, InputError
+from ckd_fast.types import Box
+
+from .writers import annotate
+
+TITLE = "draw a box in the left half, SPACE to confirm; ESC when done"
+
+
+def require_display() -> None:
+    """Raise where no window can be opened.
+
+    Without a display OpenCV does not raise but aborts the process, so another process tries first.
+    """
+    attempt = "import cv2; cv2.namedWindow('ckd_fast'); cv2.waitKey(1); cv2.destroyAllWindows()"
+    command = [sys.executable, "-c", attempt]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=30, check=False)  # noqa: S603
+    except subprocess.TimeoutExpired:
+        done = None
+    if done is None or done.returncode != 0:
+        raise EngineError("--select needs a display and none can be opened here: name the box with --init x,y,w,h")
+
+
+def select_boxes(rgb: NDArray[Any], tir: NDArray[Any]) -> list[Box]:
+    """Show both frames side by side and return the boxes drawn in the visible one."""
+    require_display()
+    width = rgb.shape[1]
+    shown = cv2.cvtColor(annotate(rgb, tir, []), cv2.COLOR_RGB2BGR)
+    drawn = np.asarray(cv2.selectROIs(TITLE, shown, showCrosshair=True)).reshape(-1, 4)
+    cv2.destroyAllWindows()
+    boxes = []
+    for x, y, w, h in drawn.tolist():
+        left = x - width if x >= width else x  # drawn over the thermal half: the same place
+        if w > 0 and h > 0:
+            boxes.append((float(left), float(y), float(w), float(h)))
+    if not boxes:
+        raise InputError("no box was drawn")
+    return boxes

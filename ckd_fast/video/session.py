@@ -1,0 +1,250 @@
+"""Track targets through a source and write everything down as it comes.
+
+Written to the output folder, each complete up to the last frame whenever the run ends:
+
+    boxes.txt          one row per frame, the given box first (boxes-1.txt, boxes-2.txt, ... for several targets)
+    results.jsonl      one line per frame: boxes, scores, timings, problems
+    video.mp4          both modalities side by side with boxes
+    plot.png           score (and overlap with the ground truth) over time
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Literal, TextIO
+
+from ckd_fast.adapters.authors import truncated_row
+from ckd_fast.errors import InputError, OutputError
+from ckd_fast.tracker import Tracker
+from ckd_fast.types import Box, TrackResult
+
+from .sources import Pair, PairSource
+from .writers import AnnotatedVideo, Mark, annotate
+
+ResultFormat = Literal["float", "authors"]
+DEFAULT_FPS = 25.0
+PROBLEMS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """What is written, and when to give up.
+
+    Attributes:
+        out: the folder.
+        video: write the annotated video.
+        plot: write the plot.
+        result_format: "float" (comma, four decimals) or "authors" (tab, truncated to whole numbers).
+        fps: of the annotated video; None: the source's, or 25.
+        max_unreadable: more unreadable frames than this stop the run.
+        limit: stop after this many frames.
+        force: overwrite results that are there.
+    """
+
+    out: Path
+    video: bool = True
+    plot: bool = False
+    result_format: ResultFormat = "float"
+    fps: float | None = None
+    max_unreadable: int = 10
+    limit: int | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class SessionSummary:
+    """How a run went.
+
+    Attributes:
+        frames: tracked or skipped, the first included.
+        seconds: of tracking, without reading and writing.
+        fps: tracked frames per second of tracking.
+        lost: results below the threshold, per target.
+        mean_iou: with the ground truth, without the first frame; None without one.
+        unreadable: what could not be read.
+        interrupted: ended by Ctrl-C.
+        files: what was written.
+    """
+
+    frames: int
+    seconds: float
+    fps: float
+    lost: tuple[int, ...]
+    mean_iou: float | None
+    unreadable: tuple[str, ...]
+    interrupted: bool
+    files: tuple[str, ...]
+
+
+def overlap(first: Box, second: Box) -> float:
+    """Intersection over union of two boxes (x, y, w, h)."""
+    across = min(first[0] + first[2], second[0] + second[2]) - max(first[0], second[0])
+    down = min(first[1] + first[3], second[1] + second[3]) - max(first[1], second[1])
+    shared = max(across, 0.0) * max(down, 0.0)
+    union = first[2] * first[3] + second[2] * second[3] - shared
+    return shared / union if union > 0 else 0.0
+
+
+class _Results:
+    """Files that grow with every frame."""
+
+    def __init__(self, options: SessionOptions, targets: int, fps: float, files: ExitStack) -> None:
+        self._options = options
+        boxes = ["boxes.txt"] if targets == 1 else [f"boxes-{number}.txt" for number in range(1, targets + 1)]
+        names = [*boxes, "results.jsonl"] + ["video.mp4"] * options.video + ["plot.png"] * options.plot
+        out = options.out
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            present = [name for name in names if (out / name).exists()]
+            if present and not options.force:
+                raise OutputError(f"{out}: {', '.join(present)} exist; choose another folder or overwrite with --force")
+            self._boxes: list[TextIO] = [files.enter_context((out / name).open("w")) for name in boxes]
+            self._lines = files.enter_context((out / "results.jsonl").open("w"))
+        except OSError as error:
+            raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
+        self._video = AnnotatedVideo(out / "video.mp4", fps) if options.video else None
+        if self._video is not None:
+            files.callback(self._video.close)
+        self.files = tuple(str(out / name) for name in names)
+
+    def write(self, pair: Pair, boxes: Sequence[Box], results: Sequence[TrackResult | None], truth: Box | None) -> None:
+        """One frame; the result is None where it was given or skipped."""
+        targets = []
+        for file, box, result in zip(self._boxes, boxes, results, strict=True):
+            text = ",".join(f"{value:.4f}" for value in box) + "\n"
+            file.write(truncated_row(box) if self._options.result_format == "authors" else text)
+            file.flush()
+            entry: dict[str, object] = {"box": list(box), "score": None, "lost": None}
+            if result is not None:
+                entry = dataclasses.asdict(result)
+                entry.pop("frame")
+            targets.append(entry)
+        line: dict[str, object] = {"frame": pair.index, "name": pair.name, "targets": targets, "problem": pair.problem}
+        if truth is not None:
+            line["iou"] = overlap(boxes[0], truth)
+        self._lines.write(json.dumps(line) + "\n")
+        self._lines.flush()
+        if self._video is not None and (pair.rgb is not None or pair.tir is not None):
+            marks = [
+                Mark(box, "" if r is None else f"{r.score:.2f}", lost=r is not None and r.lost, truth=truth)
+                for box, r in zip(boxes, results, strict=True)
+            ]
+            self._video.write(annotate(pair.rgb, pair.tir, marks))
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C sets an event instead of breaking in midway; a second one breaks in."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def run_session(
+    source: PairSource,
+    trackers: Sequence[Tracker],
+    first: Callable[[Pair], Sequence[Sequence[float]]],
+    options: SessionOptions,
+    *,
+    truth: Sequence[Box] | None = None,
+    on_frame: Callable[[Pair], object] = lambda _pair: None,
+    on_problem: Callable[[str], object] = lambda _text: None,
+) -> SessionSummary:
+    """Track through a source.
+
+    Args:
+        source: where frames come from.
+        trackers: one per target, sharing an engine; or a single one, copied for further targets.
+        first: the targets' boxes, given the first pair.
+        options: what is written.
+        truth: the first target's true box per frame.
+        on_frame: called after every frame, for progress.
+        on_problem: called with what could not be read.
+    """
+    frames, seconds, skipped, lost = 0, 0.0, 0, [0] * 0
+    unreadable: list[str] = []
+    overlaps: list[float] = []
+    scores: list[list[float | None]] = []
+    results_files: _Results | None = None
+    active: list[Tracker] = []
+    with ExitStack() as files, _interruptible() as stop:
+        for pair in source:
+            if pair.problem:
+                unreadable.append(pair.problem)
+                on_problem(pair.problem)
+                if len(unreadable) > options.max_unreadable:
+                    raise InputError(
+                        f"more than {options.max_unreadable} unreadable frames, the last: {pair.problem}; "
+                        f"{frames} frames are in {options.out}"
+                    )
+            results: list[TrackResult | None]
+            if results_files is None:
+                if pair.rgb is None or pair.tir is None:
+                    raise InputError(f"the first frame is needed in both modalities: {pair.problem}")
+                given = [tuple(float(v) for v in box) for box in first(pair)]
+                active = [trackers[0]] + [
+                    Tracker(engine=trackers[0].engine, config=trackers[0].config) for _ in given[1:]
+                ]
+                for tracker, box in zip(active, given, strict=True):
+                    tracker.init(pair.rgb, pair.tir, box)
+                fps = options.fps or source.fps or DEFAULT_FPS
+                results_files = _Results(options, len(active), fps, files)
+                results, lost = [None] * len(active), [0] * len(active)
+                scores = [[] for _ in active]
+            elif pair.rgb is None and pair.tir is None:
+                results, skipped = [None] * len(active), skipped + 1
+            else:
+                begin = time.perf_counter()
+                results = [tracker.update(pair.rgb, pair.tir) for tracker in active]
+                seconds += time.perf_counter() - begin
+            boxes = [tracker.box or (0.0, 0.0, 0.0, 0.0) for tracker in active]
+            true_box = truth[frames] if truth is not None and frames < len(truth) else None
+            results_files.write(pair, boxes, results, true_box)
+            if true_box is not None and frames:
+                overlaps.append(overlap(boxes[0], true_box))
+            for number, result in enumerate(results):
+                lost[number] += result is not None and result.lost
+                scores[number].append(None if result is None else result.score)
+            frames += 1
+            on_frame(pair)
+            if stop.is_set() or frames == options.limit:
+                break
+        interrupted = stop.is_set()
+    if results_files is None:
+        raise InputError("the source has no frames")
+    if options.plot:
+        from .plot import plot_track
+
+        threshold = trackers[0].config.lost_threshold
+        plot_track(options.out / "plot.png", scores, threshold, overlaps if truth is not None else None)
+    tracked = frames - 1 - skipped
+    return SessionSummary(
+        frames=frames,
+        seconds=seconds,
+        fps=tracked / seconds if seconds else 0.0,
+        lost=tuple(lost),
+        mean_iou=sum(overlaps) / len(overlaps) if overlaps else None,
+        unreadable=tuple(unreadable),
+        interrupted=interrupted,
+        files=results_files.files,
+    )

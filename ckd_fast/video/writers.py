@@ -1,0 +1,106 @@
+"""Annotated video: both modalities side by side with boxes and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ckd_fast.errors import OutputError
+from ckd_fast.types import Box
+
+# One colour per target (RGB), told apart by people who see colours differently, too.
+COLOURS = ((255, 176, 0), (100, 143, 255), (220, 38, 127), (120, 94, 240), (254, 97, 0), (0, 158, 115))
+LOST_COLOUR = (160, 160, 160)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What is drawn for one target: its box, a label, whether it is trusted; the ground truth where known."""
+
+    box: Box
+    label: str
+    lost: bool = False
+    truth: Box | None = None
+
+
+def annotate(rgb: NDArray[Any] | None, tir: NDArray[Any] | None, marks: Sequence[Mark]) -> NDArray[np.uint8]:
+    """Both frames side by side in RGB order with marks; a missing one is dark grey."""
+    shown = next(frame for frame in (rgb, tir) if frame is not None)
+    height, width = (rgb if rgb is not None else shown).shape[:2]
+    panels = []
+    for name, frame in (("RGB", rgb), ("TIR", tir)):
+        panel = _panel(frame, height, width)
+        scale = max(0.4, height / 900)
+        thick = max(1, round(height / 300))
+        cv2.putText(panel, name, (8, height - 10), cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), thick, cv2.LINE_AA)
+        for number, mark in enumerate(marks):
+            if mark.truth is not None:
+                _rectangle(panel, mark.truth, (255, 255, 255), 1)
+            colour = LOST_COLOUR if mark.lost else COLOURS[number % len(COLOURS)]
+            _rectangle(panel, mark.box, colour, thick + 1)
+            x, y = round(mark.box[0]), round(mark.box[1])
+            place = (x, y - 5) if y > 20 else (x + 4, y + round(26 * scale) + 4)  # above the box, else inside
+            cv2.putText(panel, mark.label, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thick, cv2.LINE_AA)
+        panels.append(panel)
+    both: NDArray[np.uint8] = np.concatenate(panels, axis=1)
+    return both
+
+
+def _panel(frame: NDArray[Any] | None, height: int, width: int) -> NDArray[Any]:
+    if frame is None:
+        return np.full((height, width, 3), 40, np.uint8)
+    if frame.dtype == np.uint16:
+        low, high = np.quantile(frame, (0.0005, 0.9995))
+        frame = np.clip((frame.astype(np.float32) - low) * (255 / max(high - low, 1)), 0, 255).astype(np.uint8)
+    frame = np.ascontiguousarray(frame)
+    if frame.ndim == 2 or frame.shape[2] == 1:
+        frame = cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB)
+    if frame.shape[:2] != (height, width):
+        frame = cv2.resize(frame, (width, height))
+    return frame.copy()
+
+
+def _rectangle(panel: NDArray[Any], box: Box, colour: tuple[int, int, int], thick: int) -> None:
+    x, y, w, h = box
+    cv2.rectangle(panel, (round(x), round(y)), (round(x + w) - 1, round(y + h) - 1), colour, thick)
+
+
+class AnnotatedVideo:
+    """Writes frames as an MP4 (MPEG-4), opened at the first frame.
+
+    Args:
+        path: of the video.
+        fps: of the video.
+    """
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self.path = path
+        self._fps = fps
+        self._writer: cv2.VideoWriter | None = None
+        self._size = (0, 0)
+
+    def write(self, image: NDArray[Any]) -> None:
+        """Append one image in RGB order; all must have the first one's size."""
+        # The codec wants even sides.
+        image = image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]
+        size = (image.shape[1], image.shape[0])
+        if self._writer is None:
+            self._size = size
+            self._writer = cv2.VideoWriter(str(self.path), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size)
+            if not self._writer.isOpened():
+                raise OutputError(f"{self.path}: OpenCV cannot write this video")
+        if size != self._size:
+            image = cv2.resize(image, self._size)
+        self._writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._writer is not None:
+            self._writer.release()
+            self._writer = None
