@@ -1,188 +1,319 @@
 """Frames per second of CKD, by engine, beside the published figure.
 
     python bench/fps.py --engine reference --model base --elimination mce
+    python bench/fps.py --engine all --protocol paper
+    python bench/fps.py --engine reference --no-graph          # shares of the steps
 
-Works from a plain checkout. Protocol "paper" is the authors': the network alone, batch 1, random weights and inputs,
-float32, all template tokens deciding, a warm-up, many iterations, one synchronisation at the end.
+Works from a plain checkout. Weights are random: this measures speed, not tracking.
+
+--protocol end-to-end (default)  from two 640x480 uint8 frames in host memory to a box in Python: checks, crops,
+                                 network, decoding; not image decoding. Every frame searches around the same box of
+                                 64x96 pixels, since random weights would let it drift to sizes that no target has.
+--protocol paper                 the authors': the network alone, batch 1, random tensors, the template embedded every
+                                 time, all template tokens deciding, float32 unless --dtype, one synchronisation.
+
+With several engines the measurement goes round them in turns, so that a busy machine slows all alike.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import platform
-import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from common import ROOT, Times, machine, percentiles, write_json
+
+if TYPE_CHECKING:
+    from ckd_fast.engines import Engine
+    from ckd_fast.reference.config import ModelConfig
+
+ENGINES = ("reference", "compiled", "triton")
 PUBLISHED_FPS = {"mce": 96.4, "ce": 96.4, "none": 84.8}  # the paper's Table III, ViT-B, device not stated
-# Network of the authors' repaired program on 2 cores of a 2.5 GHz Xeon, torch 2.13, float32: median (best) of 9, in ms.
-AUTHORS_CPU_MS = {"mce": (763, 547), "none": (835, 699)}
+# The authors' program, repaired, on 2 cores of a 2.5 GHz Xeon, torch 2.13, float32: median (best) of 9, milliseconds.
+AUTHORS_CPU_MS = {
+    ("paper", "mce"): (763, 547),
+    ("paper", "none"): (835, 699),
+    ("end-to-end", "mce"): (673, 551),
+    ("end-to-end", "none"): (729, 688),
+}
+BOX = (288.0, 192.0, 64.0, 96.0)
+TURNS = 5
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """Times of one engine under one protocol."""
+class Result:
+    """One engine under one protocol."""
 
     engine: str
     protocol: str
     model: str
     elimination: str
     dtype: str
-    iterations: int
     fps: float
-    best_ms: float
-    median_ms: float
-    p90_ms: float
-    p99_ms: float
+    times: Times
+    build_seconds: float
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", default="reference", help="reference (default)")
+    parser.add_argument("--engine", choices=(*ENGINES, "all"), default="reference")
     parser.add_argument("--model", default="base", help="preset: base, base-shared, small, tiny (default: base)")
     parser.add_argument("--elimination", choices=("mce", "ce", "none"), default="mce")
-    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--iterations", type=int, default=50)
-    parser.add_argument("--warmup", type=int, default=10)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
+    parser.add_argument("--protocol", choices=("end-to-end", "paper"), default="end-to-end")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: cuda where there is one)")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: the engine's own")
+    parser.add_argument("--compile-mode", default="default", help="torch.compile's mode for engine compiled")
+    parser.add_argument("--iterations", type=int, help="default: 20 on a CPU, 1000 on a GPU")
+    parser.add_argument("--warmup", type=int, help="default: 3 on a CPU, 500 on a GPU")
+    parser.add_argument("--no-graph", action="store_true", help="shares of the steps, each awaited and marked for NVTX")
+    parser.add_argument("--json", type=Path, default=ROOT / "out" / "fps.json", metavar="FILE", help="default: out/")
     return parser
 
 
 def main() -> int:
-    """Measure, print a table, write JSON."""
+    """Measure, print a table, write JSON; exit code 2 where something is missing."""
     options = build_parser().parse_args()
     try:
         import torch
 
         from ckd_fast.errors import CkdFastError
         from ckd_fast.reference.config import PRESETS
-        from ckd_fast.weights import load_model
         from ckd_fast.weights.load import resolve_config
     except ImportError as error:
-        print(f"fps.py: {error}; run scripts/setup first", file=sys.stderr)
+        print(f"fps.py: {error}; sh scripts/setup installs what is missing", file=sys.stderr)
         return 2
-    if options.engine != "reference":
-        known = "unknown" if options.engine not in ("compiled", "triton") else "not part of this version yet"
-        print(f"fps.py: engine {options.engine!r} is {known}; available: reference", file=sys.stderr)
-        return 2
+    gpu = options.device.startswith("cuda") or (options.device == "auto" and torch.cuda.is_available())
+    options.iterations = options.iterations if options.iterations is not None else (1000 if gpu else 20)
+    options.warmup = options.warmup if options.warmup is not None else (500 if gpu else 3)
     if options.iterations < 1 or options.warmup < 0:
         print("fps.py: --iterations must be at least 1 and --warmup at least 0", file=sys.stderr)
         return 2
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        config = resolve_config(options.model)
-        config = dataclasses.replace(config or PRESETS["base"], elimination=options.elimination, template_range="ALL")
-        model = load_model("random", config).student().to(device)
-    except (CkdFastError, RuntimeError) as error:
+        config = resolve_config(options.model) or PRESETS["base"]
+        config = dataclasses.replace(config, elimination=options.elimination)
+        if options.no_graph:
+            return stage_shares(options, config)
+        return compare(options, config)
+    except CkdFastError as error:
         print(f"fps.py: {error}", file=sys.stderr)
         return 2
 
-    template_images = torch.randn(2, 1, 3, config.template_size, config.template_size, device=device)
-    search_images = torch.randn(2, 1, 3, config.search_size, config.search_size, device=device)
-    with torch.inference_mode():
-        # The authors embed the template anew in every iteration; so does this protocol.
-        def network() -> None:
-            model(model.embed_template(template_images), search_images)
 
-        times = measure(network, options.warmup, options.iterations, device)
-    result = summarise(times, "reference", "paper", options.model, options.elimination, "float32")
-    print_table(result, device)
-    if options.json:
-        written = {"machine": machine(device), "results": [dataclasses.asdict(result)]}
-        options.json.write_text(json.dumps(written, indent=2) + "\n")
+def build(options: argparse.Namespace, config: ModelConfig, name: str) -> Engine:
+    """An engine with random weights."""
+    from ckd_fast.engines import build_engine
+    from ckd_fast.weights import load_model
+
+    model = load_model("random", config)
+    return build_engine(name, model, options.device, options.dtype, compile_mode=options.compile_mode)
+
+
+def frames() -> list[tuple[object, object]]:
+    """A few 640x480 pairs in host memory."""
+    from ckd_fast.datasets import ClipConfig, SyntheticClip
+
+    clip = SyntheticClip(ClipConfig(frames=8))
+    return [(frame.rgb, frame.tir) for frame in clip]
+
+
+def end_to_end(engine: Engine) -> Callable[[], None]:
+    """One call: the next pair of frames to a box."""
+    from ckd_fast.tracker import Tracker
+
+    pairs = frames()
+    tracker = Tracker(engine=engine)
+    tracker.init(*pairs[0], BOX)  # type: ignore[arg-type]
+    turn = 0
+
+    def step() -> None:
+        nonlocal turn
+        turn += 1
+        tracker.box = BOX
+        tracker.update(*pairs[turn % len(pairs)])  # type: ignore[arg-type]
+
+    return step
+
+
+def network_only(engine: Engine) -> Callable[[], None]:
+    """One call: the network on random tensors that lie on the device."""
+    import torch
+
+    config = engine.config
+    shape = (2, 1, 3, config.template_size, config.template_size)
+    template = torch.randn(shape, device=engine.device, dtype=engine.dtype)
+    search = torch.randn(2, 1, 3, config.search_size, config.search_size, device=engine.device, dtype=engine.dtype)
+
+    def step() -> None:
+        engine.run_network(template, search)
+
+    return step
+
+
+def measure(step: Callable[[], None], count: int, *, on_gpu: bool, awaited: bool) -> list[float]:
+    """Milliseconds per call. `awaited`: a call returns when its work is done; else one synchronisation at the end."""
+    import torch
+
+    if not on_gpu or awaited:
+        times = []
+        for _ in range(count):
+            start = time.perf_counter()
+            step()
+            times.append((time.perf_counter() - start) * 1e3)
+        return times
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    events[0].record()
+    for event in events[1:]:
+        step()
+        event.record()
+    torch.cuda.synchronize()
+    return [a.elapsed_time(b) for a, b in pairwise(events)]
+
+
+def compare(options: argparse.Namespace, config: ModelConfig) -> int:
+    """Measure the engines in turns."""
+    names = ENGINES if options.engine == "all" else (options.engine,)
+    from ckd_fast.errors import EngineError
+
+    engines: dict[str, Engine] = {}
+    seconds: dict[str, float] = {}
+    for name in names:
+        start = time.perf_counter()
+        try:
+            engines[name] = build(options, config, name)
+        except EngineError as error:
+            if options.engine != "all":
+                raise
+            print(f"left out: {error}")
+            continue
+        seconds[name] = time.perf_counter() - start
+    protocol = end_to_end if options.protocol == "end-to-end" else network_only
+    steps = {name: protocol(engine) for name, engine in engines.items()}
+    on_gpu = any(engine.device.type == "cuda" for engine in engines.values())
+    for step in steps.values():
+        for _ in range(options.warmup):
+            step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    turns = min(TURNS, options.iterations) if len(steps) > 1 else 1
+    for turn in range(turns):
+        share = options.iterations // turns + (turn < options.iterations % turns)
+        for name, step in steps.items():
+            times[name] += measure(step, share, on_gpu=on_gpu, awaited=options.protocol == "end-to-end")
+    results = []
+    for name, engine in engines.items():
+        found = percentiles(times[name])
+        precision = str(engine.dtype).removeprefix("torch.")
+        common = (options.protocol, options.model, options.elimination, precision)
+        results.append(Result(name, *common, fps=found.per_second, times=found, build_seconds=seconds[name]))
+    device = str(next(iter(engines.values())).device)
+    print_table(results, device)
+    about = machine(device)
+    arguments = {name: str(value) for name, value in vars(options).items() if name != "json"}
+    written = {"machine": about, "arguments": arguments, "results": [dataclasses.asdict(r) for r in results]}
+    write_json(options.json, written)
+    print(f"\nwritten to {options.json}")
     return 0
 
 
-def measure(network: Callable[[], None], warmup: int, iterations: int, device: str) -> list[float]:
-    """Milliseconds of each iteration; on a GPU the mean of all, since it is synchronised once at the end."""
+def print_table(results: list[Result], device: str) -> None:
+    """A small table, the published figures beside ours."""
+    about = machine(device)
+    first = results[0]
+    print(f"{about['device']}, {about['threads']} threads, torch {about['torch']}, commit {about['commit']}")
+    print(f"protocol {first.protocol}, random weights: speed only, no tracking\n")
+    header = f"{'engine':<26}{'frames/s':>10}{'best ms':>10}{'median ms':>11}{'p90 ms':>10}{'p99 ms':>10}{'ratio':>8}"
+    print(header)
+    for result in results:
+        name, t = f"{result.engine} {result.model} {result.elimination} {result.dtype}", result.times
+        row = f"{result.fps:>10.2f}{t.best_ms:>10.2f}{t.median_ms:>11.2f}{t.p90_ms:>10.2f}{t.p99_ms:>10.2f}"
+        print(f"{name:<26}{row}{first.times.median_ms / t.median_ms:>8.2f}")
+    if first.model != "base":
+        return
+    if first.protocol == "paper":
+        print(f"{'as published, ViT-B':<26}{PUBLISHED_FPS[first.elimination]:>10.2f}   (device not stated)")
+    known = AUTHORS_CPU_MS.get((first.protocol, first.elimination))
+    if device == "cpu" and known:
+        median, best = known
+        row = f"{1e3 / median:>10.2f}{best:>10.2f}{median:>11.2f}"
+        print(f"{'authors program, 2 cores':<26}{row}   (Xeon 2.5 GHz, torch 2.13, repaired copy, +-25 %)")
+
+
+@contextmanager
+def nvtx_range(name: str) -> Iterator[None]:
+    """A range that profilers show, where the package is there."""
+    try:
+        import nvtx
+    except ImportError:
+        yield
+        return
+    with nvtx.annotate(name):
+        yield
+
+
+def stage_shares(options: argparse.Namespace, config: ModelConfig) -> int:
+    """Time of every step, each awaited, summed into groups: reference engine only, nothing else can be observed."""
     import torch
 
-    for _ in range(warmup):
-        network()
-    if device == "cpu":
-        times = []
-        for _ in range(iterations):
-            start = time.perf_counter()
-            network()
-            times.append((time.perf_counter() - start) * 1e3)
-        return times
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(iterations):
-        network()
-    torch.cuda.synchronize()
-    return [(time.perf_counter() - start) * 1e3 / iterations] * iterations
+    from ckd_fast.config import TrackerConfig
+    from ckd_fast.engines import step_names
+    from ckd_fast.errors import InputError
+    from ckd_fast.frames import prepare, settle_form
 
+    if options.engine != "reference":
+        raise InputError(f"--no-graph observes engine reference, not {options.engine}")
+    engine = build(options, config, "reference")
+    behaviour = TrackerConfig()
+    given = frames()
+    form = settle_form(*given[0], behaviour)
+    pairs = [prepare(rgb, tir, form, behaviour)[0] for rgb, tir in given]
+    slot = engine.remember(pairs[0], BOX)
+    names = step_names(config)
+    totals = dict.fromkeys(names, 0.0)
+    for turn in range(options.warmup + options.iterations):
+        last = time.perf_counter()
+        order = iter((*names[1:], ""))
+        ranges = nvtx_range(names[0])
+        ranges.__enter__()
 
-def summarise(times: list[float], engine: str, protocol: str, model: str, elimination: str, dtype: str) -> Measurement:
-    """Percentiles of a run."""
-    ordered = sorted(times)
-    at = lambda share: ordered[min(len(ordered) - 1, int(share * len(ordered)))]  # noqa: E731
-    return Measurement(
-        engine=engine,
-        protocol=protocol,
-        model=model,
-        elimination=elimination,
-        dtype=dtype,
-        iterations=len(times),
-        fps=1e3 / statistics.fmean(times),
-        best_ms=ordered[0],
-        median_ms=statistics.median(times),
-        p90_ms=at(0.9),
-        p99_ms=at(0.99),
-    )
+        def on_step(name: str, _value: torch.Tensor) -> None:
+            nonlocal last, ranges
+            if engine.device.type == "cuda":
+                torch.cuda.synchronize()
+            now = time.perf_counter()
+            if turn >= options.warmup:  # noqa: B023
+                totals[name] += (now - last) * 1e3 / options.iterations
+            last = now
+            ranges.__exit__(None, None, None)
+            ranges = nvtx_range(next(order))  # noqa: B023
+            ranges.__enter__()
 
-
-def machine(device: str) -> dict[str, str]:
-    """What a figure cannot be read without."""
-    import torch
-
-    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, capture_output=True, text=True, check=False)
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
-        "threads": str(torch.get_num_threads()),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": commit.stdout.strip() or "unknown",
-        "date": datetime.now(tz=timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def cpu_name() -> str:
-    """The processor as the system names it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def print_table(result: Measurement, device: str) -> None:
-    """A small table, the published figure beside ours."""
+        engine.find([slot], pairs[turn % len(pairs)], [BOX], [config.search_factor], on_step)
+        ranges.__exit__(None, None, None)
+    groups: dict[str, float] = {}
+    for name, milliseconds in totals.items():
+        kind = name.partition(".")[2] if name.startswith("block") else name.partition(".")[0]
+        kind = {"scores": "elimination", "eliminate": "elimination"}.get(kind, kind)
+        groups[kind] = groups.get(kind, 0.0) + milliseconds
+    whole = sum(groups.values())
+    device = str(engine.device)
     about = machine(device)
     print(f"{about['device']}, {about['threads']} threads, torch {about['torch']}, commit {about['commit']}")
-    print("random weights and inputs: speed only, no tracking (no packaged model ships yet)\n")
-    print(f"{'':<28}{'frames/s':>10}{'best ms':>10}{'median ms':>11}{'p90 ms':>10}")
-    name = f"{result.engine} {result.model} {result.elimination} {result.dtype}"
-    print(f"{name:<28}{result.fps:>10.2f}{result.best_ms:>10.1f}{result.median_ms:>11.1f}{result.p90_ms:>10.1f}")
-    if result.model == "base":
-        print(f"{'as published, ViT-B':<28}{PUBLISHED_FPS[result.elimination]:>10.2f}   (device not stated)")
-        if device == "cpu" and result.elimination in AUTHORS_CPU_MS:
-            median, best = AUTHORS_CPU_MS[result.elimination]
-            name = "authors' program, 2 cores"
-            note = "(Xeon 2.5 GHz, torch 2.13, repaired copy)"
-            print(f"{name:<28}{1e3 / median:>10.2f}{best:>10.1f}{median:>11.1f}{'':>10}   {note}")
+    print(f"{options.model} {options.elimination}, {engine}: {whole:.2f} ms a frame, every step awaited\n")
+    for kind, milliseconds in groups.items():
+        print(f"{kind:<14}{milliseconds:>10.2f} ms{100 * milliseconds / whole:>8.1f} %")
+    arguments = {name: str(value) for name, value in vars(options).items() if name != "json"}
+    write_json(options.json, {"machine": about, "arguments": arguments, "steps_ms": totals, "groups_ms": groups})
+    print(f"\nwritten to {options.json}")
+    return 0
 
 
 if __name__ == "__main__":

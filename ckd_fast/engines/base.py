@@ -165,6 +165,16 @@ class Engine(ABC):
         scores, cells = peak.score.tolist(), peak.cell.tolist()
         return [Found(box, score, cell, *times) for box, score, cell in zip(located, scores, cells, strict=True)]
 
+    @torch.inference_mode()
+    def run_network(self, template_images: Tensor, search_images: Tensor) -> HeadMaps:
+        """The network alone, for measuring: normalised crops [2, B, 3, ., .] on the device to maps on the device.
+
+        The template is embedded anew, as the authors' measurement does, and all template tokens decide.
+        """
+        mask = torch.ones(template_images.shape[1], self.config.template_tokens, dtype=torch.bool, device=self.device)
+        with self._lock:
+            return self._maps(self._embed(template_images), search_images, mask, None, ignore_step)
+
     def _to_device(self, images: Tensor) -> Tensor:
         return images.to(self.device, self.dtype)
 

@@ -1,0 +1,75 @@
+"""`python bench/fps.py` from a plain checkout: table, JSON, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+
+def fps(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(ROOT / "bench" / "fps.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
+
+
+@pytest.mark.parametrize("protocol", ["end-to-end", "paper"])
+def test_reference(tmp_path: Path, protocol: str) -> None:
+    out = tmp_path / "deep" / "fps.json"
+    more = ("--model", "tiny", "--iterations", "4", "--warmup", "1", "--json", str(out), "--protocol", protocol)
+    done = fps("--engine", "reference", *more, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "reference tiny mce float32" in done.stdout
+    told = json.loads(out.read_text())
+    (result,) = told["results"]
+    assert result["protocol"] == protocol
+    times = result["times"]
+    assert times["count"] == 4
+    assert 0 < times["best_ms"] <= times["median_ms"] <= times["p99_ms"]
+    assert result["fps"] == pytest.approx(1e3 / times["mean_ms"])
+    assert {"device", "torch", "commit", "date", "threads"} <= set(told["machine"])
+
+
+def test_all_leaves_out_what_is_missing(tmp_path: Path) -> None:
+    out = tmp_path / "fps.json"
+    more = ("--iterations", "6", "--warmup", "1", "--json", str(out), "--elimination", "none")
+    done = fps("--engine", "all", "--model", "tiny", *more)
+    assert done.returncode == 0, done.stderr
+    assert "left out: engine 'triton' needs a usable NVIDIA GPU" in done.stdout
+    told = json.loads(out.read_text())
+    assert [r["engine"] for r in told["results"]] == ["reference", "compiled"]
+    assert [r["times"]["count"] for r in told["results"]] == [6, 6]
+
+
+def test_shares_of_the_steps(tmp_path: Path) -> None:
+    out = tmp_path / "fps.json"
+    done = fps("--no-graph", "--model", "tiny", "--iterations", "2", "--warmup", "1", "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    told = json.loads(out.read_text())
+    assert list(told["groups_ms"]) == [
+        "crop", "patch_embed", "attention", "mlp", "elimination", "norm", "head", "decode",
+    ]  # fmt: skip
+    assert sum(told["groups_ms"].values()) == pytest.approx(sum(told["steps_ms"].values()))
+    assert all(value > 0 for value in told["steps_ms"].values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--engine", "triton"), "needs a usable NVIDIA GPU"),
+        (("--model", "huge"), "unknown model 'huge'"),
+        (("--iterations", "0"), "--iterations must be at least 1"),
+        (("--no-graph", "--engine", "compiled"), "observes engine reference"),
+        (("--device", "cuda"), "sees no usable GPU"),
+    ],
+)
+def test_errors_are_one_line(arguments: tuple[str, ...], message: str) -> None:
+    done = fps(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
