@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -60,6 +61,10 @@ def shared_data(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"{path} is absent (CKD_FAST_SHARED)")
     return path
+
+
+# torch.compile needs one on a CPU; a bare machine has none.
+HAS_COMPILER = shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def max_error(value: Tensor, exact: Tensor) -> float:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from support import HAS_COMPILER, ROOT
 
 
 def fps(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -42,8 +42,10 @@ def test_all_leaves_out_what_is_missing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "left out: engine 'triton' needs a usable NVIDIA GPU" in done.stdout
     told = json.loads(out.read_text())
-    assert [r["engine"] for r in told["results"]] == ["reference", "compiled"]
-    assert [r["times"]["count"] for r in told["results"]] == [6, 6]
+    expected = ["reference", "compiled"] if HAS_COMPILER else ["reference"]
+    assert [r["engine"] for r in told["results"]] == expected
+    assert [r["times"]["count"] for r in told["results"]] == [6] * len(expected)
+    assert HAS_COMPILER or "left out: engine 'compiled' cannot compile" in done.stdout
 
 
 def test_shares_of_the_steps(tmp_path: Path) -> None:
