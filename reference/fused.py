@@ -1,0 +1,68 @@
+"""What each kernel computes, in plain torch: the twins that tests and benchmarks compare with.
+
+A twin computes in the precision of its input, as PyTorch would without the kernel: products in the type of the input
+with float32 accumulation, norms and statistics in float32 (float64 for float64 input).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """float64 stays, everything else becomes float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def take_rows(x: Tensor, rows: Tensor | None) -> Tensor:
+    """[S, B, N, C] and an index [S, B, M] -> [S, B, M, C]."""
+    if rows is None:
+        return x
+    return x.gather(2, rows.long().unsqueeze(-1).expand(*rows.shape, x.shape[-1]))
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    eps: float = 0.0,
+    gelu: bool = False,
+    residual: Tensor | None = None,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """One layer of S branches: [LayerNorm,] linear, [GELU,] [residual]; see `kernels/linear.py`.
+
+    Args:
+        x: [S, B, N, K].
+        weight, bias: [S, F, K], [S, F].
+        gamma, beta, eps: of a LayerNorm in front [S, K].
+        gelu: apply it.
+        residual: [S, B, N, F], or [S, M, F] for all targets.
+        rows: [S, B, M] tokens to take from x and from a residual per target.
+    """
+    a = take_rows(x, rows)
+    if gamma is not None and beta is not None:
+        normed = [
+            functional.layer_norm(wide(one), (x.shape[-1],), wide(g), wide(b), eps)
+            for one, g, b in zip(a, gamma, beta, strict=True)
+        ]
+        a = torch.stack(normed).to(x.dtype)
+    y = torch.stack([functional.linear(one, w, b.to(x.dtype)) for one, w, b in zip(a, weight, bias, strict=True)])
+    if gelu:
+        y = functional.gelu(y)
+    if residual is not None:
+        y = y + (take_rows(residual, rows) if residual.dim() == 4 else residual[:, None])
+    return y
+
+
+def row_statistics(x: Tensor, tile: int) -> Tensor:
+    """Mean and sum of squared deviations of rows over tiles of columns: [..., C] -> [..., tiles, 2]."""
+    parts = [wide(part) for part in x.split(tile, dim=-1)]
+    means = [part.mean(-1) for part in parts]
+    squares = [(p - m.unsqueeze(-1)).square().sum(-1) for p, m in zip(parts, means, strict=True)]
+    return torch.stack([torch.stack(means, -1), torch.stack(squares, -1)], dim=-1)

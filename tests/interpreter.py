@@ -1,0 +1,110 @@
+"""Triton's interpreter made trustworthy: bf16 repaired, and a guard against stray memory accesses and races.
+
+The interpreter (3.6 to 3.9) multiplies the raw bits of bf16 in `tl.dot` and truncates float32 to bf16. The guard makes
+an access outside every tensor argument an IndexError, and a RuntimeError of one address stored by two programs, or
+loaded by one after another one stored it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter
+
+
+def _is_bf16(dtype: Any) -> bool:
+    return dtype.scalar == tl.bfloat16
+
+
+def bf16_to_float32(values: np.ndarray) -> np.ndarray:
+    return (values.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+def float32_to_bf16(values: np.ndarray) -> np.ndarray:
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded = ((bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+
+
+def repair_bf16() -> None:
+    """Patch the interpreter, once."""
+    dot, convert = interpreter.InterpreterBuilder.create_dot, interpreter._convert_float
+    if getattr(dot, "repaired", False):
+        return
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
+        def widened(handle: Any) -> Any:
+            if not _is_bf16(handle.dtype):
+                return handle
+            return interpreter.TensorHandle(bf16_to_float32(handle.data), tl.float32)
+
+        return dot(self, widened(a), widened(b), d, *rest)
+
+    def convert_float(values: np.ndarray, source: Any, target: Any, mode: Any) -> np.ndarray:
+        if _is_bf16(source) and target.scalar == tl.float32:
+            return bf16_to_float32(np.ascontiguousarray(values)).reshape(values.shape)
+        if source.scalar == tl.float32 and _is_bf16(target):
+            return float32_to_bf16(values).reshape(values.shape)
+        return convert(values, source, target, mode)
+
+    create_dot.repaired = True
+    interpreter.InterpreterBuilder.create_dot = create_dot
+    interpreter._convert_float = convert_float
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Check every access of the kernels launched inside."""
+    builder, grid = interpreter.InterpreterBuilder, interpreter.GridExecutor
+    load, store, arguments = builder.create_masked_load, builder.create_masked_store, grid._init_args_hst
+    spans: list[tuple[int, int]] = []
+    owner: dict[int, tuple[int, ...]] = {}
+
+    def init_arguments(self: Any, args: Any, kwargs: Any) -> Any:
+        args, kwargs = arguments(self, args, kwargs)
+        spans.clear()
+        owner.clear()
+        for value in [*args, *kwargs.values()]:
+            tensor = getattr(value, "base", value)
+            if hasattr(tensor, "data_ptr") and tensor.numel():
+                extent = 1 + sum((n - 1) * abs(s) for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+                spans.append((tensor.data_ptr(), tensor.data_ptr() + extent * tensor.element_size()))
+        return args, kwargs
+
+    def active(pointer: Any, mask: Any, what: str) -> np.ndarray:
+        addresses = np.asarray(pointer.data).ravel()
+        lanes = np.broadcast_to(mask.data, pointer.data.shape).ravel().astype(bool)
+        addresses = addresses[lanes]
+        size = max(1, pointer.get_element_ty().primitive_bitwidth // 8)
+        inside = np.zeros(addresses.shape, bool)
+        for low, high in spans:
+            inside |= (addresses >= low) & (addresses + np.uint64(size) <= high)
+        if not inside.all():
+            raise IndexError(f"{what}: {int((~inside).sum())} of {inside.size} lanes outside every tensor argument")
+        return addresses
+
+    def masked_load(self: Any, pointer: Any, mask: Any, *rest: Any) -> Any:
+        addresses = active(pointer, mask, "tl.load")
+        if owner:
+            for address in addresses.tolist():
+                if owner.get(address, self.grid_idx) != self.grid_idx:
+                    raise RuntimeError(f"race: {self.grid_idx} reads what {owner[address]} wrote")
+        return load(self, pointer, mask, *rest)
+
+    def masked_store(self: Any, pointer: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        for address in active(pointer, mask, "tl.store").tolist():
+            if owner.setdefault(address, self.grid_idx) != self.grid_idx:
+                raise RuntimeError(f"race: {self.grid_idx} and {owner[address]} both store to one address")
+        return store(self, pointer, value, mask, *rest)
+
+    builder.create_masked_load, builder.create_masked_store = masked_load, masked_store
+    grid._init_args_hst = init_arguments
+    try:
+        yield
+    finally:
+        builder.create_masked_load, builder.create_masked_store = load, store
+        grid._init_args_hst = arguments
