@@ -35,6 +35,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from ckd_fast.kernels import attention as attention_file
+from ckd_fast.kernels import distillation as distillation_file
 from ckd_fast.kernels import elimination as elimination_file
 from ckd_fast.kernels import linear as linear_file
 from ckd_fast.kernels.linear import FoldedLinear, RowStatistics, Tiles
@@ -146,6 +147,14 @@ def variants(dtype: torch.dtype) -> list[Variant]:
             place=positions.clone(),
         )
 
+    features = empty(4, 16, TOKENS, DIM)
+    upstream = torch.ones(3)
+    reading = distillation_file.Reading()
+
+    def distil() -> object:
+        _, moments = distillation_file.distillation_forward(features, reading)
+        return distillation_file.distillation_backward(features, moments, upstream, reading)
+
     attend = attention_file.attention
     return [
         Variant("qkv: norm", layer(3 * DIM, DIM, norm=True), matrix=True),
@@ -161,6 +170,7 @@ def variants(dtype: torch.dtype) -> list[Variant]:
         ),
         Variant("rank, mce", rank("mce"), matrix=False),
         Variant("rank, ce", rank("ce"), matrix=False),
+        Variant("distillation, batch 16", distil, matrix=False),
         Variant("gather", lambda: elimination_file.gather(packed, kept_rows), matrix=False),
     ]
 

@@ -1,0 +1,163 @@
+"""Style and content statistics, forward and backward, against autograd through the reference's losses."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+import pytest
+import torch
+from support import assert_as_exact, max_error
+from torch import Tensor
+
+from ckd_fast.kernels.distillation import Reading, distillation_backward, distillation_forward
+from ckd_fast.reference.losses import LossConfig, content_loss, style_loss
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def ids(value: object) -> str:
+    return str(value).removeprefix("torch.")
+
+
+def features(
+    device: torch.device, dtype: torch.dtype, offset: float = 0.0, tokens: int = 53, channels: int = 40
+) -> Tensor:
+    generator = torch.Generator().manual_seed(7)
+    spread = torch.rand(4, 1, 1, channels, generator=generator) + 0.5
+    x = torch.randn(4, 3, tokens, channels, generator=generator) * spread
+    x[2:] += 0.7 * x[:2]  # students look like their teachers
+    return (x + offset * torch.randn(4, 3, 1, channels, generator=generator).sign()).to(dtype).to(device)
+
+
+def twin(x: Tensor, config: LossConfig, upstream: Tensor) -> tuple[Tensor, Tensor]:
+    """Values [3] and gradients [4, B, N, C] by autograd."""
+    parts = [part.clone().requires_grad_() for part in x]
+    teacher_rgb, teacher_tir, rgb, tir = parts
+    values = torch.stack(
+        [style_loss(rgb, tir, config), content_loss(rgb, teacher_rgb, config), content_loss(tir, teacher_tir, config)]
+    )
+    values.backward(upstream.to(values.dtype))
+    return values.detach(), torch.stack([torch.zeros_like(p) if p.grad is None else p.grad for p in parts])
+
+
+def reading(config: LossConfig) -> Reading:
+    return Reading(
+        correction=int(config.unbiased_std),
+        eps=config.content_eps,
+        move_rgb=config.style_gradient in ("both", "rgb"),
+        move_tir=config.style_gradient in ("both", "tir"),
+        move_teachers=not config.detach_teachers,
+    )
+
+
+READINGS = {
+    "program": LossConfig(),
+    "paper": LossConfig.paper(),
+    "rgb moves": LossConfig(style_gradient="rgb"),
+    "tir moves": LossConfig(style_gradient="tir"),
+    "teachers move": LossConfig(detach_teachers=False),
+}
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_readings(device: torch.device, name: str) -> None:
+    config, x = READINGS[name], features(device, torch.float32)
+    upstream = torch.tensor([0.3, -1.1, 0.7], device=device)
+    values, moments = distillation_forward(x, reading(config))
+    grad = distillation_backward(x, moments, upstream, reading(config), tile_columns=32)
+    plain, exact = (twin(t, config, upstream) for t in (x, x.double()))
+    assert_as_exact(values, plain[0], exact[0], rounding=2e-7)
+    for index in range(4):
+        assert_as_exact(grad[index], plain[1][index], exact[1][index])
+        if exact[1][index].abs().max() == 0:
+            assert grad[index].abs().max() == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+@pytest.mark.parametrize("offset", [0.0, 100.0], ids=["centred", "mean-100-std"])
+def test_precisions(device: torch.device, dtype: torch.dtype, offset: float) -> None:
+    """Sums are float32 whatever the features are; a mean of a hundred deviations costs nothing."""
+    config, x = LossConfig(), features(device, dtype, offset)
+    upstream = torch.tensor([0.3, -1.1, 0.7], device=device)
+    values, moments = distillation_forward(x, reading(config))
+    grad = distillation_backward(x, moments, upstream, reading(config))
+    exact = twin(x.double(), config, upstream)
+    plain = twin(x.float(), config, upstream)
+    assert_as_exact(values, plain[0], exact[0], rounding=2e-7)
+    # The gradient is rounded to the type of the features once more.
+    rounding = float(torch.finfo(dtype).eps) / 2
+    for index in (2, 3):
+        bound = 2 * max_error(plain[1][index], exact[1][index]) + 2 * rounding * float(exact[1][index].abs().max())
+        assert max_error(grad[index], exact[1][index]) <= bound
+    assert (grad[:2] == 0).all()
+
+
+def test_equal_features_give_zero(device: torch.device) -> None:
+    """Where a student is its teacher nothing is left, and nothing cancels."""
+    x = features(device, torch.float32, offset=50.0)
+    x[2:] = x[:2]
+    values, moments = distillation_forward(x, Reading())
+    assert values[1:].tolist() == [0, 0]
+    grad = distillation_backward(x, moments, torch.tensor([0.0, 1.0, 1.0], device=device), Reading())
+    assert grad.abs().max() == 0
+
+
+def test_a_channel_without_spread(device: torch.device) -> None:
+    """Constant over the tokens: finite values and gradients, as autograd gives."""
+    x = features(device, torch.float32)
+    x[2, :, :, 5] = 3.0
+    config, upstream = LossConfig(), torch.tensor([1.0, 1.0, 1.0], device=device)
+    values, moments = distillation_forward(x, reading(config))
+    grad = distillation_backward(x, moments, upstream, reading(config))
+    plain, exact = (twin(t, config, upstream) for t in (x, x.double()))
+    assert torch.isfinite(values).all()
+    assert_as_exact(values, plain[0], exact[0], rounding=2e-7)
+    assert_as_exact(grad[2], plain[1][2], exact[1][2])
+
+
+@pytest.mark.parametrize("tokens", [2, 64, 153])
+def test_sizes(device: torch.device, tokens: int) -> None:
+    x = features(device, torch.float32, tokens=tokens, channels=23)
+    config, upstream = LossConfig(), torch.tensor([1.0, 0.5, 2.0], device=device)
+    values, moments = distillation_forward(x, reading(config), tile_columns=8)
+    grad = distillation_backward(x, moments, upstream, reading(config), tile_tokens=16, tile_columns=16)
+    plain, exact = (twin(t, config, upstream) for t in (x, x.double()))
+    assert_as_exact(values, plain[0], exact[0], rounding=2e-7)
+    assert_as_exact(grad, plain[1], exact[1], rounding=2e-7)
+
+
+def test_two_runs_are_bit_identical_and_complete(device: torch.device) -> None:
+    x = features(device, torch.float32)
+    runs = [distillation_forward(x, Reading()) for _ in range(2)]
+    assert torch.equal(runs[0][0], runs[1][0])
+    for field in dataclasses.fields(runs[0][1]):
+        first, second = (getattr(moments, field.name) for _, moments in runs)
+        assert torch.isfinite(first).all()
+        assert torch.equal(first, second)
+
+
+def test_memory_accesses(device: torch.device, guard: contextlib.AbstractContextManager) -> None:
+    x = features(device, torch.float32, tokens=9, channels=11)
+    with guard:
+        _, moments = distillation_forward(x, Reading(), tile_columns=8)
+    with guarded_again(guard):
+        distillation_backward(x, moments, torch.ones(3, device=device), Reading(), tile_tokens=8, tile_columns=8)
+
+
+def guarded_again(guard: contextlib.AbstractContextManager) -> contextlib.AbstractContextManager:
+    """A context manager of a generator is used up after one `with`."""
+    from interpreter import guarded
+
+    return guard if isinstance(guard, contextlib.nullcontext) else guarded()
+
+
+def test_what_does_not_fit_is_refused(device: torch.device) -> None:
+    x = features(device, torch.float32)
+    with pytest.raises(ValueError, match=r"expected contiguous \[4, B, N, C\]"):
+        distillation_forward(x[:3], Reading())
+    with pytest.raises(ValueError, match="one token"):
+        distillation_forward(x[:, :, :1].contiguous(), Reading())
+    _, moments = distillation_forward(x, Reading())
+    with pytest.raises(ValueError, match=r"expected float32 \[3\]"):
+        distillation_backward(x, moments, torch.ones(2, device=device), Reading())
