@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 Elimination = Literal["mce", "ce", "none"]
 TemplateRange = Literal["ALL", "CTR_POINT", "CTR_REC", "GT_BOX"]
+LARGEST_FACTOR = 16  # a crop of that many box sides is mostly padding
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that do not fit together."""
+        if not isinstance(self.eliminate_at, tuple | list):
+            raise ValueError(f"eliminate_at={self.eliminate_at!r}: expected block numbers")  # noqa: TRY004
         object.__setattr__(self, "eliminate_at", tuple(self.eliminate_at))
         sizes = ("dim", "depth", "heads", "head_channels", "mlp_ratio", "template_size", "search_size", "patch_size")
         for name in sizes:
@@ -69,9 +72,10 @@ class ModelConfig:
             if getattr(self, name) % self.patch_size:
                 raise ValueError(f"{name}={getattr(self, name)} is not a multiple of patch_size={self.patch_size}")
         for name in ("template_factor", "search_factor"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected a positive number")
-        if not 0 < self.keep_ratio <= 1:
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 < value <= LARGEST_FACTOR:
+                raise ValueError(f"{name}={value!r}: expected a number in (0, {LARGEST_FACTOR}]")
+        if not isinstance(self.keep_ratio, int | float) or not 0 < self.keep_ratio <= 1:
             raise ValueError(f"keep_ratio={self.keep_ratio!r}: expected a number in (0, 1]")
         if self.elimination not in get_args(Elimination):
             raise ValueError(f"elimination={self.elimination!r}: known are {', '.join(get_args(Elimination))}")

@@ -21,6 +21,9 @@ from .pickles import TensorRef, read_checkpoint
 
 # Where trackers of this field keep the state dict inside their checkpoint.
 STATE_DICT_KEYS = ("net", "model", "state_dict")
+TIED_TIMES = 8
+MAX_NAME = 300
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,15 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             metadata = handle.metadata() or {}
     except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
         raise CorruptWeightsError(f"{file}: not a readable safetensors file ({error})") from error
+    for name in tensors:
+        check_name(file, name)
     return tensors, dict(metadata)
+
+
+def check_name(file: Path, name: str) -> None:
+    """Refuse names that are no names: they end in messages and on terminals."""
+    if not name.isascii() or not name.isprintable() or len(name) > MAX_NAME:
+        raise CorruptWeightsError(f"{file}: {name[:40]!a} is no tensor's name")
 
 
 def _state_dict(file: Path, content: object) -> dict[str, Tensor]:
@@ -92,18 +103,24 @@ def _state_dict(file: Path, content: object) -> dict[str, Tensor]:
     if not isinstance(content, dict):
         raise CorruptWeightsError(f"{file}: holds a {type(content).__name__}, expected a dict of tensors")
     candidates = [content.get(key) for key in STATE_DICT_KEYS] + [content]
+    size = file.stat().st_size
     state = next(
         (c for c in candidates if isinstance(c, dict) and any(isinstance(v, TensorRef) for v in c.values())), None
     )
     if state is None:
-        names = ", ".join(sorted(str(key)[:40] for key in content)[:8]) or "nothing"
+        names = ", ".join(sorted(ascii(key[:40])[1:-1] for key in content if type(key) is str)[:8]) or "nothing"
         raise CorruptWeightsError(
             f"{file}: holds no tensors under {', '.join(STATE_DICT_KEYS)} or at its top level (found: {names})"
         )
     tensors: dict[str, Tensor] = {}
+    # Tied weights share bytes; a file of many names for the same bytes would fill the memory.
+    total = sum(value.nbytes for value in state.values() if isinstance(value, TensorRef))
+    if total > TIED_TIMES * size:
+        raise CorruptWeightsError(f"{file}: its tensors take {total} bytes, {TIED_TIMES} times more than the file has")
     for name, value in state.items():
         if not isinstance(name, str):
             raise CorruptWeightsError(f"{file}: a tensor's name is a {type(name).__name__}, expected a string")
+        check_name(file, name)
         if isinstance(value, TensorRef):
             tensors[name.removeprefix("module.")] = value.tensor()  # DataParallel's prefix
         elif state is not content:
@@ -151,8 +168,10 @@ def metadata_json(metadata: Mapping[str, str], key: str, file: Path) -> dict[str
 def finite_or_raise(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Refuse NaN, infinity, negative variances and types that are no weights."""
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise CorruptWeightsError(f"{file}: {name} is {tensor.dtype}, expected a floating-point tensor")
+        if tensor.dtype not in FLOATING:
+            raise CorruptWeightsError(
+                f"{file}: {name} is {tensor.dtype}, expected a floating-point tensor of 16 to 64 bits"
+            )
         if not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor)).sum())
             raise CorruptWeightsError(f"{file}: {name} has {bad} of {tensor.numel()} values that are not finite")

@@ -96,6 +96,8 @@ def looks_like_one_stream(tensors: Mapping[str, Tensor]) -> bool:
 
 def resize_positions(table: Tensor, grid: int, mode: str) -> Tensor:
     """A table of a square grid [1, n * n, C] -> [1, grid * grid, C]."""
+    if table.dim() != 3:
+        raise ValueError(f"a position table has shape {tuple(table.shape)}, expected [1, n * n, channels]")
     side = round(table.shape[1] ** 0.5)
     if side * side != table.shape[1]:
         raise ValueError(f"a position table of {table.shape[1]} entries is not square")
@@ -130,11 +132,15 @@ def from_one_stream(tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple
             ("z", "pos_embed_template", config.template_grid),
             ("x", "pos_embed_search", config.search_grid),
         ):
+            if f"pos_embed_{crop}" not in encoder:
+                raise ValueError(f"pos_embed_{crop} is missing")
             branch[ours] = resize_positions(encoder[f"pos_embed_{crop}"], grid, "bilinear")
             if f"temporal_pos_embed_{crop}" in encoder:
                 branch[ours] = branch[ours] + encoder[f"temporal_pos_embed_{crop}"]
     elif "pos_embed" in encoder:
         table = encoder["pos_embed"]
+        if table.dim() != 3:
+            raise ValueError(f"pos_embed has shape {tuple(table.shape)}, expected [1, n, channels]")
         if round(table.shape[1] ** 0.5) ** 2 != table.shape[1]:
             table = table[:, 1:]  # without the class token's entry
         branch["pos_embed_template"] = resize_positions(table, config.template_grid, "bicubic")
@@ -152,6 +158,8 @@ def from_one_stream(tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple
         result |= {f"{prefix}.{name}": value for name, value in branch.items()}
     for name, value in head.items():
         first = name in {f"{tower}.0.0.weight" for tower in _TOWERS.values()}
+        if first and value.dim() != 4:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected a convolution's")
         result[f"head.{name}"] = torch.cat([value, value], dim=1) if first else value
         result |= {f"teacher_{modality}.head.{name}": value for modality in ("rgb", "tir")}
     return result, unknown

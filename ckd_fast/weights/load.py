@@ -324,7 +324,7 @@ def _stored_config(file: WeightsFile) -> ModelConfig | None:
         )
     try:
         return ModelConfig.from_dict(metadata_json(file.metadata, "config", file.path))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         if isinstance(error, CorruptWeightsError):
             raise
         raise CorruptWeightsError(f"{file.path}: its metadata describes no model ({error})") from error
