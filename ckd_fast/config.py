@@ -39,14 +39,15 @@ class TrackerConfig:
         """Refuse values that cannot work."""
         if self.color not in ("rgb", "bgr"):
             raise InputError(f"color={self.color!r}: known are rgb, bgr")
-        if not 0 <= self.lost_threshold <= 1:
-            raise InputError(f"lost_threshold={self.lost_threshold!r}: expected a number in [0, 1]")
-        if not 1 <= self.lost_search_scale <= 4:
-            raise InputError(f"lost_search_scale={self.lost_search_scale!r}: expected a number in [1, 4]")
+        for name, low, high in (("lost_threshold", 0, 1), ("lost_search_scale", 1, 4)):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not low <= value <= high:
+                raise InputError(f"{name}={value!r}: expected a number in [{low}, {high}]")
         if self.tir_range is not None:
-            low, high = self.tir_range
-            if not 0 <= low < high <= 65535:
-                raise InputError(f"tir_range={self.tir_range!r}: expected 0 <= low < high <= 65535")
+            bounds = tuple(self.tir_range) if isinstance(self.tir_range, tuple | list) else ()
+            if len(bounds) != 2 or any(type(v) is not int for v in bounds) or not 0 <= bounds[0] < bounds[1] <= 65535:
+                raise InputError(f"tir_range={self.tir_range!r}: expected two whole numbers, 0 <= low < high <= 65535")
+            object.__setattr__(self, "tir_range", bounds)
         if self.tir_to_rgb is not None:
             object.__setattr__(self, "tir_to_rgb", _homography(self.tir_to_rgb))
 

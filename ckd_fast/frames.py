@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 MIN_SIDE_PX = 10  # a box is never smaller, and never leaves the frame
 CLIPPED_SHARE = 0.0005  # of a 16-bit frame's darkest and brightest pixels
+SMALLEST_BOX_PX = 0.01
 LARGEST_BOX = 1.5  # in multiples of the frame's sides
 
 Size = tuple[int, int]  # height, width
@@ -59,9 +61,16 @@ def _array(frame: object, name: str, dtypes: Sequence[type[np.generic]], channel
     """A frame as a numpy array [H, W, C] without copying where possible; tensors come to the host."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(frame, torch.Tensor):
-        if frame.is_sparse or frame.is_quantized or frame.is_complex():
-            raise InputError(f"{name} frame: a tensor of a kind that holds no image ({frame.layout}, {frame.dtype})")
-        array = frame.detach().cpu().numpy()
+        try:
+            # bf16 and the like have no numpy counterpart; what they are is said below.
+            readable = frame.dtype in (torch.uint8, torch.uint16)
+            array: NDArray[Any] = frame.detach().cpu().numpy() if readable else np.empty(0)
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            raise InputError(f"{name} frame: a tensor that holds no image ({str(error).splitlines()[0]})") from error
+        if not readable:
+            hint = "; scale values of 0..1 by 255 and convert" if frame.is_floating_point() else ""
+            expected = " or ".join(np.dtype(dtype).name for dtype in dtypes)
+            raise InputError(f"{name} frame is {frame.dtype}: expected {expected}{hint}")
     elif isinstance(frame, np.ndarray):
         array = np.asarray(frame)  # a masked array or matrix becomes a plain one
     else:
@@ -187,18 +196,22 @@ def _thermal(frame: NDArray[Any], form: FrameForm, config: TrackerConfig) -> NDA
 
 def check_box(box: object, size: Size) -> Box:
     """A box (x, y, w, h) as four floats that show something of a frame."""
+    if isinstance(box, str | bytes | Mapping | AbstractSet):
+        raise InputError(f"box {box!r}: expected four numbers (x, y, w, h)")
     try:
         values = [float(value) for value in box]  # type: ignore[attr-defined]
-    except (TypeError, ValueError) as error:
-        raise InputError(f"box {box!r}: expected four numbers (x, y, w, h) ({error})") from error
+    except (TypeError, ValueError, OverflowError, RuntimeError, NotImplementedError) as error:
+        raise InputError(f"box {str(box)[:80]}: expected four numbers (x, y, w, h) ({error})") from error
     if len(values) != 4:
         raise InputError(f"box {box!r}: expected four numbers (x, y, w, h), got {len(values)}")
     if not all(math.isfinite(value) for value in values):
         raise InputError(f"box {tuple(values)}: has values that are not finite")
     x, y, w, h = values
     height, width = size
-    if w <= 0 or h <= 0:
-        raise InputError(f"box {tuple(values)}: width and height must be positive (x, y, w, h)")
+    if w < SMALLEST_BOX_PX or h < SMALLEST_BOX_PX:
+        raise InputError(
+            f"box {tuple(values)}: width and height must be positive (x, y, w, h), at least {SMALLEST_BOX_PX} pixels"
+        )
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
         raise InputError(f"box {tuple(values)} lies wholly outside the {width}x{height} frame")
     if w > LARGEST_BOX * width or h > LARGEST_BOX * height:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from .config import TrackerConfig
 from .engines import Engine, Slot, build_engine
 from .errors import InputError, NotInitialisedError
-from .frames import FrameForm, check_box, prepare, settle_form
+from .frames import FrameForm, FramePair, check_box, prepare, settle_form
 from .reference.config import ModelConfig
 from .types import Box, Timings, TrackResult
 from .weights import LoadedModel, load_model
@@ -114,7 +115,7 @@ class Tracker:
             box = _scaled(box, self._form.rgb_size, form.rgb_size)
         factor = self.engine.config.search_factor
         if self._last is not None and self._last.lost:
-            factor *= self.config.lost_search_scale
+            factor = max(factor, min(factor * self.config.lost_search_scale, _widest(box, form.rgb_size)))
         prepared = time.perf_counter()
         (found,) = self.engine.find([self._slot], pair, [box], [factor])
         result = TrackResult(
@@ -149,6 +150,12 @@ class Tracker:
         """The last result, None right after `init`."""
         return self._last
 
+    def registered(self, rgb: Frame | None, tir: Frame | None) -> FramePair:
+        """Frames of the current track as the network sees them: RGB order, 8 bits, thermal on the visible grid."""
+        if self._form is None:
+            raise NotInitialisedError("the tracker has no target yet: call init(rgb, tir, box) first")
+        return prepare(rgb, tir, self._form, self.config)[0]
+
     @property
     def box(self) -> Box | None:
         """The target's last box; None before `init`. Setting it is an operator's correction: the next search starts
@@ -160,6 +167,11 @@ class Tracker:
         if self._form is None:
             raise NotInitialisedError("the tracker has no target yet: call init(rgb, tir, box) first")
         self._box = check_box(value, self._form.rgb_size)
+
+
+def _widest(box: Box, size: tuple[int, int]) -> float:
+    """The search factor at which a crop is twice as wide as the frame: there is nothing to see beyond."""
+    return 2 * max(size) / math.sqrt(box[2] * box[3])
 
 
 def _scaled(box: Box, before: tuple[int, int], after: tuple[int, int]) -> Box:

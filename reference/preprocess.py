@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -38,13 +39,11 @@ class Crop:
 
     Attributes:
         image: [size, size, 3] uint8.
-        padding: True where the crop shows nothing of the frame [size, size].
         window: the square of the frame.
         resize_factor: crop pixels per frame pixel.
     """
 
     image: NDArray[np.uint8]
-    padding: NDArray[np.bool_]
     window: Window
     resize_factor: float
 
@@ -67,23 +66,31 @@ def crop(frame: NDArray[np.uint8], box: Box, factor: float, size: int) -> Crop:
     slice with a negative end, which counts from the far side: such a crop shows unrelated content. The tracker never
     asks for one, since its box always stays inside the frame.
     """
-    height, width = frame.shape[:2]
     window = crop_window(box, factor)
+    padded = _padded(frame, window, 0)
+    image: NDArray[np.uint8] = cv2.resize(padded, (size, size)).astype(np.uint8, copy=False)
+    return Crop(image=image, window=window, resize_factor=size / window.side)
+
+
+def padding(frame_size: tuple[int, int], window: Window, size: int) -> NDArray[np.bool_]:
+    """Where a crop shows nothing of the frame (height, width), [size, size]; training samples are judged by it."""
+    outside = _padded(np.zeros((*frame_size, 1), np.float64), window, 1)[:, :, 0]
+    shown: NDArray[np.bool_] = cv2.resize(outside, (size, size)) != 0
+    return shown
+
+
+def _padded(frame: NDArray[Any], window: Window, fill: float) -> NDArray[Any]:
+    """The window of a frame with `fill` outside it."""
+    height, width = frame.shape[:2]
     right, bottom = window.left + window.side, window.top + window.side
-    pad_left, pad_right = max(0, -window.left), max(right - width + 1, 0)
-    pad_top, pad_bottom = max(0, -window.top), max(bottom - height + 1, 0)
-    visible = frame[window.top + pad_top : bottom - pad_bottom, window.left + pad_left : right - pad_right]
-    shown_height, shown_width = visible.shape[:2]
-    padded = np.zeros((shown_height + pad_top + pad_bottom, shown_width + pad_left + pad_right, 3), np.uint8)
-    padded[pad_top : pad_top + shown_height, pad_left : pad_left + shown_width] = visible
-    outside = np.ones(padded.shape[:2], np.float64)
-    outside[pad_top : pad_top + shown_height, pad_left : pad_left + shown_width] = 0
-    return Crop(
-        image=cv2.resize(padded, (size, size)).astype(np.uint8, copy=False),
-        padding=cv2.resize(outside, (size, size)) != 0,
-        window=window,
-        resize_factor=size / window.side,
-    )
+    left_pad, right_pad = max(0, -window.left), max(right - width + 1, 0)
+    top_pad, bottom_pad = max(0, -window.top), max(bottom - height + 1, 0)
+    visible = frame[window.top + top_pad : bottom - bottom_pad, window.left + left_pad : right - right_pad]
+    rows, columns = visible.shape[:2]
+    full = (rows + top_pad + bottom_pad, columns + left_pad + right_pad, frame.shape[2])
+    padded = np.full(full, fill, frame.dtype)
+    padded[top_pad : top_pad + rows, left_pad : left_pad + columns] = visible
+    return padded
 
 
 def normalise(images: Sequence[NDArray[np.uint8]]) -> Tensor:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ckd_fast.errors import EngineError
 from ckd_fast.frames import FramePair
 from ckd_fast.reference.boxes import clip_box, find_peak, hann_window, to_frame
 from ckd_fast.reference.config import ModelConfig
@@ -153,6 +154,11 @@ class Engine(ABC):
             maps = HeadMaps(*(value.float().cpu() for value in (maps.score, maps.size, maps.offset)))
         ran = time.perf_counter()
         peak = find_peak(maps, self._window)
+        if not (torch.isfinite(peak.boxes_cxcywh).all() and torch.isfinite(peak.score).all()):
+            raise EngineError(
+                f"the network's result is not finite on engine {self}: the weights overflow in this precision; "
+                "try dtype='bfloat16' or 'float32', and check the weights"
+            )
         height, width = frames.size
         located = []
         for index, pair in enumerate(crops):

@@ -32,7 +32,7 @@ class CompiledEngine(Engine):
         self._warm_up()
 
     def _forward(
-        self, template: Tensor, search: Tensor, mask: Tensor, present: Tensor | None
+        self, template: Tensor, search: Tensor, mask: Tensor, present: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         maps = self._student(template, search, mask, present).maps
         return maps.score, maps.size, maps.offset
@@ -67,6 +67,8 @@ class CompiledEngine(Engine):
     ) -> HeadMaps:
         if on_step is not ignore_step:
             raise InputError("engine 'compiled' cannot be observed step by step: use 'reference'")
+        if present is None:  # always a tensor: a frame without one modality must not compile anew
+            present = torch.ones(2, template.shape[1], dtype=torch.bool, device=self.device)
         score, size, offset = self._network(template, search, mask, present)
         # Under graphs the next call overwrites these tensors; `find` copies them to the host before it returns.
         return HeadMaps(score=score, size=size, offset=offset)

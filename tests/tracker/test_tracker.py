@@ -238,6 +238,34 @@ def test_widened_search_only_after_a_lost_frame() -> None:
     assert places(walk(tracker(lost_threshold=0.0, lost_search_scale=2.0), PAIRS)) == EXPECTED
 
 
+def test_a_widened_search_is_bounded() -> None:
+    """A crop of many frames' width shows nothing more, and would fill the memory."""
+    target = tracker(lost_threshold=1.0, lost_search_scale=4.0)
+    target.init(*PAIRS[0], (0, 0, W, H))
+    seen: list[float] = []
+    find = target.engine.find
+
+    def watch(*arguments: object) -> object:
+        seen.append(arguments[3][0])
+        return find(*arguments)
+
+    target.engine.find = watch
+    for pair in PAIRS[1:]:
+        target.box = (0, 0, W, H)
+        target.update(*pair)
+    assert seen == [4.0] * 4
+
+
+def test_a_result_that_is_not_finite_is_an_error() -> None:
+    """Finite weights may overflow; the state stays."""
+    huge = {name: torch.full_like(v, 3e38) if "fc1.weight" in name else v for name, v in MODEL.weights.items()}
+    target = Tracker(dataclasses.replace(MODEL, weights=huge), engine="reference", device="cpu")
+    target.init(*PAIRS[0], BOX)
+    with pytest.raises(EngineError, match="not finite"):
+        target.update(*PAIRS[1])
+    assert (target.box, target.frame) == (BOX, 0)
+
+
 def test_an_operator_may_move_the_box() -> None:
     target = tracker()
     target.init(*PAIRS[0], BOX)
@@ -351,7 +379,12 @@ def test_an_engine_is_passed_alone() -> None:
         ({"color": "grey"}, "color='grey'"),
         ({"lost_threshold": 2}, "lost_threshold=2"),
         ({"lost_search_scale": 0.5}, "lost_search_scale=0.5"),
+        ({"lost_threshold": None}, "lost_threshold=None"),
+        ({"lost_search_scale": "2"}, "lost_search_scale='2'"),
         ({"tir_range": (5, 5)}, "tir_range"),
+        ({"tir_range": 5}, "tir_range=5"),
+        ({"tir_range": (1, 2, 3)}, "tir_range"),
+        ({"tir_range": (0.5, 10.2)}, "two whole numbers"),
         ({"tir_to_rgb": ((1, 0), (0, 1))}, "3x3"),
         ({"tir_to_rgb": ((1, 0, 0), (2, 0, 0), (0, 0, 1))}, "cannot be inverted"),
         ({"tir_to_rgb": ((math.nan, 0, 0), (0, 1, 0), (0, 0, 1))}, "not finite"),
@@ -385,9 +418,11 @@ BAD_FRAMES = {
     "two channels": (RGB, TIR[:, :, :2], "tir frame has shape .*expected 1 or 3"),
     "float thermal": (RGB, TIR.astype(np.float32), "tir frame is float32: expected uint8 or uint16"),
     "int16 thermal": (RGB, TIR.astype(np.int16), "tir frame is int16"),
-    "complex tensor": (torch.zeros(H, W, 3, dtype=torch.complex64), TIR, "holds no image"),
+    "complex tensor": (torch.zeros(H, W, 3, dtype=torch.complex64), TIR, "rgb frame is torch.complex64"),
+    "bfloat16 tensor": (torch.zeros(H, W, 3, dtype=torch.bfloat16), TIR, "rgb frame is torch.bfloat16"),
+    "meta tensor": (torch.zeros(H, W, 3, dtype=torch.uint8, device="meta"), TIR, "holds no image"),
     "sparse tensor": (torch.zeros(H, W, 3, dtype=torch.uint8).to_sparse(), TIR, "holds no image"),
-    "float tensor": (torch.zeros(H, W, 3), TIR, "rgb frame is float32"),
+    "float tensor": (torch.zeros(H, W, 3), TIR, "rgb frame is torch.float32.*scale values"),
     "rgb of another size": (RGB[:-1], TIR, "rgb frame is 128x95, the track began with 128x96"),
     "tir of another size": (RGB, TIR[:, :-2], "tir frame is 126x96, the track began"),
     "thermal became 16-bit": (RGB, TIR.astype(np.uint16), "tir frame is uint16, the track began with uint8"),
@@ -414,6 +449,12 @@ def test_bad_frames_leave_the_state_alone(name: str) -> None:
 BAD_BOXES = {
     "none": (None, "expected four numbers"),
     "text": ("1,2,3,4", "expected four numbers"),
+    "digits": ("1234", "expected four numbers"),
+    "bytes": (b"abcd", "expected four numbers"),
+    "keys": ({1: 0, 2: 0, 3: 0, 4: 0}, "expected four numbers"),
+    "endless": ([10**400, 2, 3, 4], "expected four numbers"),
+    "meta tensor": (torch.ones(4, device="meta"), "expected four numbers"),
+    "next to nothing": ([10, 10, 1e-200, 1e-200], "must be positive"),
     "three numbers": ([1, 2, 3], "got 3"),
     "five numbers": ([1, 2, 3, 4, 5], "got 5"),
     "nested": ([[1, 2, 3, 4]], "expected four numbers"),
