@@ -10,6 +10,7 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "ckd_fast/__init__.py").
 
 TEST = ["pytest>=8", "pytest-benchmark>=5", "pytest-timeout>=2.3"]
 PLOT = ["matplotlib>=3.7"]
+COMPLETION = ["shtab"]
 LINT = ["ruff>=0.15", "mypy>=1.15", "types-tqdm"]
 
 setup(
@@ -43,11 +44,16 @@ setup(
         "numpy",
         "opencv-python",
         "safetensors>=0.4",
-        "tqdm",
-        "shtab",
+        "tqdm",  # progress of everything that takes long
         "nvtx; platform_system != 'Darwin'",
     ],
-    extras_require={"plot": PLOT, "test": [*TEST, *PLOT], "lint": LINT, "dev": [*TEST, *PLOT, *LINT]},
+    extras_require={
+        "plot": PLOT,
+        "completion": COMPLETION,
+        "test": [*TEST, *PLOT, *COMPLETION],
+        "lint": LINT,
+        "dev": [*TEST, *PLOT, *COMPLETION, *LINT],
+    },
     entry_points={"console_scripts": ["ckd-fast = ckd_fast.cli:main"]},
     classifiers=[
         "Programming Language :: Python :: 3",

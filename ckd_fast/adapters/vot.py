@@ -56,22 +56,26 @@ def parse_region(text: str, where: str) -> Box:
     raise InputError(f"{where}: expected a rectangle (4 numbers) or a polygon (6 or more), got {len(numbers)}")
 
 
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); is this a VOT folder?") from error
+
+
 def read_vot_folder(folder: Path) -> VotFolder:
     """Read and check the toolkit's files."""
     lists = []
     for name in ("frames_color.txt", "frames_ir.txt"):
-        try:
-            lines = (folder / name).read_text().splitlines()
-        except OSError as error:
-            raise InputError(f"{folder / name}: cannot be read ({error.strerror}); is this a VOT folder?") from error
+        lines = _read_lines(folder / name)
         lists.append(tuple(folder / line.strip() for line in lines if line.strip()))
     color, ir = lists
     if len(color) != len(ir) or not color:
         raise InputError(f"{folder}: {len(color)} color and {len(ir)} ir frames; expected equally many, at least one")
     queries = []
     for path in sorted(folder.glob("query_*.txt")):
-        lines = path.read_text().splitlines()
-        if len(lines) < 2 or not lines[0].strip().isdigit():
+        lines = _read_lines(path)
+        if len(lines) < 2 or not lines[0].strip().isdecimal():
             raise InputError(f"{path}: expected the frame's number in line 1 and a region in line 2")
         offset = int(lines[0])
         if offset >= len(color):

@@ -16,6 +16,7 @@ from ckd_fast.errors import CkdFastError
 
 from .completion import add_completion
 from .info import add_info
+from .parsing import OneLineParser
 from .sample import add_sample
 from .track import add_track
 from .weights import add_weights
@@ -37,17 +38,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("ckd-fast: interrupted\n")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of a pipe left, as `head` does; keep the interpreter from flushing into it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except (MemoryError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            return _reader_left()
+        reason = str(error) or type(error).__name__
+        sys.stderr.write(f"ckd-fast: {reason}\n")
+        return EXIT_BAD_INPUT
     return code
+
+
+def _reader_left() -> int:
+    """The reader of a pipe left, as `head` does: no error, and the interpreter must not flush into the pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
     """All subcommands."""
-    parser = argparse.ArgumentParser(prog="ckd-fast", description="RGB-thermal single-object tracking.")
+    parser = OneLineParser(prog="ckd-fast", description="RGB-thermal single-object tracking.")
     parser.add_argument("--version", action="version", version=f"ckd-fast {__version__}")
     commands = parser.add_subparsers(title="subcommands", required=True, metavar="SUBCOMMAND")
     for add in (add_track, add_sample, add_info, add_weights, add_completion):
-        add(commands)
+        add(commands)  # type: ignore[arg-type]  # a subclass of the parser; the class is invariant
     return parser

@@ -40,6 +40,7 @@ def add_sample(commands: Commands) -> None:
         ("occlusion", "occluder"),
     ):
         parser.add_argument(f"--no-{name}", action="store_false", dest=name, help=f"without the {what}")
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
     parser.add_argument("--force", action="store_true", help="overwrite a clip that is there")
     parser.set_defaults(run=run_sample)
 
@@ -94,6 +95,9 @@ def run_sample(options: argparse.Namespace) -> int:
         (out / "clip.json").write_text(json.dumps(about) + "\n")
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
+    if options.json:
+        print(json.dumps({"out": str(out), "frames": len(rows), "size": [width, height], "first_box": clip.boxes()[0]}))
+        return 0
     what = "visible.mp4, infrared.mp4" if options.video else "visible/, infrared/"
     print(f"{out}: {len(rows)} frames of {width}x{height} in {what}, groundtruth.txt; first box {rows[0]}")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,7 @@ def add_track(commands: Commands) -> None:
     frames.add_argument(
         "--tir-range", type=not_negative, nargs=2, metavar=("LOW", "HIGH"), help="16-bit thermal: values for 0 and 255"
     )
+    frames.add_argument("--allow-resize", action="store_true", help="frames may change size; the box is scaled along")
     frames.add_argument("--max-unreadable", type=not_negative, default=10, metavar="N", help="give up beyond (10)")
     frames.add_argument("--live-tolerance", type=float, default=0.05, metavar="S", help="live: largest gap in a pair")
     frames.add_argument("--limit", type=positive, metavar="N", help="stop after N frames")
@@ -93,9 +95,9 @@ def read_homography(path: Path) -> Homography:
     return tuple(map(tuple, rows))  # type: ignore[return-value]
 
 
-def read_boxes(path: Path) -> list[Box]:
-    """x,y,w,h per line, by commas, tabs or spaces."""
-    boxes: list[Box] = []
+def read_boxes(path: Path) -> list[Box | None]:
+    """x,y,w,h per line, by commas, tabs or spaces; a row of NaN or without area: the target is not in view."""
+    boxes: list[Box | None] = []
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -106,7 +108,8 @@ def read_boxes(path: Path) -> list[Box]:
                 x, y, w, h = (float(value) for value in line.replace(",", " ").split())
             except ValueError as error:
                 raise InputError(f"{path}, line {number}: expected x,y,w,h, got {line[:60]!r}") from error
-            boxes.append((x, y, w, h))
+            visible = all(map(math.isfinite, (x, y, w, h))) and w > 0 and h > 0
+            boxes.append((x, y, w, h) if visible else None)
     if not boxes:
         raise InputError(f"{path}: no boxes")
     return boxes
@@ -120,17 +123,19 @@ def run_track(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ckd_fast.config import TrackerConfig
+    from ckd_fast.frames import prepare, settle_form
     from ckd_fast.tracker import Tracker
     from ckd_fast.video import open_source
     from ckd_fast.video.plot import require_matplotlib
     from ckd_fast.video.select import require_display, select_boxes
-    from ckd_fast.video.session import PROBLEMS_SHOWN, SessionOptions, run_session
+    from ckd_fast.video.session import PROBLEMS_SHOWN, SessionOptions, refuse_overwrite, run_session
 
     config = TrackerConfig(
         lost_threshold=options.lost_threshold,
         lost_search_scale=options.lost_search_scale,
         tir_to_rgb=read_homography(options.tir_to_rgb) if options.tir_to_rgb else None,
         tir_range=tuple(options.tir_range) if options.tir_range else None,
+        allow_resize=options.allow_resize,
     )
     if options.fps is not None and not 0 < options.fps <= 1000:
         raise InputError(f"--fps {options.fps}: expected a number in (0, 1000]")
@@ -150,10 +155,16 @@ def run_track(options: argparse.Namespace) -> int:
         force=options.force,
     )
 
+    refuse_overwrite(session)
+
     def first(pair: Pair) -> Sequence[Sequence[float]]:
         if options.select and pair.rgb is not None and pair.tir is not None:
-            return select_boxes(pair.rgb, pair.tir)
-        return options.init or [truth[0]]  # type: ignore[index]
+            return select_boxes(prepare(pair.rgb, pair.tir, settle_form(pair.rgb, pair.tir, config), config)[0])
+        if options.init:
+            return options.init  # type: ignore[no-any-return]
+        if truth is None or truth[0] is None:
+            raise InputError(f"{options.ground_truth}: the first row is no box; name the target by --init")
+        return [truth[0]]
 
     with open_source(
         options.rgb,

@@ -49,6 +49,7 @@ def add_weights(commands: Commands) -> None:
     convert.add_argument("--seed", type=int, help="for an encoder without a head: draw a random one")
     convert.add_argument("--half", choices=("float16", "bfloat16"), help="store weights in half precision")
     convert.add_argument("--teachers", action="store_true", help="keep the teachers, to go on training")
+    convert.add_argument("--json", action="store_true", help="machine-readable output")
     convert.add_argument("--force", action="store_true", help="overwrite OUT.safetensors")
     convert.set_defaults(run=run_weights_convert)
 
@@ -94,5 +95,9 @@ def run_weights_convert(options: argparse.Namespace) -> int:
         teachers=options.teachers,
         force=options.force,
     )
+    if options.json:
+        about = {"path": str(done.path), "bytes": done.bytes_written, "config": done.model.config.to_dict()}
+        print(json.dumps(about | {"provenance": dataclasses.asdict(done.model.provenance)}))
+        return 0
     print(f"{done.path}: {done.bytes_written / 1e6:.1f} MB, {done.model.provenance.kind}")
     return 0

@@ -33,6 +33,7 @@ BOUNDARY_ANGLES = 256
 TEXTURE_CELLS = 12
 EDGE_PX = 1.2  # width of the soft edge of a shape
 MIN_SIDE_PX = 64
+MAX_PIXELS = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class ClipConfig:
         """Refuse values that draw nothing."""
         if self.width < MIN_SIDE_PX or self.height < MIN_SIDE_PX:
             raise InputError(f"size {self.width}x{self.height}: expected at least {MIN_SIDE_PX}x{MIN_SIDE_PX}")
+        if self.width * self.height > MAX_PIXELS:
+            raise InputError(f"size {self.width}x{self.height}: expected at most {MAX_PIXELS} pixels")
         if self.frames < 1:
             raise InputError(f"frames={self.frames}: expected at least 1")
         if self.seed < 0 or self.distractors < 0 or self.clutter < 0:

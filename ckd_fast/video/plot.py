@@ -17,7 +17,7 @@ def require_matplotlib() -> None:
 
 
 def plot_track(
-    path: Path, scores: Sequence[Sequence[float | None]], threshold: float, overlaps: Sequence[float] | None
+    path: Path, scores: Sequence[Sequence[float | None]], threshold: float, overlaps: Sequence[float | None] | None
 ) -> None:
     """Write the plot.
 
@@ -25,7 +25,7 @@ def plot_track(
         path: of the image.
         scores: per target, per frame; None where there is none.
         threshold: below it a result counts as lost.
-        overlaps: of the first target with the ground truth, from the second frame on.
+        overlaps: of the first target with the ground truth per frame, None where there is no truth.
     """
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -43,9 +43,10 @@ def plot_track(
     top.legend(loc="upper right", fontsize=8)
     if overlaps is not None:
         bottom = axes[1]
-        frames = range(1, len(overlaps) + 1)
-        mean = sum(overlaps) / max(len(overlaps), 1)
-        bottom.plot(frames, overlaps, linewidth=1.4, color="tab:green", label=f"IoU with ground truth, mean {mean:.2f}")
+        known = [value for value in overlaps[1:] if value is not None]
+        label = f"IoU with ground truth, mean {sum(known) / max(len(known), 1):.2f}"
+        drawn = [float("nan") if value is None else value for value in overlaps]
+        bottom.plot(drawn, linewidth=1.4, color="tab:green", label=label)
         bottom.set(ylim=(0, 1.02), ylabel="IoU")
         bottom.legend(loc="upper right", fontsize=8)
     axes[-1].set_xlabel("frame")

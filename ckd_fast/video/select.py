@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from ckd_fast.errors import EngineError, InputError
+from ckd_fast.frames import FramePair
 from ckd_fast.types import Box
 
 from .writers import annotate
@@ -33,11 +32,11 @@ def require_display() -> None:
         raise EngineError("--select needs a display and none can be opened here: name the box with --init x,y,w,h")
 
 
-def select_boxes(rgb: NDArray[Any], tir: NDArray[Any]) -> list[Box]:
+def select_boxes(pair: FramePair) -> list[Box]:
     """Show both frames side by side and return the boxes drawn in the visible one."""
     require_display()
-    width = rgb.shape[1]
-    shown = cv2.cvtColor(annotate(rgb, tir, []), cv2.COLOR_RGB2BGR)
+    width = pair.size[1]
+    shown = cv2.cvtColor(annotate(pair, []), cv2.COLOR_RGB2BGR)
     drawn = np.asarray(cv2.selectROIs(TITLE, shown, showCrosshair=True)).reshape(-1, 4)
     cv2.destroyAllWindows()
     boxes = []

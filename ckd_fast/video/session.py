@@ -23,7 +23,8 @@ from types import FrameType
 from typing import Literal, TextIO
 
 from ckd_fast.adapters.authors import truncated_row
-from ckd_fast.errors import InputError, OutputError
+from ckd_fast.errors import CkdFastError, InputError, OutputError
+from ckd_fast.frames import FramePair
 from ckd_fast.tracker import Tracker
 from ckd_fast.types import Box, TrackResult
 
@@ -94,6 +95,17 @@ def overlap(first: Box, second: Box) -> float:
     return shared / union if union > 0 else 0.0
 
 
+def refuse_overwrite(options: SessionOptions) -> None:
+    """Raise where results are in the folder already and may not be overwritten."""
+    known = ("boxes.txt", "boxes-[0-9]*.txt", "results.jsonl", "video.mp4", "plot.png")
+    try:
+        present = sorted(path.name for pattern in known for path in options.out.glob(pattern))
+    except OSError as error:
+        raise OutputError(f"{options.out}: cannot be read ({error.strerror or error})") from error
+    if present and not options.force:
+        raise OutputError(f"{options.out}: {', '.join(present)} exist; choose another folder or overwrite with --force")
+
+
 class _Results:
     """Files that grow with every frame."""
 
@@ -102,11 +114,9 @@ class _Results:
         boxes = ["boxes.txt"] if targets == 1 else [f"boxes-{number}.txt" for number in range(1, targets + 1)]
         names = [*boxes, "results.jsonl"] + ["video.mp4"] * options.video + ["plot.png"] * options.plot
         out = options.out
+        refuse_overwrite(options)
         try:
             out.mkdir(parents=True, exist_ok=True)
-            present = [name for name in names if (out / name).exists()]
-            if present and not options.force:
-                raise OutputError(f"{out}: {', '.join(present)} exist; choose another folder or overwrite with --force")
             self._boxes: list[TextIO] = [files.enter_context((out / name).open("w")) for name in boxes]
             self._lines = files.enter_context((out / "results.jsonl").open("w"))
         except OSError as error:
@@ -116,8 +126,15 @@ class _Results:
             files.callback(self._video.close)
         self.files = tuple(str(out / name) for name in names)
 
-    def write(self, pair: Pair, boxes: Sequence[Box], results: Sequence[TrackResult | None], truth: Box | None) -> None:
-        """One frame; the result is None where it was given or skipped."""
+    def write(
+        self,
+        pair: Pair,
+        shown: FramePair | None,
+        boxes: Sequence[Box],
+        results: Sequence[TrackResult | None],
+        truth: Box | None,
+    ) -> None:
+        """One frame; the result is None where it was given or skipped, `shown` where there is nothing to show."""
         targets = []
         for file, box, result in zip(self._boxes, boxes, results, strict=True):
             text = ",".join(f"{value:.4f}" for value in box) + "\n"
@@ -133,12 +150,12 @@ class _Results:
             line["iou"] = overlap(boxes[0], truth)
         self._lines.write(json.dumps(line) + "\n")
         self._lines.flush()
-        if self._video is not None and (pair.rgb is not None or pair.tir is not None):
+        if self._video is not None and shown is not None:
             marks = [
                 Mark(box, "" if r is None else f"{r.score:.2f}", lost=r is not None and r.lost, truth=truth)
                 for box, r in zip(boxes, results, strict=True)
             ]
-            self._video.write(annotate(pair.rgb, pair.tir, marks))
+            self._video.write(annotate(shown, marks))
 
 
 @contextmanager
@@ -166,7 +183,7 @@ def run_session(
     first: Callable[[Pair], Sequence[Sequence[float]]],
     options: SessionOptions,
     *,
-    truth: Sequence[Box] | None = None,
+    truth: Sequence[Box | None] | None = None,
     on_frame: Callable[[Pair], object] = lambda _pair: None,
     on_problem: Callable[[str], object] = lambda _text: None,
 ) -> SessionSummary:
@@ -177,61 +194,69 @@ def run_session(
         trackers: one per target, sharing an engine; or a single one, copied for further targets.
         first: the targets' boxes, given the first pair.
         options: what is written.
-        truth: the first target's true box per frame.
+        truth: the first target's true box per frame, None where it is not in view.
         on_frame: called after every frame, for progress.
         on_problem: called with what could not be read.
     """
     frames, seconds, skipped, lost = 0, 0.0, 0, [0] * 0
     unreadable: list[str] = []
-    overlaps: list[float] = []
+    overlaps: list[float | None] = []
     scores: list[list[float | None]] = []
     results_files: _Results | None = None
     active: list[Tracker] = []
+    refuse_overwrite(options)
     with ExitStack() as files, _interruptible() as stop:
-        for pair in source:
-            if pair.problem:
-                unreadable.append(pair.problem)
-                on_problem(pair.problem)
-                if len(unreadable) > options.max_unreadable:
-                    raise InputError(
-                        f"more than {options.max_unreadable} unreadable frames, the last: {pair.problem}; "
-                        f"{frames} frames are in {options.out}"
-                    )
-            results: list[TrackResult | None]
+        source.stopped = stop.is_set
+        try:
+            for pair in source:
+                if pair.problem:
+                    unreadable.append(pair.problem)
+                    on_problem(pair.problem)
+                    if len(unreadable) > options.max_unreadable:
+                        raise InputError(f"more than {options.max_unreadable} unreadable frames: {pair.problem}")
+                results: list[TrackResult | None]
+                if results_files is None:
+                    if pair.rgb is None or pair.tir is None:
+                        raise InputError(f"the first frame is needed in both modalities: {pair.problem}")
+                    given = [tuple(float(v) for v in box) for box in first(pair)]
+                    active = [trackers[0]] + [
+                        Tracker(engine=trackers[0].engine, config=trackers[0].config) for _ in given[1:]
+                    ]
+                    for tracker, box in zip(active, given, strict=True):
+                        tracker.init(pair.rgb, pair.tir, box)
+                    fps = options.fps or source.fps or DEFAULT_FPS
+                    results_files = _Results(options, len(active), fps, files)
+                    results, lost = [None] * len(active), [0] * len(active)
+                    scores = [[] for _ in active]
+                elif pair.rgb is None and pair.tir is None:
+                    results, skipped = [None] * len(active), skipped + 1
+                else:
+                    begin = time.perf_counter()
+                    results = [tracker.update(pair.rgb, pair.tir) for tracker in active]
+                    seconds += time.perf_counter() - begin
+                boxes = [tracker.box or (0.0, 0.0, 0.0, 0.0) for tracker in active]
+                true_box = truth[frames] if truth is not None and frames < len(truth) else None
+                there = options.video and (pair.rgb is not None or pair.tir is not None)
+                shown = active[0].registered(pair.rgb, pair.tir) if there else None
+                results_files.write(pair, shown, boxes, results, true_box)
+                overlaps.append(overlap(boxes[0], true_box) if true_box is not None else None)
+                for number, result in enumerate(results):
+                    lost[number] += result is not None and result.lost
+                    scores[number].append(None if result is None else result.score)
+                frames += 1
+                on_frame(pair)
+                if stop.is_set() or frames == options.limit:
+                    break
+        except (CkdFastError, OSError) as error:
             if results_files is None:
-                if pair.rgb is None or pair.tir is None:
-                    raise InputError(f"the first frame is needed in both modalities: {pair.problem}")
-                given = [tuple(float(v) for v in box) for box in first(pair)]
-                active = [trackers[0]] + [
-                    Tracker(engine=trackers[0].engine, config=trackers[0].config) for _ in given[1:]
-                ]
-                for tracker, box in zip(active, given, strict=True):
-                    tracker.init(pair.rgb, pair.tir, box)
-                fps = options.fps or source.fps or DEFAULT_FPS
-                results_files = _Results(options, len(active), fps, files)
-                results, lost = [None] * len(active), [0] * len(active)
-                scores = [[] for _ in active]
-            elif pair.rgb is None and pair.tir is None:
-                results, skipped = [None] * len(active), skipped + 1
-            else:
-                begin = time.perf_counter()
-                results = [tracker.update(pair.rgb, pair.tir) for tracker in active]
-                seconds += time.perf_counter() - begin
-            boxes = [tracker.box or (0.0, 0.0, 0.0, 0.0) for tracker in active]
-            true_box = truth[frames] if truth is not None and frames < len(truth) else None
-            results_files.write(pair, boxes, results, true_box)
-            if true_box is not None and frames:
-                overlaps.append(overlap(boxes[0], true_box))
-            for number, result in enumerate(results):
-                lost[number] += result is not None and result.lost
-                scores[number].append(None if result is None else result.score)
-            frames += 1
-            on_frame(pair)
-            if stop.is_set() or frames == options.limit:
-                break
+                raise
+            # What was written stays; say where it is and how far it goes.
+            kind = type(error) if isinstance(error, CkdFastError) else OutputError
+            raise kind(f"{error} (after {frames} frames, which are in {options.out})") from error
         interrupted = stop.is_set()
     if results_files is None:
         raise InputError("the source has no frames")
+    seen = [value for value in overlaps[1:] if value is not None]
     if options.plot:
         from .plot import plot_track
 
@@ -243,7 +268,7 @@ def run_session(
         seconds=seconds,
         fps=tracked / seconds if seconds else 0.0,
         lost=tuple(lost),
-        mean_iou=sum(overlaps) / len(overlaps) if overlaps else None,
+        mean_iou=sum(seen) / len(seen) if seen else None,
         unreadable=tuple(unreadable),
         interrupted=interrupted,
         files=results_files.files,

@@ -6,12 +6,12 @@ about it is the caller's choice.
 
 from __future__ import annotations
 
-import queue
 import re
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -61,8 +61,10 @@ class PairSource(ABC):
         length: number of pairs, None where unknown (cameras).
         fps: frames per second of the recording, None where unknown.
         remarks: what a user should know about how the two sides were paired.
+        stopped: asked by live sources while they wait; set by who iterates.
     """
 
+    stopped: Callable[[], bool] = staticmethod(lambda: False)
     length: int | None = None
     fps: float | None = None
     remarks: tuple[str, ...] = ()
@@ -86,8 +88,15 @@ def natural_key(name: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
 
 
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+
+
 def _images(folder: Path) -> list[Path]:
-    found = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    try:
+        found = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror or error})") from error
     if not found:
         raise InputError(f"{folder}: no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return sorted(found, key=lambda path: natural_key(path.name))
@@ -101,13 +110,9 @@ def read_rgb(path: Path) -> Image | None:
 
 def read_tir(path: Path) -> Image | None:
     """A thermal image as stored: 8 or 16 bits, one channel or three in RGB order; None if it cannot be read."""
-    image = _decode(path, cv2.IMREAD_UNCHANGED)
-    if image is None:
-        return None
-    if image.ndim == 3:
-        image = image[:, :, :3] if image.shape[2] == 4 else image
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.shape[2] == 3 else image
-    return image
+    # Not IMREAD_UNCHANGED: that would ignore the rotation in a picture's EXIF data, which the visible side follows.
+    image = _decode(path, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image is not None and image.ndim == 3 else image
 
 
 def _decode(path: Path, flags: int) -> Image | None:
@@ -126,11 +131,16 @@ class FolderPairs(PairSource):
         remarks = []
         if by == "stem":
             stems = [{path.stem: path for path in paths} for paths in (visible, thermal)]
+            for folder, paths, unique in ((rgb, visible, stems[0]), (tir, thermal, stems[1])):
+                if len(unique) < len(paths):
+                    left = sorted(path.name for path in paths if unique[path.stem] != path)
+                    remarks.append(
+                        f"{folder}: {len(left)} images share their stem with another: {_shown(left)} left out"
+                    )
             for folder, mine, others in ((rgb, stems[0], stems[1]), (tir, stems[1], stems[0])):
                 alone = sorted(set(mine) - set(others), key=natural_key)
                 if alone:
-                    shown = ", ".join(alone[:NAMES_SHOWN]) + (", ..." if len(alone) > NAMES_SHOWN else "")
-                    remarks.append(f"{folder}: {len(alone)} images without a partner are left out: {shown}")
+                    remarks.append(f"{folder}: {len(alone)} images without a partner are left out: {_shown(alone)}")
             both = sorted(set(stems[0]) & set(stems[1]), key=natural_key)
             if not both:
                 raise InputError(f"{rgb} and {tir} have no file stem in common; pair them by order")
@@ -267,11 +277,17 @@ class _Camera:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._capture = cv2.VideoCapture(int(name) if name.isdigit() else name)
-        if not self._capture.isOpened():
+        try:
+            self._capture = cv2.VideoCapture(int(name) if name.isdecimal() else name)
+            opened = self._capture.isOpened()
+        except (cv2.error, OverflowError, ValueError):
+            opened = False
+        if not opened:
             raise InputError(f"{name}: no such camera or stream, or it does not answer")
         self.dropped = 0
-        self._frames: queue.Queue[tuple[float, Image] | None] = queue.Queue(QUEUE_FRAMES)
+        self._frames: deque[tuple[float, Image]] = deque()
+        self._ended = False
+        self._changed = threading.Condition()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"camera {name}", daemon=True)
         self._thread.start()
@@ -279,34 +295,39 @@ class _Camera:
     def _run(self) -> None:
         while not self._stop.is_set():
             ok, image = self._capture.read()
-            self._put((time.monotonic(), image) if ok else None)
+            with self._changed:
+                if ok:
+                    if len(self._frames) == QUEUE_FRAMES:
+                        self._frames.popleft()
+                        self.dropped += 1
+                    self._frames.append((time.monotonic(), image))
+                else:
+                    self._ended = True
+                self._changed.notify_all()
             if not ok:
-                return
+                break
+        self._capture.release()  # here and nowhere else: another thread must not close what this one reads
 
-    def _put(self, item: tuple[float, Image] | None) -> None:
-        while not self._stop.is_set():
-            try:
-                self._frames.put_nowait(item)
-            except queue.Full:
-                try:
-                    self._frames.get_nowait()
-                    self.dropped += 1
-                except queue.Empty:
-                    pass
-            else:
-                return
+    def next(self, stopped: Callable[[], bool]) -> tuple[float, Image] | None:
+        """The oldest waiting frame with its time; None when the source ended or the caller was told to stop."""
+        deadline = time.monotonic() + CAMERA_TIMEOUT_S
+        with self._changed:
+            while not self._frames:
+                if self._ended or stopped():
+                    return None
+                if time.monotonic() > deadline:
+                    raise InputError(f"{self.name}: no frame for {CAMERA_TIMEOUT_S:.0f} s")
+                self._changed.wait(0.1)
+            return self._frames.popleft()
 
-    def next(self) -> tuple[float, Image] | None:
-        """The oldest waiting frame with its time; None when the source ended."""
-        try:
-            return self._frames.get(timeout=CAMERA_TIMEOUT_S)
-        except queue.Empty:
-            raise InputError(f"{self.name}: no frame for {CAMERA_TIMEOUT_S:.0f} s") from None
+    def peek(self) -> float | None:
+        """The time of the oldest waiting frame, if one waits."""
+        with self._changed:
+            return self._frames[0][0] if self._frames else None
 
     def close(self) -> None:
         self._stop.set()
         self._thread.join(timeout=2)
-        self._capture.release()
 
 
 class LivePairs(PairSource):
@@ -318,6 +339,8 @@ class LivePairs(PairSource):
     """
 
     def __init__(self, rgb: str, tir: str, tolerance_s: float = 0.05) -> None:
+        if not 0 < tolerance_s < float("inf"):
+            raise InputError(f"live tolerance {tolerance_s} s: expected a positive number")
         self._tolerance = tolerance_s
         visible = _Camera(rgb)
         try:
@@ -334,31 +357,35 @@ class LivePairs(PairSource):
         return self.unpaired + sum(camera.dropped for camera in self._cameras)
 
     def __iter__(self) -> Iterator[Pair]:
-        """Pairs as they arrive, until one source ends."""
+        """Pairs as they arrive, until one source ends or `stopped` says so."""
         index = 0
-        visible, thermal = (camera.next() for camera in self._cameras)
-        while visible is not None and thermal is not None:
-            apart = visible[0] - thermal[0]
-            if abs(apart) > self._tolerance:
+        while True:
+            visible, thermal = (camera.next(self.stopped) for camera in self._cameras)
+            while visible is not None and thermal is not None:
+                older = 0 if visible[0] < thermal[0] else 1
+                apart = abs(visible[0] - thermal[0])
+                # The nearest of what has arrived: the older side may have a closer frame waiting already.
+                waiting = self._cameras[older].peek()
+                newer = thermal[0] if older == 0 else visible[0]
+                if apart <= self._tolerance and (waiting is None or abs(waiting - newer) >= apart):
+                    break
                 self.unpaired += 1
-                if apart < 0:
-                    visible = self._cameras[0].next()
-                else:
-                    thermal = self._cameras[1].next()
-                continue
+                following = self._cameras[older].next(self.stopped)
+                visible, thermal = (following, thermal) if older == 0 else (visible, following)
+            if visible is None or thermal is None:
+                return
             yield Pair(index, f"{index:06d}", _to_rgb(visible[1]), _to_rgb(thermal[1]))
             index += 1
-            visible, thermal = (camera.next() for camera in self._cameras)
 
     def close(self) -> None:
-        """Stop both threads, let the cameras go."""
+        """Stop both threads; each lets its camera go."""
         for camera in self._cameras:
             camera.close()
 
 
 def is_live(source: str) -> bool:
     """A camera's number or a stream's address."""
-    return source.isdigit() or "://" in source
+    return source.isdecimal() or "://" in source
 
 
 def open_source(

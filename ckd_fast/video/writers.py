@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckd_fast.errors import OutputError
+from ckd_fast.frames import FramePair
 from ckd_fast.types import Box
 
 # One colour per target (RGB), told apart by people who see colours differently, too.
@@ -29,13 +30,12 @@ class Mark:
     truth: Box | None = None
 
 
-def annotate(rgb: NDArray[Any] | None, tir: NDArray[Any] | None, marks: Sequence[Mark]) -> NDArray[np.uint8]:
-    """Both frames side by side in RGB order with marks; a missing one is dark grey."""
-    shown = next(frame for frame in (rgb, tir) if frame is not None)
-    height, width = (rgb if rgb is not None else shown).shape[:2]
+def annotate(pair: FramePair, marks: Sequence[Mark]) -> NDArray[np.uint8]:
+    """Both frames, on one grid, side by side in RGB order with marks; a missing one is dark grey."""
+    height, width = pair.size
     panels = []
-    for name, frame in (("RGB", rgb), ("TIR", tir)):
-        panel = _panel(frame, height, width)
+    for name, frame in (("RGB", pair.rgb), ("TIR", pair.tir)):
+        panel = np.full((height, width, 3), 40, np.uint8) if frame is None else np.array(frame, order="C")
         scale = max(0.4, height / 900)
         thick = max(1, round(height / 300))
         cv2.putText(panel, name, (8, height - 10), cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), thick, cv2.LINE_AA)
@@ -50,20 +50,6 @@ def annotate(rgb: NDArray[Any] | None, tir: NDArray[Any] | None, marks: Sequence
         panels.append(panel)
     both: NDArray[np.uint8] = np.concatenate(panels, axis=1)
     return both
-
-
-def _panel(frame: NDArray[Any] | None, height: int, width: int) -> NDArray[Any]:
-    if frame is None:
-        return np.full((height, width, 3), 40, np.uint8)
-    if frame.dtype == np.uint16:
-        low, high = np.quantile(frame, (0.0005, 0.9995))
-        frame = np.clip((frame.astype(np.float32) - low) * (255 / max(high - low, 1)), 0, 255).astype(np.uint8)
-    frame = np.ascontiguousarray(frame)
-    if frame.ndim == 2 or frame.shape[2] == 1:
-        frame = cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB)
-    if frame.shape[:2] != (height, width):
-        frame = cv2.resize(frame, (width, height))
-    return frame.copy()
 
 
 def _rectangle(panel: NDArray[Any], box: Box, colour: tuple[int, int, int], thick: int) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ckd_fast import InputError
+from ckd_fast.frames import FramePair
 from ckd_fast.video import AnnotatedVideo, FolderPairs, LivePairs, SideBySideVideo, VideoPairs, open_source
 from ckd_fast.video.sources import natural_key, read_rgb, read_tir
 from ckd_fast.video.writers import COLOURS, Mark, annotate
@@ -65,6 +66,8 @@ def test_folders_of_unequal_length_and_names_say_so(tmp_path: Path) -> None:
     by_stem = FolderPairs(rgb, tir, "stem")
     assert [p.name for p in by_stem] == ["b", "c"]
     assert by_stem.remarks == (f"{rgb}: 1 images without a partner are left out: a",)
+    cv2.imwrite(str(rgb / "b.bmp"), flat(9))
+    assert any("share their stem with another: b." in remark for remark in FolderPairs(rgb, tir, "stem").remarks)
     other = folder(tmp_path / "x", ["z.png"])
     with pytest.raises(InputError, match="no file stem in common"):
         FolderPairs(rgb, other, "stem")
@@ -175,9 +178,54 @@ def test_live_sources_are_paired_by_time(stream: str) -> None:
         assert source.length is None
         levels = [(float(p.rgb.mean()), float(p.tir.mean())) for p in source]
     assert len(levels) >= 5
-    gaps = [abs(a - b) / 8 for a, b in levels]
-    assert max(gaps) <= 26  # half a second at a frame every 20 ms
     assert [a for a, _ in levels] == sorted(a for a, _ in levels)
+
+
+class Clock:
+    """A camera whose frames arrived at known times."""
+
+    dropped = 0
+
+    def __init__(self, times: list[float]) -> None:
+        self.times = list(times)
+
+    def next(self, _stopped: object) -> tuple[float, np.ndarray] | None:
+        return (self.times[0], flat(round(self.times.pop(0) * 1e3) % 251)) if self.times else None
+
+    def peek(self) -> float | None:
+        return self.times[0] if self.times else None
+
+
+def paired(visible: list[float], thermal: list[float], tolerance: float) -> tuple[list[tuple[float, float]], int]:
+    """Which times of arrival became pairs, and how many frames were left out."""
+    source = LivePairs.__new__(LivePairs)
+    source._cameras, source._tolerance, source.unpaired = (Clock(visible), Clock(thermal)), tolerance, 0
+    levels = {round(t * 1e3) % 251: t for t in (*visible, *thermal)}
+    pairs = [(levels[int(p.rgb[0, 0, 0])], levels[int(p.tir[0, 0, 0])]) for p in source]
+    return pairs, source.unpaired
+
+
+def test_the_nearest_frame_that_waits_is_the_partner() -> None:
+    """Two cameras of 30 frames a second, one 40 ms late: 6.7 ms to the next frame, not 40 to the first."""
+    visible = [index / 30 for index in range(7)]
+    thermal = [0.040 + index / 30 for index in range(6)]
+    pairs, unpaired = paired(visible, thermal, 0.05)
+    assert max(abs(a - b) for a, b in pairs) < 0.007
+    assert len(pairs) == 6
+    assert unpaired == 1
+
+
+def test_frames_without_a_partner_in_time_are_left_out() -> None:
+    pairs, unpaired = paired([0.0, 0.1, 0.2, 0.3], [0.105, 0.31], 0.02)
+    assert pairs == [(0.1, 0.105), (0.3, 0.31)]
+    assert unpaired == 2
+    assert paired([0.0, 1.0], [0.5], 0.1)[0] == []
+
+
+@pytest.mark.parametrize("tolerance", [0.0, -1.0, float("nan"), float("inf")])
+def test_bad_tolerance(tolerance: float) -> None:
+    with pytest.raises(InputError, match="live tolerance"):
+        LivePairs("0", "1", tolerance)
 
 
 def test_a_slow_reader_of_live_sources_drops_old_frames(stream: str) -> None:
@@ -206,14 +254,12 @@ def test_what_does_not_fit_together(tmp_path: Path) -> None:
 
 def test_annotation_draws_where_it_says() -> None:
     marks = [Mark((10.0, 20.0, 30.0, 16.0), "0.5", truth=(5.0, 5.0, 10.0, 10.0)), Mark((40, 25, 12, 12), "", lost=True)]
-    image = annotate(flat(0), None, marks)
+    image = annotate(FramePair(flat(0), None, (48, 64)), marks)
     assert image.shape == (48, 128, 3)
     assert tuple(image[20, 25]) == COLOURS[0]
     assert tuple(image[20, 64 + 25]) == COLOURS[0]
     assert tuple(image[5, 8]) == (255, 255, 255)
     assert tuple(image[25, 45]) == (160, 160, 160)
-    deep = annotate(flat(0), np.linspace(0, 60000, 48 * 64).reshape(48, 64).astype(np.uint16), [])
-    assert deep[0, 64].max() <= 1
-    assert deep[-20, -1].min() > 100
-    small = annotate(flat(9), flat(7, (24, 32)), [])
-    assert (small[10, 64:] == 7).all()
+    thermal = annotate(FramePair(None, np.broadcast_to(flat(7, (48, 64, 1)), (48, 64, 3)), (48, 64)), [])
+    assert (thermal[10, 64:] == 7).all()
+    assert (thermal[10, :64] == 40).all()
