@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckd_fast.errors import OutputError
+from ckd_fast.errors import InputError, OutputError
 
 from .parsing import add_command, not_negative, positive, size
 
@@ -55,6 +55,8 @@ def run_sample(options: argparse.Namespace) -> int:
     from ckd_fast.video import AnnotatedVideo
 
     width, height = options.size
+    if options.video and (width % 2 or height % 2):
+        raise InputError(f"--size {width}x{height}: a video needs even sides")
     config = ClipConfig(
         width=width,
         height=height,

@@ -120,5 +120,7 @@ def test_json_of_conversion_and_sample(tmp_path: Path, capsys: pytest.CaptureFix
     _, out, _ = run("sample", str(tmp_path / "s"), "--frames", "2", "--size", "64x64", "--json", capsys=capsys)
     told = json.loads(out)
     assert (told["frames"], told["size"], len(told["first_box"])) == (2, [64, 64], 4)
+    code, _, err = run("sample", str(tmp_path / "o"), "--size", "161x120", "--video", capsys=capsys)
+    assert (code, "even sides" in err) == (2, True)
     code, _, err = run("sample", str(tmp_path / "l"), "--size", "900000x900000", capsys=capsys)
     assert (code, err.count("\n")) == (2, 1)
