@@ -64,6 +64,6 @@ def _homography(rows: Homography) -> Homography:
         raise InputError("tir_to_rgb: has values that are not finite")
     (a, b, c), (d, e, f), (g, h, i) = matrix
     determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
-    if abs(determinant) < 1e-12 * max(abs(v) for row in matrix for v in row) ** 3:
+    if abs(determinant) <= 1e-12 * max(abs(v) for row in matrix for v in row) ** 3:
         raise InputError("tir_to_rgb: cannot be inverted (its determinant is zero)")
     return ((a, b, c), (d, e, f), (g, h, i))

@@ -1,9 +1,15 @@
 """The call shapes of other trackers and toolkits, around the one `Tracker`."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from .authors import get_tracker_class, save_results
 from .opencv import OpenCVTracker
 from .six_channel import SixChannelTracker
-from .vot import VotFolder, track_vot_folder
+
+if TYPE_CHECKING:
+    from .vot import VotFolder, track_vot_folder
 
 __all__ = [
     "OpenCVTracker",
@@ -13,3 +19,12 @@ __all__ = [
     "save_results",
     "track_vot_folder",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """VOT's names on first use: `python -m ckd_fast.adapters.vot` must find its module not imported yet."""
+    if name in ("VotFolder", "track_vot_folder"):
+        from . import vot
+
+        return getattr(vot, name)
+    raise AttributeError(f"module 'ckd_fast.adapters' has no attribute {name!r}")

@@ -102,17 +102,34 @@ def read_boxes(path: Path) -> list[Box | None]:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
+    while lines and not lines[-1].strip():
+        lines.pop()
     for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                x, y, w, h = (float(value) for value in line.replace(",", " ").split())
-            except ValueError as error:
-                raise InputError(f"{path}, line {number}: expected x,y,w,h, got {line[:60]!r}") from error
-            visible = all(map(math.isfinite, (x, y, w, h))) and w > 0 and h > 0
-            boxes.append((x, y, w, h) if visible else None)
+        if not line.strip():
+            boxes.append(None)  # dropping it would shift all that follow
+            continue
+        try:
+            x, y, w, h = (float(value) for value in line.lstrip("\ufeff").replace(",", " ").split())
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: expected x,y,w,h, got {line[:60]!r}") from error
+        visible = all(map(math.isfinite, (x, y, w, h))) and w > 0 and h > 0
+        boxes.append((x, y, w, h) if visible else None)
     if not boxes:
         raise InputError(f"{path}: no boxes")
     return boxes
+
+
+def refuse_own_input(options: argparse.Namespace) -> None:
+    """Raise where a result would replace an input, or fall among the input's frames; not even --force does that."""
+    names = (options.rgb, options.tir, options.ground_truth, options.weights, options.tir_to_rgb)
+    inputs = {Path(name).resolve() for name in names if name}
+    folder = options.out.resolve()
+    if folder in inputs:
+        raise InputError(f"--out {options.out} is an input folder: results would be taken for frames")
+    results = {"results.jsonl", "video.mp4", "plot.png"}
+    for path in inputs:
+        if path.parent == folder and (path.name in results or path.name.startswith("boxes")):
+            raise InputError(f"{path.name} in {options.out} is an input of this run: choose another --out")
 
 
 def run_track(options: argparse.Namespace) -> int:
@@ -156,6 +173,7 @@ def run_track(options: argparse.Namespace) -> int:
     )
 
     refuse_overwrite(session)
+    refuse_own_input(options)
 
     def first(pair: Pair) -> Sequence[Sequence[float]]:
         if options.select and pair.rgb is not None and pair.tir is not None:
@@ -173,7 +191,13 @@ def run_track(options: argparse.Namespace) -> int:
         layout=options.side_by_side,
         tolerance_s=options.live_tolerance,
     ) as source:
-        for remark in source.remarks:
+        remarks = list(source.remarks)
+        if truth is not None and source.visible_length not in (None, len(truth)):
+            remarks.append(
+                f"{options.ground_truth} has {len(truth)} rows for {source.visible_length} visible frames: "
+                "row n belongs to frame n, the rest has no truth"
+            )
+        for remark in remarks:
             sys.stderr.write(f"ckd-fast: {remark}\n")
         tracker = Tracker(
             options.weights, options.model, options.engine, options.device, options.dtype, config, seed=options.seed

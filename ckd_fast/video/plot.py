@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ckd_fast.errors import EngineError, OutputError
 
+from .writers import COLOURS
+
 
 def require_matplotlib() -> None:
     """Raise, with what to do, where matplotlib is missing."""
@@ -37,7 +39,9 @@ def plot_track(
     top = axes[0]
     for number, series in enumerate(scores, 1):
         label = "score" if len(scores) == 1 else f"target {number}"
-        top.plot([float("nan") if s is None else s for s in series], linewidth=1.4, label=label)
+        colour = "#{:02x}{:02x}{:02x}".format(*COLOURS[(number - 1) % len(COLOURS)])  # as in the video
+        values = [float("nan") if s is None else s for s in series]
+        top.plot(values, linewidth=1.4, marker=".", markersize=2, label=label, color=colour)
     top.axhline(threshold, color="0.5", linewidth=1, linestyle="--", label=f"lost below {threshold:g}")
     top.set(ylim=(0, 1.02), ylabel="score")
     top.legend(loc="upper right", fontsize=8)

@@ -95,11 +95,16 @@ def overlap(first: Box, second: Box) -> float:
     return shared / union if union > 0 else 0.0
 
 
+def results_in(folder: Path) -> list[Path]:
+    """Files that a run has left in a folder."""
+    known = ("boxes.txt", "boxes-[0-9]*.txt", "results.jsonl", "video.mp4", "plot.png")
+    return sorted(path for pattern in known for path in folder.glob(pattern))
+
+
 def refuse_overwrite(options: SessionOptions) -> None:
     """Raise where results are in the folder already and may not be overwritten."""
-    known = ("boxes.txt", "boxes-[0-9]*.txt", "results.jsonl", "video.mp4", "plot.png")
     try:
-        present = sorted(path.name for pattern in known for path in options.out.glob(pattern))
+        present = [path.name for path in results_in(options.out)]
     except OSError as error:
         raise OutputError(f"{options.out}: cannot be read ({error.strerror or error})") from error
     if present and not options.force:
@@ -117,6 +122,8 @@ class _Results:
         refuse_overwrite(options)
         try:
             out.mkdir(parents=True, exist_ok=True)
+            for old in results_in(out):  # of an earlier run with other targets, too
+                old.unlink()
             self._boxes: list[TextIO] = [files.enter_context((out / name).open("w")) for name in boxes]
             self._lines = files.enter_context((out / "results.jsonl").open("w"))
         except OSError as error:
@@ -152,29 +159,35 @@ class _Results:
         self._lines.flush()
         if self._video is not None and shown is not None:
             marks = [
-                Mark(box, "" if r is None else f"{r.score:.2f}", lost=r is not None and r.lost, truth=truth)
-                for box, r in zip(boxes, results, strict=True)
+                Mark(
+                    box,
+                    (f"{number}: " if len(boxes) > 1 else "") + ("" if r is None else f"{r.score:.2f}"),
+                    lost=r is not None and r.lost,
+                    truth=truth if number == 1 else None,
+                )
+                for number, (box, r) in enumerate(zip(boxes, results, strict=True), 1)
             ]
             self._video.write(annotate(shown, marks))
 
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C sets an event instead of breaking in midway; a second one breaks in."""
+    """Ctrl-C or a polite request to end (SIGTERM) sets an event instead of breaking in; a second one breaks in."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
-    def ask(_number: int, _frame: FrameType | None) -> None:
+    def ask(number: int, _frame: FrameType | None) -> None:
         stop.set()
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before[signal.Signals(number)])
 
-    before = signal.signal(signal.SIGINT, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_session(
@@ -203,6 +216,7 @@ def run_session(
     overlaps: list[float | None] = []
     scores: list[list[float | None]] = []
     results_files: _Results | None = None
+    shown: FramePair | None = None
     active: list[Tracker] = []
     refuse_overwrite(options)
     with ExitStack() as files, _interruptible() as stop:
@@ -235,9 +249,12 @@ def run_session(
                     results = [tracker.update(pair.rgb, pair.tir) for tracker in active]
                     seconds += time.perf_counter() - begin
                 boxes = [tracker.box or (0.0, 0.0, 0.0, 0.0) for tracker in active]
-                true_box = truth[frames] if truth is not None and frames < len(truth) else None
-                there = options.video and (pair.rgb is not None or pair.tir is not None)
-                shown = active[0].registered(pair.rgb, pair.tir) if there else None
+                place = pair.index if pair.visible_index is None else pair.visible_index
+                true_box = truth[place] if truth is not None and place < len(truth) else None
+                if pair.rgb is None and pair.tir is None:
+                    shown = FramePair(None, None, shown.size) if shown is not None else None
+                else:
+                    shown = active[0].registered(pair.rgb, pair.tir) if options.video else None
                 results_files.write(pair, shown, boxes, results, true_box)
                 overlaps.append(overlap(boxes[0], true_box) if true_box is not None else None)
                 for number, result in enumerate(results):

@@ -45,6 +45,7 @@ class Pair:
         rgb: [H, W, 3] uint8, None where it could not be read.
         tir: uint8 or uint16, one or three channels, None where it could not be read.
         problem: what could not be read and why; empty if nothing.
+        visible_index: of the visible frame in its folder or file, where images were left out; None: `index`.
     """
 
     index: int
@@ -52,6 +53,7 @@ class Pair:
     rgb: Image | None
     tir: Image | None
     problem: str = ""
+    visible_index: int | None = None
 
 
 class PairSource(ABC):
@@ -60,6 +62,7 @@ class PairSource(ABC):
     Attributes:
         length: number of pairs, None where unknown (cameras).
         fps: frames per second of the recording, None where unknown.
+        visible_length: visible frames there are, paired or not; None where unknown.
         remarks: what a user should know about how the two sides were paired.
         stopped: asked by live sources while they wait; set by who iterates.
     """
@@ -67,6 +70,7 @@ class PairSource(ABC):
     stopped: Callable[[], bool] = staticmethod(lambda: False)
     length: int | None = None
     fps: float | None = None
+    visible_length: int | None = None
     remarks: tuple[str, ...] = ()
 
     @abstractmethod
@@ -94,7 +98,12 @@ def _shown(names: list[str]) -> str:
 
 def _images(folder: Path) -> list[Path]:
     try:
-        found = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+        # Without hidden files: some systems leave companions like ._0001.jpg that are no images.
+        found = [
+            path
+            for path in folder.iterdir()
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+        ]
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror or error})") from error
     if not found:
@@ -128,6 +137,8 @@ class FolderPairs(PairSource):
 
     def __init__(self, rgb: Path, tir: Path, by: PairBy = "order") -> None:
         visible, thermal = _images(rgb), _images(tir)
+        self.visible_length = len(visible)
+        self._places = {path: index for index, path in enumerate(visible)}
         remarks = []
         if by == "stem":
             stems = [{path.stem: path for path in paths} for paths in (visible, thermal)]
@@ -170,7 +181,7 @@ class FolderPairs(PairSource):
             rgb, tir = read_rgb(visible), read_tir(thermal)
             unread = [str(path) for path, image in ((visible, rgb), (thermal, tir)) if image is None]
             problem = f"{' and '.join(unread)} cannot be read" if unread else ""
-            yield Pair(index, visible.stem, rgb, tir, problem)
+            yield Pair(index, visible.stem, rgb, tir, problem, self._places[visible])
 
 
 def _open_video(path: Path) -> cv2.VideoCapture:
@@ -199,6 +210,7 @@ class VideoPairs(PairSource):
         counts, rates = [_count(c) for c in self._captures], [_rate(c) for c in self._captures]
         known = [count for count in counts if count is not None]
         self.length = min(known) if known else None
+        self.visible_length = counts[0]
         self.fps = rates[0]
         remarks = []
         if None not in counts and counts[0] != counts[1]:
@@ -242,6 +254,7 @@ class SideBySideVideo(PairSource):
         self._capture = _open_video(path)
         self._layout = layout
         self.length, self.fps = _count(self._capture), _rate(self._capture)
+        self.visible_length = self.length
         across = layout.endswith("left")
         size = self._capture.get(cv2.CAP_PROP_FRAME_WIDTH if across else cv2.CAP_PROP_FRAME_HEIGHT)
         if int(size) % 2:
@@ -416,6 +429,10 @@ def open_source(
 
 def _existing(name: str) -> Path:
     path = Path(name)
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
+    try:
+        there = bool(name) and path.exists()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if not there:
+        raise InputError(f"{name or 'an empty name'}: no such file or folder")
     return path

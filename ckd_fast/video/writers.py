@@ -38,7 +38,6 @@ def annotate(pair: FramePair, marks: Sequence[Mark]) -> NDArray[np.uint8]:
         panel = np.full((height, width, 3), 40, np.uint8) if frame is None else np.array(frame, order="C")
         scale = max(0.4, height / 900)
         thick = max(1, round(height / 300))
-        cv2.putText(panel, name, (8, height - 10), cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), thick, cv2.LINE_AA)
         for number, mark in enumerate(marks):
             if mark.truth is not None:
                 _rectangle(panel, mark.truth, (255, 255, 255), 1)
@@ -46,10 +45,20 @@ def annotate(pair: FramePair, marks: Sequence[Mark]) -> NDArray[np.uint8]:
             _rectangle(panel, mark.box, colour, thick + 1)
             x, y = round(mark.box[0]), round(mark.box[1])
             place = (x, y - 5) if y > 20 else (x + 4, y + round(26 * scale) + 4)  # above the box, else inside
-            cv2.putText(panel, mark.label, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thick, cv2.LINE_AA)
+            _text(panel, mark.label, place, colour, scale, thick)
+        label = name if frame is not None else f"{name} missing"
+        _text(panel, label, (8, height - 10), (255, 255, 255), scale, thick)
         panels.append(panel)
     both: NDArray[np.uint8] = np.concatenate(panels, axis=1)
     return both
+
+
+def _text(
+    panel: NDArray[Any], text: str, place: tuple[int, int], colour: tuple[int, int, int], scale: float, thick: int
+) -> None:
+    """Text with a dark outline, readable on anything."""
+    for shade, width in (((0, 0, 0), thick + 2), (colour, thick)):
+        cv2.putText(panel, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, shade, width, cv2.LINE_AA)
 
 
 def _rectangle(panel: NDArray[Any], box: Box, colour: tuple[int, int, int], thick: int) -> None:

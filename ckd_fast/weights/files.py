@@ -101,7 +101,8 @@ def check_name(file: Path, name: str) -> None:
 def _state_dict(file: Path, content: object) -> dict[str, Tensor]:
     """The dict of tensors in a checkpoint: the object itself, or under one of the usual keys."""
     if not isinstance(content, dict):
-        raise CorruptWeightsError(f"{file}: holds a {type(content).__name__}, expected a dict of tensors")
+        what = "single tensor" if isinstance(content, TensorRef) else type(content).__name__
+        raise CorruptWeightsError(f"{file}: holds a {what}, expected a dict of tensors")
     candidates = [content.get(key) for key in STATE_DICT_KEYS] + [content]
     size = file.stat().st_size
     state = next(

@@ -364,6 +364,8 @@ def _read_zip(path: Path) -> Unpickled:
 def _read_legacy(path: Path) -> Unpickled:
     """Magic number, protocol, machine, object, storage keys (five pickles), then each storage's count and bytes."""
     data = path.read_bytes()
+    if data.startswith(b"PK"):
+        raise CorruptWeightsError(f"{path}: truncated, its archive has no end (an incomplete download?)")
     storages: dict[str, StorageRef] = {}
     position = 0
     parts: list[object] = []

@@ -141,7 +141,8 @@ def test_vot_folder_protocol(sequence: tuple, weights: Path, expected: list, tmp
     first = f"0\n{x},{y},{w},{h}\nname=value\n"
     folder = vot_folder(tmp_path, sequence, a=first, b=f"2\n{polygon}\n")
     command = [sys.executable, "-m", "ckd_fast.adapters.vot", "--weights", str(weights), "--device", "cpu"]
-    subprocess.run([*command, "--engine", "reference"], check=True, cwd=folder)
+    done = subprocess.run([*command, "--engine", "reference"], check=True, cwd=folder, capture_output=True, text=True)
+    assert done.stderr == ""
     rows = np.loadtxt(folder / "output_a.txt", delimiter=",")
     assert rows.shape == (FRAMES, 4)
     assert rows[0].tolist() == pytest.approx([x, y, w, h], abs=1e-4)

@@ -315,6 +315,50 @@ def test_truth_that_is_not_in_view(
     assert "the first row is no box" in capsys.readouterr().err
 
 
+def test_truth_belongs_to_the_visible_frame(
+    clip: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Thermal images 2 to 4 are missing: the second pair is the fifth visible frame, and so is its truth."""
+    thin = tmp_path / "thin"
+    for name in ("visible", "infrared"):
+        (thin / name).mkdir(parents=True)
+        for number, path in enumerate(sorted((clip / name).glob("*.jpg"))):
+            if name == "visible" or number not in (1, 2, 3):
+                (thin / name / path.name).write_bytes(path.read_bytes())
+    (thin / "visible" / "._000001.jpg").write_bytes(b"a companion that is no image")
+    truth = read_boxes(clip / "groundtruth.txt")
+    out = tmp_path / "out"
+    more = ("--ground-truth", str(clip / "groundtruth.txt"), "--pair", "stem", "--no-video")
+    assert track(thin, weights, out, *more) == 0
+    assert "3 images without a partner" in capsys.readouterr().err
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [line["name"] for line in lines] == ["000001", "000005", "000006", "000007", "000008"]
+    assert lines[1]["iou"] == pytest.approx(overlap(tuple(lines[1]["targets"][0]["box"]), truth[4]))
+    (tmp_path / "short.txt").write_text("".join(f"{x},{y},{w},{h}\n" for x, y, w, h in truth[:3]))
+    assert track(clip, weights, tmp_path / "s", "--ground-truth", str(tmp_path / "short.txt"), "--no-video") == 0
+    assert "has 3 rows for 8 visible frames" in capsys.readouterr().err
+
+
+def test_an_input_is_never_overwritten(
+    clip: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert track(clip, weights, tmp_path / "a", "--init", "40,30,24,20") == 0
+    before = (tmp_path / "a" / "video.mp4").read_bytes()
+    command = ["track", str(tmp_path / "a" / "video.mp4"), "--init", "40,30,24,20", "--weights", weights]
+    assert main([*command, "--out", str(tmp_path / "a"), "--force"]) == 2
+    assert "is an input of this run" in capsys.readouterr().err
+    assert (tmp_path / "a" / "video.mp4").read_bytes() == before
+    assert track(clip, weights, clip / "visible", "--init", "40,30,24,20", "--force") == 2
+    assert "is an input folder" in capsys.readouterr().err
+
+
+def test_force_leaves_nothing_of_the_run_before(clip: Path, weights: str, tmp_path: Path) -> None:
+    assert track(clip, weights, tmp_path, "--init", "40,30,24,20") == 0
+    more = ("--init", "40,30,24,20", "--init", "80,50,30,30", "--force", "--no-video")
+    assert track(clip, weights, tmp_path, *more) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["boxes-1.txt", "boxes-2.txt", "results.jsonl"]
+
+
 def test_thermal_is_drawn_on_the_visible_grid(clip: Path, weights: str, tmp_path: Path) -> None:
     """A frame of which only a small thermal image is there keeps the video's size and the box's place."""
     mixed = tmp_path / "mixed"
@@ -330,7 +374,8 @@ def test_thermal_is_drawn_on_the_visible_grid(clip: Path, weights: str, tmp_path
     assert shapes == [(120, 320, 3)] * 3
 
 
-def test_ctrl_c_in_the_shell(weights: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_in_the_shell(weights: str, tmp_path: Path, number: int) -> None:
     clip = tmp_path / "clip"
     assert main(["sample", str(clip), "--frames", "200", "--size", "128x96", "--video"]) == 0
     command = [sys.executable, "-m", "ckd_fast", "track", str(clip / "visible.mp4"), str(clip / "infrared.mp4")]
@@ -341,7 +386,7 @@ def test_ctrl_c_in_the_shell(weights: str, tmp_path: Path) -> None:
         if rows.exists() and rows.read_text().count("\n") > 3:
             break
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
     count = rows.read_text().count("\n")
     assert process.returncode == 130

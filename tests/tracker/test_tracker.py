@@ -389,6 +389,7 @@ def test_an_engine_is_passed_alone() -> None:
         ({"tir_to_rgb": ((1, 0, 0), (2, 0, 0), (0, 0, 1))}, "cannot be inverted"),
         ({"tir_to_rgb": ((math.nan, 0, 0), (0, 1, 0), (0, 0, 1))}, "not finite"),
         ({"tir_to_rgb": "identity"}, "3x3"),
+        ({"tir_to_rgb": ((0, 0, 0),) * 3}, "cannot be inverted"),
     ],
 )
 def test_bad_config(values: dict, message: str) -> None:
