@@ -72,7 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--protocol", choices=("end-to-end", "paper"), default="end-to-end")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: cuda where there is one)")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: the engine's own")
-    parser.add_argument("--compile-mode", default="default", help="torch.compile's mode for engine compiled")
+    modes = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+    parser.add_argument("--compile-mode", choices=modes, default="default", help="of torch.compile, engine compiled")
     parser.add_argument("--iterations", type=int, help="default: 20 on a CPU, 1000 on a GPU")
     parser.add_argument("--warmup", type=int, help="default: 3 on a CPU, 500 on a GPU")
     parser.add_argument("--no-graph", action="store_true", help="shares of the steps, each awaited and marked for NVTX")
@@ -97,6 +98,12 @@ def main() -> int:
     options.warmup = options.warmup if options.warmup is not None else (500 if gpu else 3)
     if options.iterations < 1 or options.warmup < 0:
         print("fps.py: --iterations must be at least 1 and --warmup at least 0", file=sys.stderr)
+        return 2
+    try:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.open("a").close()
+    except OSError as error:
+        print(f"fps.py: --json {options.json}: cannot be written ({error.strerror})", file=sys.stderr)
         return 2
     try:
         config = resolve_config(options.model) or PRESETS["base"]

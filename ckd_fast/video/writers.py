@@ -99,3 +99,6 @@ class AnnotatedVideo:
         if self._writer is not None:
             self._writer.release()
             self._writer = None
+            # OpenCV only prints a warning where the disk is full; the file then has no index.
+            if not cv2.VideoCapture(str(self.path)).isOpened():
+                raise OutputError(f"{self.path}: the video could not be finished (is the disk full?)")

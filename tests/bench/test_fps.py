@@ -66,6 +66,7 @@ def test_shares_of_the_steps(tmp_path: Path) -> None:
         (("--engine", "triton"), "needs a usable NVIDIA GPU"),
         (("--model", "huge"), "unknown model 'huge'"),
         (("--iterations", "0"), "--iterations must be at least 1"),
+        (("--json", str(ROOT)), "cannot be written"),
         (("--no-graph", "--engine", "compiled"), "observes engine reference"),
         (("--device", "cuda"), "sees no usable GPU"),
     ],

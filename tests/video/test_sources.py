@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.server
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -111,6 +113,25 @@ def test_images_keep_their_depth_and_order(tmp_path: Path) -> None:
     assert image is not None
     assert image.shape == (48, 64, 3)
     assert read_rgb(tmp_path / "none.png") is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of a file as Linux does")
+def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
+    """In a process whose files may not grow: OpenCV itself only warns."""
+    code = (
+        "import resource, signal, numpy as np\n"
+        "from pathlib import Path\n"
+        "from ckd_fast.video import AnnotatedVideo\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        f"video = AnnotatedVideo(Path({str(tmp_path / 'full.mp4')!r}), 25.0)\n"
+        "random = np.random.default_rng(0)\n"
+        "for _ in range(60): video.write(random.integers(0, 256, (240, 320, 3), dtype=np.uint8))\n"
+        "video.close()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "OutputError" in done.stderr
+    assert "could not be finished" in done.stderr
 
 
 def test_two_videos(tmp_path: Path) -> None:
