@@ -16,13 +16,12 @@ from ckd_fast.errors import CkdFastError
 
 from .completion import add_completion
 from .info import add_info
-from .parsing import OneLineParser
+from .parsing import EXIT_INTERRUPTED, OneLineParser
 from .sample import add_sample
 from .track import add_track
 from .weights import add_weights
 
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

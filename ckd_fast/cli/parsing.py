@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NoReturn, TypeAlias
 if TYPE_CHECKING:
     Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
 
+EXIT_INTERRUPTED = 130
+
 
 class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage in front of it."""

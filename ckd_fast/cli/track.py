@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ckd_fast.errors import InputError
 
-from .parsing import add_command, add_model_options, box, not_negative, positive
+from .parsing import EXIT_INTERRUPTED, add_command, add_model_options, box, not_negative, positive
 
 if TYPE_CHECKING:
     from ckd_fast.config import Homography
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ckd_fast.video import Pair
 
     from .parsing import Commands
-
-EXIT_INTERRUPTED = 130
 
 
 def add_track(commands: Commands) -> None:
@@ -214,7 +212,7 @@ def run_track(options: argparse.Namespace) -> int:
 
             summary = run_session(
                 source,
-                [tracker],
+                tracker,
                 first,
                 session,
                 truth=truth,

@@ -192,7 +192,7 @@ def _interruptible() -> Iterator[threading.Event]:
 
 def run_session(
     source: PairSource,
-    trackers: Sequence[Tracker],
+    tracker: Tracker,
     first: Callable[[Pair], Sequence[Sequence[float]]],
     options: SessionOptions,
     *,
@@ -204,14 +204,15 @@ def run_session(
 
     Args:
         source: where frames come from.
-        trackers: one per target, sharing an engine; or a single one, copied for further targets.
+        tracker: follows the first target; others of its engine and behaviour are made for further ones.
         first: the targets' boxes, given the first pair.
         options: what is written.
         truth: the first target's true box per frame, None where it is not in view.
         on_frame: called after every frame, for progress.
         on_problem: called with what could not be read.
     """
-    frames, seconds, skipped, lost = 0, 0.0, 0, [0] * 0
+    frames, seconds, skipped = 0, 0.0, 0
+    lost: list[int] = []
     unreadable: list[str] = []
     overlaps: list[float | None] = []
     scores: list[list[float | None]] = []
@@ -233,11 +234,9 @@ def run_session(
                     if pair.rgb is None or pair.tir is None:
                         raise InputError(f"the first frame is needed in both modalities: {pair.problem}")
                     given = [tuple(float(v) for v in box) for box in first(pair)]
-                    active = [trackers[0]] + [
-                        Tracker(engine=trackers[0].engine, config=trackers[0].config) for _ in given[1:]
-                    ]
-                    for tracker, box in zip(active, given, strict=True):
-                        tracker.init(pair.rgb, pair.tir, box)
+                    active = [tracker, *(Tracker(engine=tracker.engine, config=tracker.config) for _ in given[1:])]
+                    for one, box in zip(active, given, strict=True):
+                        one.init(pair.rgb, pair.tir, box)
                     fps = options.fps or source.fps or DEFAULT_FPS
                     results_files = _Results(options, len(active), fps, files)
                     results, lost = [None] * len(active), [0] * len(active)
@@ -246,9 +245,9 @@ def run_session(
                     results, skipped = [None] * len(active), skipped + 1
                 else:
                     begin = time.perf_counter()
-                    results = [tracker.update(pair.rgb, pair.tir) for tracker in active]
+                    results = [one.update(pair.rgb, pair.tir) for one in active]
                     seconds += time.perf_counter() - begin
-                boxes = [tracker.box or (0.0, 0.0, 0.0, 0.0) for tracker in active]
+                boxes = [one.box for one in active if one.box is not None]  # every one has a target by now
                 place = pair.index if pair.visible_index is None else pair.visible_index
                 true_box = truth[place] if truth is not None and place < len(truth) else None
                 if pair.rgb is None and pair.tir is None:
@@ -277,7 +276,7 @@ def run_session(
     if options.plot:
         from .plot import plot_track
 
-        threshold = trackers[0].config.lost_threshold
+        threshold = tracker.config.lost_threshold
         plot_track(options.out / "plot.png", scores, threshold, overlaps if truth is not None else None)
     tracked = frames - 1 - skipped
     return SessionSummary(

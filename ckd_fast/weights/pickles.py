@@ -288,8 +288,8 @@ class _Machine:
         if not (isinstance(reference, tuple) and len(reference) >= 5 and type(reference[0]) is str):
             raise PickleError("a reference to something that is not a storage")
         kind, key, elements = reference[1], reference[2], reference[4]
-        named = isinstance(kind, Global) and kind.module in ("torch", "torch.cuda")
-        dtype = _STORAGE_DTYPES.get(kind.name) if named and isinstance(kind, Global) else None
+        known_type = isinstance(kind, Global) and kind.module in ("torch", "torch.cuda")
+        dtype = _STORAGE_DTYPES.get(kind.name) if known_type else None
         if reference[0] != "storage" or dtype is None or type(key) is not str or type(elements) is not int:
             raise PickleError("a storage is described in a way that torch does not write")
         if len(reference) > 5 and reference[5] is not None:

@@ -256,7 +256,7 @@ def test_ctrl_c_keeps_what_was_written(clip: Path, weights: str, tmp_path: Path)
 
     before = signal.getsignal(signal.SIGINT)
     summary = run_session(
-        Endless(clip), [tracker], lambda _pair: [(40, 30, 24, 20)], SessionOptions(tmp_path), on_frame=on_frame
+        Endless(clip), tracker, lambda _pair: [(40, 30, 24, 20)], SessionOptions(tmp_path), on_frame=on_frame
     )
     assert summary.interrupted
     assert 5 <= summary.frames <= 6
@@ -282,7 +282,7 @@ class Stalled(Endless):
 
 def test_ctrl_c_while_a_source_stalls(clip: Path, weights: str, tmp_path: Path) -> None:
     tracker = Tracker(weights, engine="reference", device="cpu")
-    summary = run_session(Stalled(clip), [tracker], lambda _pair: [(40, 30, 24, 20)], SessionOptions(tmp_path))
+    summary = run_session(Stalled(clip), tracker, lambda _pair: [(40, 30, 24, 20)], SessionOptions(tmp_path))
     assert (summary.interrupted, summary.frames) == (True, 3)
 
 
@@ -294,7 +294,7 @@ def test_an_error_midway_says_what_is_kept(clip: Path, weights: str, tmp_path: P
 
     tracker = Tracker(weights, engine="reference", device="cpu")
     with pytest.raises(InputError, match=r"rgb frame is 160x117.*\(after 4 frames, which are in"):
-        run_session(Shrinking(clip), [tracker], lambda _pair: [(40, 30, 24, 20)], SessionOptions(tmp_path))
+        run_session(Shrinking(clip), tracker, lambda _pair: [(40, 30, 24, 20)], SessionOptions(tmp_path))
     assert len((tmp_path / "boxes.txt").read_text().splitlines()) == 4
 
 

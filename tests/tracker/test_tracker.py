@@ -330,7 +330,19 @@ def test_gt_box_range_uses_the_target() -> None:
     target = Tracker(dataclasses.replace(MODEL, config=config), engine="reference", device="cpu")
     target.init(*PAIRS[0], BOX)
     assert target._slot is not None
-    assert 1 < int(target._slot.mask.sum()) < 64
+    # By hand: the template crop is ceil(2 sqrt(24 x 20)) = 44 pixels wide around the target, the box 24 x 20 of them.
+    factor = 128 / 44
+    left, top = 63.5 - 12 * factor, 63.5 - 10 * factor
+
+    def covered(start: float, length: float) -> list[int]:
+        """Cells of which one of the two middle pixels is painted."""
+        painted = range(int(start), int(start + length - 1))
+        return [cell for cell in range(8) if 16 * cell + 7 in painted or 16 * cell + 8 in painted]
+
+    columns, rows = covered(left, 24 * factor), covered(top, 20 * factor)
+    expected = torch.zeros(8, 8, dtype=torch.bool)
+    expected[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+    assert torch.equal(target._slot.mask[0].reshape(8, 8), expected)
     assert places([target.update(*PAIRS[1])]) != EXPECTED[:1]
 
 
