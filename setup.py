@@ -30,6 +30,7 @@ setup(
         "ckd_fast.cli",
         "ckd_fast.datasets",
         "ckd_fast.engines",
+        "ckd_fast.evaluation",
         "ckd_fast.video",
         "ckd_fast.weights",
         "ckd_fast.kernels",
