@@ -72,7 +72,8 @@ def test_wheel_works_elsewhere(tmp_path: Path) -> None:
     folders = [ROOT / "ckd_fast", ROOT / "ckd_fast" / "kernels", ROOT / "ckd_fast" / "reference"]
     sources = {str(path.relative_to(ROOT)) for folder in folders for path in folder.rglob("*.py")}
     assert len(sources) > 20
-    assert sources | {"ckd_fast/py.typed"} <= set(names)
+    report = {f"ckd_fast/evaluation/report.{kind}" for kind in ("css", "js")}
+    assert sources | report | {"ckd_fast/py.typed"} <= set(names)
     assert not [n for n in names if n.startswith(("kernels/", "reference/", "bench/", "tests/"))]
 
     home = tmp_path / "env"
