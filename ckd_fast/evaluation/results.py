@@ -190,8 +190,9 @@ def to_boxes(rows: NDArray[np.float64], form: BoxFormat, *, inclusive: bool) -> 
         form: of rows of four: left, top, width, height; left, top, right, bottom; or centre, width, height.
         inclusive: the last pixel belongs to a box from corner to corner.
     """
-    if rows.shape[1] == 8 or form == "ltrb":
-        return corners_to_boxes(rows, inclusive=inclusive)
-    if form == "centre":
-        return np.concatenate([rows[:, :2] - rows[:, 2:] / 2, rows[:, 2:]], axis=1)
+    with np.errstate(invalid="ignore", over="ignore"):  # infinities are misses, and named elsewhere
+        if rows.shape[1] == 8 or form == "ltrb":
+            return corners_to_boxes(rows, inclusive=inclusive)
+        if form == "centre":
+            return np.concatenate([rows[:, :2] - rows[:, 2:] / 2, rows[:, 2:]], axis=1)
     return rows
