@@ -11,6 +11,8 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "ckd_fast/__init__.py").
 TEST = ["pytest>=8", "pytest-benchmark>=5", "pytest-timeout>=2.3"]
 PLOT = ["matplotlib>=3.7"]
 COMPLETION = ["shtab"]
+# attributee, which the VOT toolkit builds on, cannot be imported in its version 0.1.10.
+VOT = ["vot-toolkit>=0.7.3", "vot-trax>=4.0.2", "attributee!=0.1.10"]
 LINT = ["ruff>=0.15", "mypy>=1.15", "types-tqdm"]
 
 setup(
@@ -51,6 +53,7 @@ setup(
     extras_require={
         "plot": PLOT,
         "completion": COMPLETION,
+        "vot": VOT,
         "test": [*TEST, *PLOT, *COMPLETION],
         "lint": LINT,
         "dev": [*TEST, *PLOT, *COMPLETION, *LINT],

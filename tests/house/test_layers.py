@@ -21,6 +21,7 @@ ALLOWED = {
         "tqdm",
         "shtab",
         "matplotlib",
+        "trax",
         "typing_extensions",
         "ckd_fast",
     },
