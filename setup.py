@@ -54,6 +54,7 @@ setup(
         "plot": PLOT,
         "completion": COMPLETION,
         "vot": VOT,
+        "cluster": ["ray>=2.9"],
         "test": [*TEST, *PLOT, *COMPLETION],
         "lint": LINT,
         "dev": [*TEST, *PLOT, *COMPLETION, *LINT],

@@ -42,6 +42,7 @@ def add_run(commands: Commands) -> None:
     running.add_argument(
         "--workers", type=positive, metavar="N", help="processes, spread over the GPUs (default: one per GPU, else one)"
     )
+    running.add_argument("--ray", metavar="ADDRESS", help="on a Ray cluster: auto, HOST:PORT or local (extra cluster)")
     running.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads of each worker (1)")
     running.add_argument(
         "--corrupt", metavar="NAME:LEVEL", help="damage the frames (docs/evaluation.md), levels 1 to 5"
@@ -89,7 +90,12 @@ def run_run(options: argparse.Namespace) -> int:
         sys.stderr.write(f"ckd-fast: {remark}\n")
     if options.out.resolve() == dataset.root.resolve():
         raise InputError(f"--out {options.out} is the data set's own folder: choose another")
-    placed = devices(options.device, options.workers or default_workers(options.device))
+    if options.ray:
+        from ckd_fast.evaluation.cluster import on_ray
+
+        backend = on_ray(options.ray, options.device, options.workers)
+    else:
+        backend = local(devices(options.device, options.workers or default_workers(options.device)))
     with _polite_end(), tqdm(unit="frame", disable=True if options.quiet else None, smoothing=0.05) as bar:
 
         def total(frames: int, kept: int) -> None:
@@ -105,7 +111,7 @@ def run_run(options: argparse.Namespace) -> int:
                 bar.write(f"ckd-fast: {one.sequence}: {note}", file=sys.stderr)
 
         summary = run_dataset(
-            dataset, plan, options.out, local(placed), force=options.force, on_total=total,
+            dataset, plan, options.out, backend, force=options.force, on_total=total,
             on_progress=bar.update, on_outcome=outcome,
         )  # fmt: skip
     if options.json:

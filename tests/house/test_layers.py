@@ -22,6 +22,7 @@ ALLOWED = {
         "shtab",
         "matplotlib",
         "trax",
+        "ray",
         "typing_extensions",
         "ckd_fast",
     },
