@@ -7,6 +7,7 @@ that dies, with its node or alone, is replaced, and its sequence tried once more
 
 from __future__ import annotations
 
+import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from .running import Backend, Outcome, Progress, RunPlan, Started, attempt, buil
 from .workers import ATTEMPTS
 
 LOCAL = "local"
+CONNECT_S = 5.0
 
 
 class TrackingWorker:
@@ -52,6 +54,7 @@ def on_ray(address: str, device: str, workers: int | None = None) -> Backend:
             import ray
         except ImportError as error:
             raise EngineError("--ray needs Ray: pip install 'ckd_fast[cluster]'") from error
+        refuse_unreachable(address)
         if ray.is_initialized():
             raise EngineError("this process is connected to a Ray cluster already: call ray.shutdown() first")
         quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
@@ -67,6 +70,17 @@ def on_ray(address: str, device: str, workers: int | None = None) -> Backend:
             ray.shutdown()
 
     return run
+
+
+def refuse_unreachable(address: str) -> None:
+    """Raise where nobody listens at HOST:PORT; Ray itself would wait for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise EngineError(f"no Ray cluster at {address!r}: {error}; give auto, HOST:PORT or local") from error
 
 
 class _Conversation:

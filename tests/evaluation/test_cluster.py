@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,8 +16,9 @@ import pytest
 from checkpoints import SMALL
 from support import ROOT
 
-from ckd_fast import load_model, save_model
+from ckd_fast import EngineError, load_model, save_model
 from ckd_fast.cli import main
+from ckd_fast.evaluation.cluster import refuse_unreachable
 
 NAMES = tuple(f"clip{number}" for number in range(6))
 
@@ -76,6 +78,16 @@ def test_without_ray_the_error_says_what_to_install(
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(command(data, weights, tmp_path / "out", "--ray", "local")) == 2
     assert "--ray needs Ray: pip install 'ckd_fast[cluster]'" in capsys.readouterr().err
+
+
+def test_an_address_where_nobody_listens_ends_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        refuse_unreachable(f"127.0.0.1:{port}")
+    refuse_unreachable("auto")  # Ray's to find
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "127.0.0.1:99999"):
+        with pytest.raises(EngineError, match=f"no Ray cluster at '{address}'"):
+            refuse_unreachable(address)
 
 
 @pytest.mark.integration
