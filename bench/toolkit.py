@@ -14,9 +14,12 @@ import argparse
 import dataclasses
 import json
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import machine, write_json
 

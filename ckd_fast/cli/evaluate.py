@@ -27,6 +27,7 @@ def add_eval(commands: Commands) -> None:
         "score result files on a benchmark, as its toolkit does",
         "  ckd-fast eval results/CKD --dataset lasher --root LasHeR\n"
         "  ckd-fast eval results/* --dataset rgbt234 --root RGBT234 --html report.html --json scores.json\n"
+        "  ckd-fast eval runs/clean runs/blur-3 --dataset folder --root sequences/ --against clean\n"
         "  ckd-fast eval results/CKD --dataset gtot --root GTOT --strict-quirk open-corners --strict",
     )
     parser.add_argument(
@@ -54,6 +55,7 @@ def add_eval(commands: Commands) -> None:
     output.add_argument("--json", type=Path, metavar="FILE", help="all scores as fractions")
     output.add_argument("--csv", type=Path, metavar="FILE", help="the same as a table")
     output.add_argument("--attributes", action="store_true", help="print the scores per attribute too")
+    output.add_argument("--against", metavar="TRACKER", help="print what the others lose against this one of them")
     output.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run_eval)
 
@@ -77,7 +79,7 @@ def run_eval(options: argparse.Namespace) -> int:
     from ckd_fast.evaluation import ScoringOptions, evaluate
     from ckd_fast.evaluation.report import html_report
     from ckd_fast.evaluation.scores import summarise
-    from ckd_fast.evaluation.tables import attribute_table, text_table, to_csv, to_json
+    from ckd_fast.evaluation.tables import attribute_table, loss_table, text_table, to_csv, to_json
     from ckd_fast.evaluation.writing import write_atomically
 
     scoring = ScoringOptions(tuple(options.strict_quirk), options.boxes, options.missing)
@@ -93,6 +95,8 @@ def run_eval(options: argparse.Namespace) -> int:
     print(text_table(evaluation))
     if options.attributes:
         print(attribute_table(evaluation))
+    if options.against:
+        print(loss_table(evaluation, options.against))
     for line in summarise(evaluation.problems):
         sys.stderr.write(f"ckd-fast: {line}\n")
     for path, render in ((options.html, html_report), (options.json, to_json), (options.csv, to_csv)):

@@ -7,6 +7,8 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 
+from ckd_fast.errors import InputError
+
 from .metrics import Metrics
 from .scores import Evaluation, TrackerScore
 
@@ -76,6 +78,21 @@ def attribute_table(evaluation: Evaluation) -> str:
     for name, mask in evaluation.benchmark.masks.items():
         of = [evaluation.metrics(tracker, mask) for tracker in evaluation.trackers]
         rows.append((name, str(int(mask.sum())), *(f"{100 * m.pr:.1f}/{100 * m.sr:.1f}" for m in of)))
+    return _aligned(rows, left=0)
+
+
+def loss_table(evaluation: Evaluation, reference: str) -> str:
+    """What every other tracker loses, or gains, against one of them, in points of a percent."""
+    precision, _, _, success = metric_names(evaluation)
+    by_name = {tracker.name: evaluation.metrics(tracker) for tracker in evaluation.trackers}
+    if reference not in by_name:
+        raise InputError(f"{reference!r} is none of the trackers: {', '.join(by_name)}")
+    base = by_name[reference]
+    rows: list[tuple[str, ...]] = [(f"against {reference}", precision, success, f"{success} kept")]
+    for name, of in by_name.items():
+        if name != reference:
+            kept = f"{100 * of.sr / base.sr:.0f} %" if base.sr > 0 else "-"
+            rows.append((name, f"{100 * (of.pr - base.pr):+.1f}", f"{100 * (of.sr - base.sr):+.1f}", kept))
     return _aligned(rows, left=0)
 
 

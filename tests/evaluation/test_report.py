@@ -133,6 +133,15 @@ def test_quirks_sequences_and_missing(
     assert "swim: no sequence of RGBT210" in capsys.readouterr().err
 
 
+def test_loss_against_a_tracker(both: list[str], root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(both, root, "--against", "good") == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["against", "good", "PR", "SR", "SR", "kept"] in table
+    assert table[-1][-4:] == ["-50.0", "-47.6", "50", "%"]
+    assert run(both, root, "--against", "best") == 2
+    assert "'best' is none of the trackers: good, " in capsys.readouterr().err
+
+
 def test_bad_calls(
     both: list[str], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
