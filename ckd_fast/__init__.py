@@ -22,13 +22,16 @@ _HOMES = {
     "NotInitialisedError": "ckd_fast.errors",
     "OutputError": "ckd_fast.errors",
     "PRESETS": "ckd_fast.reference.config",
+    "ScoringOptions": "ckd_fast.evaluation",
     "Timings": "ckd_fast.types",
     "TrackResult": "ckd_fast.types",
     "Tracker": "ckd_fast.tracker",
     "TrackerConfig": "ckd_fast.config",
     "WeightsError": "ckd_fast.errors",
     "WeightsMismatchError": "ckd_fast.errors",
+    "evaluate": "ckd_fast.evaluation",
     "load_model": "ckd_fast.weights",
+    "open_dataset": "ckd_fast.datasets",
     "save_model": "ckd_fast.weights",
 }
 
@@ -43,6 +46,7 @@ __all__ = [
     "ModelConfig",
     "NotInitialisedError",
     "OutputError",
+    "ScoringOptions",
     "Timings",
     "TrackResult",
     "Tracker",
@@ -50,12 +54,15 @@ __all__ = [
     "WeightsError",
     "WeightsMismatchError",
     "__version__",
+    "evaluate",
     "load_model",
+    "open_dataset",
     "save_model",
 ]
 
 if TYPE_CHECKING:
     from .config import TrackerConfig
+    from .datasets import open_dataset
     from .errors import (
         CkdFastError,
         CorruptWeightsError,
@@ -67,6 +74,7 @@ if TYPE_CHECKING:
         WeightsError,
         WeightsMismatchError,
     )
+    from .evaluation import ScoringOptions, evaluate
     from .reference.config import PRESETS, ModelConfig
     from .tracker import Tracker
     from .types import Timings, TrackResult

@@ -105,7 +105,8 @@ def read_results(folder: Path, name: str, sequences: Sequence[str]) -> TrackerRe
         sequences: names that the data set has.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected a folder of SEQUENCE.txt files named after the tracker")
+        what = "not a folder" if folder.exists() else "no such folder"
+        raise InputError(f"{folder}: {what}; expected a folder of SEQUENCE.txt files named after the tracker")
     known = set(sequences)
     try:
         entries = sorted(folder.iterdir())

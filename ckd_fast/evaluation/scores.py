@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,7 +202,7 @@ def _row_problems(tracker: str, sequence: str, boxes: Array, expected: int) -> l
 
 def evaluate(
     dataset: Dataset,
-    folders: Sequence[Path],
+    folders: Sequence[str | os.PathLike[str]],
     options: ScoringOptions | None = None,
     on_tracker: Callable[[str], object] = lambda _name: None,
 ) -> Evaluation:
@@ -213,12 +214,15 @@ def evaluate(
         options: how results are read and averaged.
         on_tracker: called with every name, before its results are read.
     """
-    names = tracker_names(folders)
+    if isinstance(folders, str | os.PathLike):
+        raise InputError(f"folders={folders!r}: expected a list of folders, one per tracker")
+    paths = [Path(folder) for folder in folders]
+    names = tracker_names(paths)
     benchmark = load_benchmark(dataset, options)
     trackers = []
-    for folder, name in zip(folders, names, strict=True):
+    for path, name in zip(paths, names, strict=True):
         on_tracker(name)
-        trackers.append(score_tracker(benchmark, read_results(folder, name, benchmark.names)))
+        trackers.append(score_tracker(benchmark, read_results(path, name, benchmark.names)))
     evaluation = Evaluation(benchmark, tuple(trackers))
     order = sorted(trackers, key=lambda one: _rank(evaluation.metrics(one)))
     return Evaluation(benchmark, tuple(order))

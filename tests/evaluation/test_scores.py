@@ -291,6 +291,8 @@ def test_empty_folders(dataset: Dataset, tmp_path: Path) -> None:
     assert problem.kind == "empty folder"
     assert "has the folders CKD: is one of them meant?" in problem.text
     assert evaluation.metrics(evaluation.trackers[1]).sr == 0
+    with pytest.raises(InputError, match="expected a list of folders, one per tracker"):
+        evaluate(dataset, str(tmp_path))
     with pytest.raises(InputError, match="no such folder; expected a folder of SEQUENCE"):
         evaluate(dataset, [tmp_path / "absent"])
 

@@ -25,6 +25,7 @@ PUBLIC = [
     "NotInitialisedError",
     "OutputError",
     "PRESETS",
+    "ScoringOptions",
     "Timings",
     "TrackResult",
     "Tracker",
@@ -32,7 +33,9 @@ PUBLIC = [
     "WeightsError",
     "WeightsMismatchError",
     "__version__",
+    "evaluate",
     "load_model",
+    "open_dataset",
     "save_model",
 ]
 
