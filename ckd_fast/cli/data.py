@@ -24,7 +24,7 @@ LINES_SHOWN = 40
 
 def add_data(commands: Commands) -> None:
     """Declare the subcommand."""
-    from ckd_fast.datasets.sequences import DATASETS
+    from ckd_fast.datasets.layouts import DATASETS
 
     parser = add_command(commands, "data", "look through a data set", "  ckd-fast data check LasHeR --dataset lasher")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")

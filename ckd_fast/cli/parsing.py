@@ -67,7 +67,7 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
     """Which data set, and where."""
     from pathlib import Path
 
-    from ckd_fast.datasets.sequences import DATASETS
+    from ckd_fast.datasets.layouts import DATASETS
 
     group = parser.add_argument_group("data set")
     group.add_argument(

@@ -19,7 +19,8 @@ import numpy as np
 from ckd_fast.errors import InputError
 
 from .files import list_images
-from .sequences import LAYOUTS, Dataset, SequenceFiles, open_dataset
+from .layouts import LAYOUTS
+from .sequences import Dataset, SequenceFiles, open_dataset
 
 FindingKind = Literal["missing", "unreadable", "mis-sized", "unpaired", "truth"]
 Size = tuple[int, int]  # width, height

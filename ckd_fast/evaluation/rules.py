@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ckd_fast.datasets.sequences import TruthKind
+from ckd_fast.datasets.layouts import TruthKind
 from ckd_fast.errors import InputError
 
 Weighting = Literal["sequences", "frames"]

@@ -60,6 +60,12 @@ def test_import_is_light() -> None:
     assert min(times) < 0.3
 
 
+def test_the_command_line_is_parsed_without_numpy() -> None:
+    parse = "from ckd_fast.cli import build_parser; build_parser().parse_args(['info'])"
+    code = f"import sys; {parse}; assert not {{'torch', 'numpy', 'cv2'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_version_is_in_the_changelog() -> None:
     assert f"## {ckd_fast.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
