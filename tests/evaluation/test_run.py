@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from checkpoints import SMALL
 from support import ROOT
 
@@ -23,7 +24,7 @@ from ckd_fast.cli import main
 from ckd_fast.datasets import open_dataset
 from ckd_fast.evaluation.corruptions import CORRUPTIONS, Corruption, parse_corruption
 from ckd_fast.evaluation.running import Outcome, RunPlan, Started, TrackerSetup, attempt, run_dataset, track_sequence
-from ckd_fast.evaluation.workers import devices, local
+from ckd_fast.evaluation.workers import default_workers, devices, local
 from ckd_fast.evaluation.writing import write_atomically
 from ckd_fast.video.sources import read_rgb, read_tir
 
@@ -270,9 +271,17 @@ def test_nothing_is_done_twice(data: Path, weights: str, tmp_path: Path) -> None
     assert Started("x").engine == "x"
 
 
-def test_devices() -> None:
+def test_workers_go_round_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices("cpu", 3) == ("cpu",) * 3
     assert devices("cuda:1", 2) == ("cuda:1", "cuda:1")
+    assert default_workers("cpu") == default_workers("cuda:1") == 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert devices("auto", 4) == ("cuda:0", "cuda:1", "cuda:2", "cuda:0")
+    assert default_workers("auto") == default_workers("cuda") == 3
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert devices("auto", 2) == ("auto", "auto")
+    assert default_workers("auto") == 1
 
 
 # --- corruption --------------------------------------------------------------------------------------------------
