@@ -134,6 +134,7 @@ def _finish(
     K,
     F,
     eps,
+    ONE_WEIGHT: tl.constexpr,
     NORM: tl.constexpr,
     CENTRED: tl.constexpr,
     STATS_TILE: tl.constexpr,
@@ -147,16 +148,17 @@ def _finish(
 ):
     """The epilogue on a float32 tile [rows, columns]."""
     ok = ok_row[:, None] & ok_column[None, :]
+    weights = 0 if ONE_WEIGHT else branch
     if NORM:
         mean, m2 = _merged_statistics(
             stats_ptr, branch.to(tl.int64) * rows_in + source, ok_row, K, STATS_TILE, STATS_TILES
         )
         rstd = tl.math.rsqrt(m2 / K + eps)
         if not CENTRED:
-            column_sum = tl.load(sum_ptr + branch * F + column, mask=ok_column, other=0.0)
+            column_sum = tl.load(sum_ptr + weights * F + column, mask=ok_column, other=0.0)
             acc -= mean[:, None] * column_sum[None, :]
         acc *= rstd[:, None]
-    acc += tl.load(bias_ptr + branch * F + column, mask=ok_column, other=0.0)[None, :]
+    acc += tl.load(bias_ptr + weights * F + column, mask=ok_column, other=0.0)[None, :]
     if GELU:
         acc = 0.5 * acc * (1.0 + tl.math.erf(acc * 0.7071067811865476))
     if RESIDUAL:
@@ -201,6 +203,7 @@ def _linear_kernel(
     K,
     F,
     eps,
+    ONE_WEIGHT: tl.constexpr,
     NORM: tl.constexpr,
     CENTRED: tl.constexpr,
     STATS_TILE: tl.constexpr,
@@ -231,7 +234,10 @@ def _linear_kernel(
         chosen = token
     source = row // tokens_out * tokens_in + chosen
     x_row = (branch.to(tl.int64) * rows_in + source)[:, None] * K
-    w_row = (branch.to(tl.int64) * F + column)[None, :] * K
+    if ONE_WEIGHT:
+        w_row = column.to(tl.int64)[None, :] * K
+    else:
+        w_row = (branch.to(tl.int64) * F + column)[None, :] * K
     if CENTRED:
         mean, _ = _merged_statistics(
             stats_ptr, branch.to(tl.int64) * rows_in + source, ok_row, K, STATS_TILE, STATS_TILES
@@ -254,7 +260,8 @@ def _linear_kernel(
             acc, branch, row, ok_row, source, token, column, ok_column, column_tile,
             bias_ptr, sum_ptr, stats_ptr, residual_ptr, out_ptr, out_stats_ptr,
             rows_in, tokens_out, out_tokens, out_offset, rows_out_all, residual_rows, K, F, eps,
-            NORM, CENTRED, STATS_TILE, STATS_TILES, GELU, RESIDUAL, SHARED_RESIDUAL, WRITE_STATS, COLUMN_TILES, COLUMNS,
+            ONE_WEIGHT, NORM, CENTRED, STATS_TILE, STATS_TILES, GELU, RESIDUAL, SHARED_RESIDUAL, WRITE_STATS,
+            COLUMN_TILES, COLUMNS,
         )  # fmt: skip
 
 
@@ -279,6 +286,7 @@ def _join_kernel(
     K,
     F,
     eps,
+    ONE_WEIGHT: tl.constexpr,
     NORM: tl.constexpr,
     CENTRED: tl.constexpr,
     STATS_TILE: tl.constexpr,
@@ -313,7 +321,8 @@ def _join_kernel(
         acc, branch, row, ok_row, source, token, column, ok_column, column_tile,
         bias_ptr, sum_ptr, stats_ptr, residual_ptr, out_ptr, out_stats_ptr,
         rows_in, tokens_out, out_tokens, out_offset, rows_out_all, residual_rows, K, F, eps,
-        NORM, CENTRED, STATS_TILE, STATS_TILES, GELU, RESIDUAL, SHARED_RESIDUAL, WRITE_STATS, COLUMN_TILES, COLUMNS,
+        ONE_WEIGHT, NORM, CENTRED, STATS_TILE, STATS_TILES, GELU, RESIDUAL, SHARED_RESIDUAL, WRITE_STATS,
+        COLUMN_TILES, COLUMNS,
     )  # fmt: skip
 
 
@@ -339,8 +348,9 @@ def linear(
 
     Args:
         x: [S, B, N, K], contiguous.
-        weight: [S, F, K] in the type of x; `norm.weight` where a norm is folded in.
-        bias: [S, F] float32; `norm.bias` where a norm is folded in.
+        weight: [S, F, K] in the type of x, [1, F, K] where the branches share it; `norm.weight` where a norm is folded
+            in.
+        bias: [S, F] or [1, F] float32; `norm.bias` where a norm is folded in.
         norm: the folded norm; needs `statistics`.
         statistics: of the rows of x.
         gelu: apply it.
@@ -360,7 +370,8 @@ def linear(
     tiles = tiles or Tiles()
     branches, targets, tokens_in, depth = x.shape
     features = weight.shape[1]
-    if weight.shape != (branches, features, depth) or bias.shape != (branches, features):
+    weights = weight.shape[0]
+    if weights not in (1, branches) or weight.shape[2] != depth or bias.shape != (weights, features):
         raise ValueError(f"weight {tuple(weight.shape)} and bias {tuple(bias.shape)} do not fit x {tuple(x.shape)}")
     if weight.dtype != x.dtype or bias.dtype != torch.float32:
         raise TypeError(f"weight is {weight.dtype} and bias {bias.dtype}: expected {x.dtype} and float32")
@@ -409,6 +420,7 @@ def linear(
         "K": depth,
         "F": features,
         "eps": norm.eps if norm else 0.0,
+        "ONE_WEIGHT": weights == 1,
         "NORM": norm is not None,
         "CENTRED": norm is not None and x.dtype == torch.float32,
         "STATS_TILE": statistics.tile if statistics else 1,

@@ -202,3 +202,12 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
     ):
         with pytest.raises(error, match=message):
             linear(**({"x": given.x, "weight": given.weight, "bias": given.bias} | arguments))
+
+
+def test_branches_that_share_weights(device: torch.device) -> None:
+    given = layer(device, torch.float32)
+    one, both = given.weight[:1], given.weight[:1].expand_as(given.weight)
+    out = linear(given.x, one.contiguous(), given.bias[:1], gelu=True, split_k=2, tiles=LARGE)
+    exact = fused.linear(given.x.double(), both.double(), given.bias[:1].double().expand(2, -1), gelu=True)
+    twin = fused.linear(given.x, both, given.bias[:1].expand(2, -1), gelu=True)
+    assert_as_exact(out, twin, exact)
