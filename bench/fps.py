@@ -271,9 +271,9 @@ def stage_shares(options: argparse.Namespace, config: ModelConfig) -> int:
     import torch
 
     from ckd_fast.config import TrackerConfig
-    from ckd_fast.engines import step_names
+    from ckd_fast.engines import Search, step_names
     from ckd_fast.errors import InputError
-    from ckd_fast.frames import prepare, settle_form
+    from ckd_fast.frames import check_pair, settle_form
 
     if options.engine != "reference":
         raise InputError(f"--no-graph observes engine reference, not {options.engine}")
@@ -281,7 +281,7 @@ def stage_shares(options: argparse.Namespace, config: ModelConfig) -> int:
     behaviour = TrackerConfig()
     given = frames()
     form = settle_form(*given[0], behaviour)
-    pairs = [prepare(rgb, tir, form, behaviour)[0] for rgb, tir in given]
+    pairs = [check_pair(rgb, tir, form, behaviour) for rgb, tir in given]
     slot = engine.remember(pairs[0], BOX)
     names = step_names(config)
     totals = dict.fromkeys(names, 0.0)
@@ -303,7 +303,7 @@ def stage_shares(options: argparse.Namespace, config: ModelConfig) -> int:
             ranges = nvtx_range(next(order))  # noqa: B023
             ranges.__enter__()
 
-        engine.find([slot], pairs[turn % len(pairs)], [BOX], [config.search_factor], on_step)
+        engine.find([Search(slot, BOX, config.search_factor)], pairs[turn % len(pairs)], on_step)
         ranges.__exit__(None, None, None)
     groups: dict[str, float] = {}
     for name, milliseconds in totals.items():

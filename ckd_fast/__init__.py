@@ -19,9 +19,11 @@ _HOMES = {
     "LoadedModel": "ckd_fast.weights",
     "MissingModelError": "ckd_fast.errors",
     "ModelConfig": "ckd_fast.reference.config",
+    "MultiTracker": "ckd_fast.multi",
     "NotInitialisedError": "ckd_fast.errors",
     "OutputError": "ckd_fast.errors",
     "PRESETS": "ckd_fast.reference.config",
+    "PendingTrack": "ckd_fast.tracker",
     "Timings": "ckd_fast.types",
     "TrackResult": "ckd_fast.types",
     "Tracker": "ckd_fast.tracker",
@@ -41,8 +43,10 @@ __all__ = [
     "LoadedModel",
     "MissingModelError",
     "ModelConfig",
+    "MultiTracker",
     "NotInitialisedError",
     "OutputError",
+    "PendingTrack",
     "Timings",
     "TrackResult",
     "Tracker",
@@ -67,8 +71,9 @@ if TYPE_CHECKING:
         WeightsError,
         WeightsMismatchError,
     )
+    from .multi import MultiTracker
     from .reference.config import PRESETS, ModelConfig
-    from .tracker import Tracker
+    from .tracker import PendingTrack, Tracker
     from .types import Timings, TrackResult
     from .weights import LoadedModel, load_model, save_model
 
