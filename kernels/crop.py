@@ -154,145 +154,165 @@ def _resized(p00, p01, p10, p11, left, right, upper, lower):
 
 
 @triton.jit
-def _raw(
-    frame_ptr, row, column, ok, origin_row, origin_column, rows, columns, low, high, channel,
-    CHANNELS: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """Pixels of the raw frame in 8 bits (int32), zero where the rectangle has none; rows and columns broadcast."""
-    row, column = row - origin_row, column - origin_column
-    ok = ok & ((row >= 0) & (row < rows)) & ((column >= 0) & (column < columns))
-    value = tl.load(frame_ptr + row * (columns * CHANNELS) + (column * CHANNELS + channel), mask=ok, other=0)
+def _store(out_ptr, at, value, ok):
+    tl.store(out_ptr + at, value.to(out_ptr.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def _levels(value, span, WIDE: tl.constexpr):
+    """A raw value in 8 bits (int32); `span` holds the 16-bit values that become 0 and 255."""
     value = value.to(tl.int32)
     if WIDE:
-        span = high - low
-        value = ((tl.minimum(tl.maximum(value, low), high) - low) * 510 + span) // (2 * span)
+        low, high = span
+        value = ((tl.minimum(tl.maximum(value, low), high) - low) * 510 + (high - low)) // (2 * (high - low))
     return value
 
 
 @triton.jit
-def _warped(
-    frame_ptr, row, column, geometry, origin_row, origin_column, rows, columns, low, high, channel,
-    CHANNELS: tl.constexpr, WIDE: tl.constexpr,
+def _raw(
+    frame_ptr, row, column, ok, rectangle, span, CHANNELS: tl.constexpr, FLIPPED: tl.constexpr, WIDE: tl.constexpr
+):
+    """Red, green and blue of the raw frame, zero where the rectangle has no pixel; rows and columns broadcast."""
+    origin_row, origin_column, rows, columns = rectangle
+    row, column = row - origin_row, column - origin_column
+    ok = ok & ((row >= 0) & (row < rows)) & ((column >= 0) & (column < columns))
+    at = frame_ptr + (row * (columns * CHANNELS) + column * CHANNELS)
+    first = _levels(tl.load(at, mask=ok, other=0), span, WIDE)
+    if CHANNELS == 1:
+        return first, first, first
+    else:  # noqa: RET505 - a branch on a constant: only one of both is compiled
+        second = _levels(tl.load(at + 1, mask=ok, other=0), span, WIDE)
+        third = _levels(tl.load(at + 2, mask=ok, other=0), span, WIDE)
+        if FLIPPED:
+            return third, second, first
+        else:
+            return first, second, third
+
+
+@triton.jit
+def _scaled(
+    frame_ptr, row, column, visible, thermal, rectangle, span,
+    CHANNELS: tl.constexpr, FLIPPED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Pixels of the visible grid (row [R, 1], column [1, C]) from a warped thermal frame, zero outside it."""
-    height = tl.load(geometry + HEIGHT).to(tl.int32)
-    width = tl.load(geometry + WIDTH).to(tl.int32)
+    """Pixels of a frame that is resized to the visible grid, zero where row or column is -1."""
+    ok = (row >= 0) & (column >= 0)
+    top, bottom, upper, lower = _taps(row, visible[0], thermal[0], HORIZONTAL=False)
+    west, east, left, right = _taps(column, visible[1], thermal[1], HORIZONTAL=True)
+    r00, g00, b00 = _raw(frame_ptr, top, west, ok, rectangle, span, CHANNELS, FLIPPED, WIDE)
+    r01, g01, b01 = _raw(frame_ptr, top, east, ok, rectangle, span, CHANNELS, FLIPPED, WIDE)
+    r10, g10, b10 = _raw(frame_ptr, bottom, west, ok, rectangle, span, CHANNELS, FLIPPED, WIDE)
+    r11, g11, b11 = _raw(frame_ptr, bottom, east, ok, rectangle, span, CHANNELS, FLIPPED, WIDE)
+    return (
+        _resized(r00, r01, r10, r11, left, right, upper, lower),
+        _resized(g00, g01, g10, g11, left, right, upper, lower),
+        _resized(b00, b01, b10, b11, left, right, upper, lower),
+    )
+
+
+@triton.jit
+def _between(p00, p01, p10, p11, x, y):
+    """A pixel between four pixels (int32), in float32."""
+    p00, p10 = p00.to(tl.float32), p10.to(tl.float32)
+    above = tl.math.fma(x, p01.to(tl.float32) - p00, p00)
+    below = tl.math.fma(x, p11.to(tl.float32) - p10, p10)
+    return _half_even(tl.math.fma(y, below - above, above)).to(tl.int32)
+
+
+@triton.jit
+def _warped(
+    frame_ptr, row, column, thermal, inverse, rectangle, span,
+    CHANNELS: tl.constexpr, FLIPPED: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Pixels of a frame that is warped onto the visible grid, zero outside it and where row or column is -1."""
     x, y = column.to(tl.float32), row.to(tl.float32)
-    m0 = tl.load(geometry + INVERSE).to(tl.float32)
-    m1 = tl.load(geometry + INVERSE + 1).to(tl.float32)
-    m2 = tl.load(geometry + INVERSE + 2).to(tl.float32)
-    m3 = tl.load(geometry + INVERSE + 3).to(tl.float32)
-    m4 = tl.load(geometry + INVERSE + 4).to(tl.float32)
-    m5 = tl.load(geometry + INVERSE + 5).to(tl.float32)
-    m6 = tl.load(geometry + INVERSE + 6).to(tl.float32)
-    m7 = tl.load(geometry + INVERSE + 7).to(tl.float32)
-    m8 = tl.load(geometry + INVERSE + 8).to(tl.float32)
-    depth = tl.math.fma(x, m6, y * m7 + m8)
-    seen = depth != 0
+    depth = tl.math.fma(x, inverse[6], y * inverse[7] + inverse[8])
+    seen = (row >= 0) & (column >= 0) & (depth != 0)
     depth = tl.where(seen, depth, 1.0)
-    at_x = tl.math.div_rn(tl.math.fma(x, m0, y * m1 + m2), depth)
-    at_y = tl.math.div_rn(tl.math.fma(x, m3, y * m4 + m5), depth)
-    # Far outside, or not a number: black, and no integer of it.
-    seen = seen & (at_x >= -1.0) & (at_x < width) & (at_y >= -1.0) & (at_y < height)
-    seen = seen & (row >= 0) & (column >= 0)
-    at_x, at_y = tl.where(seen, at_x, 0.0), tl.where(seen, at_y, 0.0)
-    whole_x, whole_y = tl.floor(at_x), tl.floor(at_y)
-    part_x, part_y = at_x - whole_x, at_y - whole_y
-    c, r = whole_x.to(tl.int32), whole_y.to(tl.int32)
-    p00 = _raw(
-        frame_ptr, r, c, seen, origin_row, origin_column, rows, columns, low, high, channel, CHANNELS, WIDE
-    ).to(tl.float32)  # fmt: skip
-    p01 = _raw(
-        frame_ptr, r, c + 1, seen, origin_row, origin_column, rows, columns, low, high, channel, CHANNELS, WIDE
-    ).to(tl.float32)  # fmt: skip
-    p10 = _raw(
-        frame_ptr, r + 1, c, seen, origin_row, origin_column, rows, columns, low, high, channel, CHANNELS, WIDE
-    ).to(tl.float32)  # fmt: skip
-    p11 = _raw(
-        frame_ptr, r + 1, c + 1, seen, origin_row, origin_column, rows, columns, low, high, channel, CHANNELS, WIDE
-    ).to(tl.float32)  # fmt: skip
-    above = tl.math.fma(part_x, p01 - p00, p00)
-    below = tl.math.fma(part_x, p11 - p10, p10)
-    return _half_even(tl.math.fma(part_y, below - above, above)).to(tl.int32)
+    x, y = (
+        tl.math.div_rn(tl.math.fma(x, inverse[0], y * inverse[1] + inverse[2]), depth),
+        tl.math.div_rn(tl.math.fma(x, inverse[3], y * inverse[4] + inverse[5]), depth),
+    )
+    # Bounded while they are floats: far outside there is no integer of them.
+    seen = seen & (y >= -1.0) & (y < thermal[0]) & (x >= -1.0) & (x < thermal[1])
+    x, y = tl.where(seen, x, 0.0), tl.where(seen, y, 0.0)
+    west, top = tl.floor(x), tl.floor(y)
+    x, y = x - west, y - top
+    c, r = west.to(tl.int32), top.to(tl.int32)
+    r00, g00, b00 = _raw(frame_ptr, r, c, seen, rectangle, span, CHANNELS, FLIPPED, WIDE)
+    r01, g01, b01 = _raw(frame_ptr, r, c + 1, seen, rectangle, span, CHANNELS, FLIPPED, WIDE)
+    r10, g10, b10 = _raw(frame_ptr, r + 1, c, seen, rectangle, span, CHANNELS, FLIPPED, WIDE)
+    r11, g11, b11 = _raw(frame_ptr, r + 1, c + 1, seen, rectangle, span, CHANNELS, FLIPPED, WIDE)
+    return (
+        _between(r00, r01, r10, r11, x, y),
+        _between(g00, g01, g10, g11, x, y),
+        _between(b00, b01, b10, b11, x, y),
+    )
 
 
 @triton.jit
 def _registered(
-    frame_ptr, row, column, geometry, visible_height, visible_width,
-    origin_row, origin_column, rows, columns, low, high, channel,
-    CHANNELS: tl.constexpr, WIDE: tl.constexpr, MAP: tl.constexpr,
+    frame_ptr, row, column, visible, thermal, inverse, rectangle, span,
+    CHANNELS: tl.constexpr, FLIPPED: tl.constexpr, WIDE: tl.constexpr, MAP: tl.constexpr,
 ):  # fmt: skip
-    """Pixels of the visible grid (row [R, 1], column [1, C], -1 for black) of any modality, 8 bits in int32."""
-    if MAP == "homography":
-        return _warped(
-            frame_ptr, row, column, geometry, origin_row, origin_column, rows, columns, low, high, channel,
-            CHANNELS, WIDE,
-        )  # fmt: skip
-    ok = (row >= 0) & (column >= 0)
+    """Red, green and blue (int32, 0..255) at places of the visible grid, rows [R, 1] and columns [1, C], -1: black."""
     if MAP == "same":
-        return _raw(
-            frame_ptr, row, column, ok, origin_row, origin_column, rows, columns, low, high, channel, CHANNELS, WIDE
-        )
-    height = tl.load(geometry + HEIGHT).to(tl.int32)
-    width = tl.load(geometry + WIDTH).to(tl.int32)
-    top, bottom, upper, lower = _taps(row, visible_height, height, False)  # noqa: FBT003
-    west, east, left, right = _taps(column, visible_width, width, True)  # noqa: FBT003
-    p00 = _raw(
-        frame_ptr, top, west, ok, origin_row, origin_column, rows, columns, low, high, channel, CHANNELS, WIDE
-    )
-    p01 = _raw(
-        frame_ptr, top, east, ok, origin_row, origin_column, rows, columns, low, high, channel, CHANNELS, WIDE
-    )
-    p10 = _raw(
-        frame_ptr, bottom, west, ok, origin_row, origin_column, rows, columns, low, high, channel, CHANNELS, WIDE
-    )
-    p11 = _raw(
-        frame_ptr, bottom, east, ok, origin_row, origin_column, rows, columns, low, high, channel, CHANNELS, WIDE
-    )
-    return _resized(p00, p01, p10, p11, left, right, upper, lower)
+        ok = (row >= 0) & (column >= 0)
+        return _raw(frame_ptr, row, column, ok, rectangle, span, CHANNELS, FLIPPED, WIDE)
+    elif MAP == "scaled":  # noqa: RET505 - branches on a constant
+        return _scaled(frame_ptr, row, column, visible, thermal, rectangle, span, CHANNELS, FLIPPED, WIDE)
+    else:
+        return _warped(frame_ptr, row, column, thermal, inverse, rectangle, span, CHANNELS, FLIPPED, WIDE)
 
 
 @triton.jit
 def _crop_one(
-    frame_ptr, geometry, visible_height, visible_width, left, top, side, row, column, out_ptr, out_at, ok,
+    frame_ptr, geometry, visible, left, top, side, row, column, out_ptr, out_at, ok,
     SIZE: tl.constexpr, PATCH: tl.constexpr, CHANNELS: tl.constexpr, FLIPPED: tl.constexpr, WIDE: tl.constexpr,
     MAP: tl.constexpr,
 ):  # fmt: skip
     """A tile of one crop of one modality."""
-    origin_row = tl.load(geometry + ORIGIN_ROW).to(tl.int32)
-    origin_column = tl.load(geometry + ORIGIN_COLUMN).to(tl.int32)
-    rows = tl.load(geometry + ROWS).to(tl.int32)
-    columns = tl.load(geometry + COLUMNS).to(tl.int32)
-    low = tl.load(geometry + LOW).to(tl.int32)
-    high = tl.load(geometry + HIGH).to(tl.int32)
+    thermal = (tl.load(geometry + HEIGHT).to(tl.int32), tl.load(geometry + WIDTH).to(tl.int32))
+    rectangle = (
+        tl.load(geometry + ORIGIN_ROW).to(tl.int32),
+        tl.load(geometry + ORIGIN_COLUMN).to(tl.int32),
+        tl.load(geometry + ROWS).to(tl.int32),
+        tl.load(geometry + COLUMNS).to(tl.int32),
+    )
+    span = (tl.load(geometry + LOW).to(tl.int32), tl.load(geometry + HIGH).to(tl.int32))
+    inverse = (
+        tl.load(geometry + INVERSE).to(tl.float32),
+        tl.load(geometry + INVERSE + 1).to(tl.float32),
+        tl.load(geometry + INVERSE + 2).to(tl.float32),
+        tl.load(geometry + INVERSE + 3).to(tl.float32),
+        tl.load(geometry + INVERSE + 4).to(tl.float32),
+        tl.load(geometry + INVERSE + 5).to(tl.float32),
+        tl.load(geometry + INVERSE + 6).to(tl.float32),
+        tl.load(geometry + INVERSE + 7).to(tl.float32),
+        tl.load(geometry + INVERSE + 8).to(tl.float32),
+    )
     size = tl.full((), SIZE, tl.int32)
-    r0, r1, upper, lower = _window_taps(row, size, top, side, visible_height, False)  # noqa: FBT003
-    c0, c1, west, east = _window_taps(column, size, left, side, visible_width, True)  # noqa: FBT003
+    r0, r1, upper, lower = _window_taps(row, size, top, side, visible[0], HORIZONTAL=False)
+    c0, c1, west, east = _window_taps(column, size, left, side, visible[1], HORIZONTAL=True)
     r0, r1, upper, lower = r0[:, None], r1[:, None], upper[:, None], lower[:, None]
     c0, c1, west, east = c0[None, :], c1[None, :], west[None, :], east[None, :]
-    for channel in tl.static_range(CHANNELS):
-        stored = CHANNELS - 1 - channel if FLIPPED else channel
-        p00 = _registered(
-            frame_ptr, r0, c0, geometry, visible_height, visible_width, origin_row, origin_column, rows, columns,
-            low, high, stored, CHANNELS, WIDE, MAP,
-        )  # fmt: skip
-        p01 = _registered(
-            frame_ptr, r0, c1, geometry, visible_height, visible_width, origin_row, origin_column, rows, columns,
-            low, high, stored, CHANNELS, WIDE, MAP,
-        )  # fmt: skip
-        p10 = _registered(
-            frame_ptr, r1, c0, geometry, visible_height, visible_width, origin_row, origin_column, rows, columns,
-            low, high, stored, CHANNELS, WIDE, MAP,
-        )  # fmt: skip
-        p11 = _registered(
-            frame_ptr, r1, c1, geometry, visible_height, visible_width, origin_row, origin_column, rows, columns,
-            low, high, stored, CHANNELS, WIDE, MAP,
-        )  # fmt: skip
-        pixel = _resized(p00, p01, p10, p11, west, east, upper, lower)
-        value = ((pixel - 128).to(tl.float32) * 0.0078125).to(out_ptr.dtype.element_ty)
-        for shown in tl.static_range(3):
-            if shown == channel or CHANNELS == 1:
-                tl.store(out_ptr + out_at + shown * PATCH * PATCH, value, mask=ok)
+    r00, g00, b00 = _registered(
+        frame_ptr, r0, c0, visible, thermal, inverse, rectangle, span, CHANNELS, FLIPPED, WIDE, MAP
+    )
+    r01, g01, b01 = _registered(
+        frame_ptr, r0, c1, visible, thermal, inverse, rectangle, span, CHANNELS, FLIPPED, WIDE, MAP
+    )
+    r10, g10, b10 = _registered(
+        frame_ptr, r1, c0, visible, thermal, inverse, rectangle, span, CHANNELS, FLIPPED, WIDE, MAP
+    )
+    r11, g11, b11 = _registered(
+        frame_ptr, r1, c1, visible, thermal, inverse, rectangle, span, CHANNELS, FLIPPED, WIDE, MAP
+    )
+    red = _resized(r00, r01, r10, r11, west, east, upper, lower)
+    green = _resized(g00, g01, g10, g11, west, east, upper, lower)
+    blue = _resized(b00, b01, b10, b11, west, east, upper, lower)
+    _store(out_ptr, out_at, (red - 128).to(tl.float32) * 0.0078125, ok)
+    _store(out_ptr, out_at + PATCH * PATCH, (green - 128).to(tl.float32) * 0.0078125, ok)
+    _store(out_ptr, out_at + 2 * PATCH * PATCH, (blue - 128).to(tl.float32) * 0.0078125, ok)
 
 
 @triton.jit
@@ -328,24 +348,22 @@ def _crop_kernel(
     out_at = which.to(tl.int64) * (3 * SIZE * SIZE) + (token * (3 * PATCH * PATCH) + inside)
     if tl.load(present_ptr + which) == 0:
         blank = tl.zeros((TILE_ROWS, TILE_COLUMNS), tl.float32)
-        kind = out_ptr.dtype.element_ty
-        tl.store(out_ptr + out_at, (blank + MISSING_RED).to(kind), mask=ok)
-        tl.store(out_ptr + out_at + PATCH * PATCH, (blank + MISSING_GREEN).to(kind), mask=ok)
-        tl.store(out_ptr + out_at + 2 * PATCH * PATCH, (blank + MISSING_BLUE).to(kind), mask=ok)
+        _store(out_ptr, out_at, blank + MISSING_RED, ok)
+        _store(out_ptr, out_at + PATCH * PATCH, blank + MISSING_GREEN, ok)
+        _store(out_ptr, out_at + 2 * PATCH * PATCH, blank + MISSING_BLUE, ok)
     else:
         x, y, w, h, factor = target_state(given_ptr, state_ptr, target)
         left, top, side = window_of(x, y, w, h, factor)
-        visible_height = tl.load(geometry_ptr + HEIGHT).to(tl.int32)
-        visible_width = tl.load(geometry_ptr + WIDTH).to(tl.int32)
+        visible = (tl.load(geometry_ptr + HEIGHT).to(tl.int32), tl.load(geometry_ptr + WIDTH).to(tl.int32))
         if modality == 0:
             _crop_one(
-                rgb_ptr, geometry_ptr, visible_height, visible_width, left, top, side, row, column, out_ptr, out_at,
-                ok, SIZE, PATCH, 3, RGB_FLIPPED, False, "same",
+                rgb_ptr, geometry_ptr, visible, left, top, side, row, column, out_ptr, out_at, ok,
+                SIZE, PATCH, CHANNELS=3, FLIPPED=RGB_FLIPPED, WIDE=False, MAP="same",
             )  # fmt: skip
         else:
             _crop_one(
-                tir_ptr, geometry_ptr + FIELDS, visible_height, visible_width, left, top, side, row, column, out_ptr,
-                out_at, ok, SIZE, PATCH, TIR_CHANNELS, TIR_FLIPPED, TIR_WIDE, TIR_MAP,
+                tir_ptr, geometry_ptr + FIELDS, visible, left, top, side, row, column, out_ptr, out_at, ok,
+                SIZE, PATCH, CHANNELS=TIR_CHANNELS, FLIPPED=TIR_FLIPPED, WIDE=TIR_WIDE, MAP=TIR_MAP,
             )  # fmt: skip
 
 
@@ -361,7 +379,7 @@ def crop(
     kind: FrameKind,
     size: int,
     patch: int,
-    tile_rows: int = 16,
+    tile_rows: int = 8,
     tile_columns: int = 64,
     warps: int = 4,
 ) -> Tensor:
