@@ -35,6 +35,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from ckd_fast.kernels import attention as attention_file
+from ckd_fast.kernels import crop as crop_file
 from ckd_fast.kernels import distillation as distillation_file
 from ckd_fast.kernels import elimination as elimination_file
 from ckd_fast.kernels import linear as linear_file
@@ -155,8 +156,31 @@ def variants(dtype: torch.dtype) -> list[Variant]:
         _, moments = distillation_file.distillation_forward(features, reading)
         return distillation_file.distillation_backward(features, moments, upstream, reading)
 
+    def cut(kind: crop_file.FrameKind) -> Callable[[], object]:
+        size, patch = 256, 16
+        wide = torch.uint16 if kind.tir_wide else torch.uint8
+        rgb, tir = empty(480 * 640 * 3, kind=torch.uint8), empty(480 * 640 * kind.tir_channels, kind=wide)
+        tables = [
+            empty(2, crop_file.GEOMETRY, kind=torch.float64),
+            empty(TARGETS, crop_file.GIVEN, kind=torch.float64),
+            empty(TARGETS, crop_file.STATE, kind=torch.float64),
+        ]
+        out = empty(BRANCHES, TARGETS, (size // patch) ** 2, 3 * patch * patch)
+        return lambda: crop_file.crop(rgb, tir, *tables, present, out, kind=kind, size=size, patch=patch)
+
     attend = attention_file.attention
     return [
+        Variant("crop: one size", cut(crop_file.FrameKind()), matrix=False),
+        Variant(
+            "crop: 16-bit thermal, scaled",
+            cut(crop_file.FrameKind(tir_channels=1, tir_wide=True, tir_map="scaled")),
+            matrix=False,
+        ),
+        Variant(
+            "crop: thermal by homography",
+            cut(crop_file.FrameKind(tir_map="homography")),
+            matrix=False,
+        ),
         Variant("qkv: norm", layer(3 * DIM, DIM, norm=True), matrix=True),
         Variant("proj: residual, statistics, split 2", layer(DIM, DIM, stats=True, split_k=2), matrix=True),
         Variant("proj of kept rows", layer(DIM, DIM, stats=True, indexed=True, split_k=2), matrix=True),
