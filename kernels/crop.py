@@ -185,8 +185,7 @@ def _raw(
         third = _levels(tl.load(at + 2, mask=ok, other=0), span, WIDE)
         if FLIPPED:
             return third, second, first
-        else:
-            return first, second, third
+        return first, second, third
 
 
 @triton.jit
