@@ -36,24 +36,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Rows of `geometry`: what is known of one modality's frame and of the rectangle of it that was uploaded.
+# Columns of `geometry`: height and width of a modality's whole frame; first row and column, rows and columns of the
+# rectangle of it that was uploaded; the 16-bit values that become 0 and 255; and from INVERSE on nine values, row by
+# row: the matrix from visible pixels (x, y, 1) to thermal ones. What `FrameKind` does not call for is not used.
+HEIGHT, WIDTH, ORIGIN_ROW, ORIGIN_COLUMN, ROWS, COLUMNS, LOW, HIGH, INVERSE = range(9)
 GEOMETRY = 18
-HEIGHT = tl.constexpr(0)  # of the whole frame
-WIDTH = tl.constexpr(1)
-ORIGIN_ROW = tl.constexpr(2)  # first pixel of the rectangle
-ORIGIN_COLUMN = tl.constexpr(3)
-ROWS = tl.constexpr(4)  # of the rectangle
-COLUMNS = tl.constexpr(5)
-LOW = tl.constexpr(6)  # 16-bit values that become 0 and 255
-HIGH = tl.constexpr(7)
-INVERSE = tl.constexpr(8)  # nine values, row by row: from visible pixels (x, y, 1) to thermal ones
+# The same for kernels, which read no global name that is not a constexpr.
+_HEIGHT, _WIDTH, _ORIGIN_ROW, _ORIGIN_COLUMN, _ROWS, _COLUMNS, _LOW, _HIGH, _INVERSE = map(tl.constexpr, range(9))
 
 GIVEN = 8  # columns of `given`: x, y, w, h, factor, carry, lost_threshold, lost_scale
 STATE = 5  # columns of `state`: x, y, w, h, factor
 
-# The means that the network's inputs are normalised with; a missing modality shows them.
-_RED, _GREEN, _BLUE = ((255 * mean - 128) / 128 for mean in (0.485, 0.456, 0.406))
-MISSING_RED, MISSING_GREEN, MISSING_BLUE = tl.constexpr(_RED), tl.constexpr(_GREEN), tl.constexpr(_BLUE)
+# What a missing modality shows: the means that the network's inputs are normalised with.
+_RED, _GREEN, _BLUE = (tl.constexpr((255 * mean - 128) / 128) for mean in (0.485, 0.456, 0.406))
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,7 @@ def _half_even(value):
 
 
 @triton.jit
-def target_state(given_ptr, state_ptr, target):
+def target_state(given_ptr, state_ptr, target):  # noqa: ANN201 - typed by Triton, as all jit functions
     """Box x, y, w, h and factor of a target (float64): what the frame before left behind, or what the host says."""
     given, state = given_ptr + target * 8, state_ptr + target * 5
     carried = tl.load(given + 5) != 0
@@ -98,16 +93,15 @@ def target_state(given_ptr, state_ptr, target):
 
 
 @triton.jit
-def window_of(x, y, w, h, factor):
+def window_of(x, y, w, h, factor):  # noqa: ANN201 - as above
     """The square around a box: left, top, side (int32); side 1 where the box is empty or not finite."""
     area = w * h
     side = tl.ceil(tl.sqrt(tl.where(area > 0, area, 0.0)) * factor)
-    # The bounds keep boxes that are not finite from becoming undefined integers; frames are far smaller.
-    side = tl.minimum(tl.maximum(side, 1.0), 1e9)
-    left = _half_even(x + 0.5 * w - 0.5 * side)
-    top = _half_even(y + 0.5 * h - 0.5 * side)
-    left = tl.minimum(tl.maximum(left, -1e9), 1e9)
-    top = tl.minimum(tl.maximum(top, -1e9), 1e9)
+    # Boxes that are not finite must not become undefined integers; frames are far smaller than the bounds.
+    side = tl.where((side >= 1.0) & (side < 1e9), side, 1.0)
+    left, top = x + 0.5 * w - 0.5 * side, y + 0.5 * h - 0.5 * side
+    left = _half_even(tl.where((left > -1e9) & (left < 1e9), left, -1e9))
+    top = _half_even(tl.where((top > -1e9) & (top < 1e9), top, -1e9))
     return left.to(tl.int32), top.to(tl.int32), side.to(tl.int32)
 
 
@@ -178,14 +172,13 @@ def _raw(
     ok = ok & ((row >= 0) & (row < rows)) & ((column >= 0) & (column < columns))
     at = frame_ptr + (row * (columns * CHANNELS) + column * CHANNELS)
     first = _levels(tl.load(at, mask=ok, other=0), span, WIDE)
-    if CHANNELS == 1:
-        return first, first, first
-    else:  # noqa: RET505 - a branch on a constant: only one of both is compiled
+    second, third = first, first
+    if CHANNELS == 3:
         second = _levels(tl.load(at + 1, mask=ok, other=0), span, WIDE)
         third = _levels(tl.load(at + 2, mask=ok, other=0), span, WIDE)
-        if FLIPPED:
-            return third, second, first
-        return first, second, third
+    if FLIPPED:
+        first, third = third, first
+    return first, second, third
 
 
 @triton.jit
@@ -256,11 +249,12 @@ def _registered(
     """Red, green and blue (int32, 0..255) at places of the visible grid, rows [R, 1] and columns [1, C], -1: black."""
     if MAP == "same":
         ok = (row >= 0) & (column >= 0)
-        return _raw(frame_ptr, row, column, ok, rectangle, span, CHANNELS, FLIPPED, WIDE)
-    elif MAP == "scaled":  # noqa: RET505 - branches on a constant
-        return _scaled(frame_ptr, row, column, visible, thermal, rectangle, span, CHANNELS, FLIPPED, WIDE)
+        red, green, blue = _raw(frame_ptr, row, column, ok, rectangle, span, CHANNELS, FLIPPED, WIDE)
+    elif MAP == "scaled":
+        red, green, blue = _scaled(frame_ptr, row, column, visible, thermal, rectangle, span, CHANNELS, FLIPPED, WIDE)
     else:
-        return _warped(frame_ptr, row, column, thermal, inverse, rectangle, span, CHANNELS, FLIPPED, WIDE)
+        red, green, blue = _warped(frame_ptr, row, column, thermal, inverse, rectangle, span, CHANNELS, FLIPPED, WIDE)
+    return red, green, blue
 
 
 @triton.jit
@@ -270,24 +264,24 @@ def _crop_one(
     MAP: tl.constexpr,
 ):  # fmt: skip
     """A tile of one crop of one modality."""
-    thermal = (tl.load(geometry + HEIGHT).to(tl.int32), tl.load(geometry + WIDTH).to(tl.int32))
+    thermal = (tl.load(geometry + _HEIGHT).to(tl.int32), tl.load(geometry + _WIDTH).to(tl.int32))
     rectangle = (
-        tl.load(geometry + ORIGIN_ROW).to(tl.int32),
-        tl.load(geometry + ORIGIN_COLUMN).to(tl.int32),
-        tl.load(geometry + ROWS).to(tl.int32),
-        tl.load(geometry + COLUMNS).to(tl.int32),
+        tl.load(geometry + _ORIGIN_ROW).to(tl.int32),
+        tl.load(geometry + _ORIGIN_COLUMN).to(tl.int32),
+        tl.load(geometry + _ROWS).to(tl.int32),
+        tl.load(geometry + _COLUMNS).to(tl.int32),
     )
-    span = (tl.load(geometry + LOW).to(tl.int32), tl.load(geometry + HIGH).to(tl.int32))
+    span = (tl.load(geometry + _LOW).to(tl.int32), tl.load(geometry + _HIGH).to(tl.int32))
     inverse = (
-        tl.load(geometry + INVERSE).to(tl.float32),
-        tl.load(geometry + INVERSE + 1).to(tl.float32),
-        tl.load(geometry + INVERSE + 2).to(tl.float32),
-        tl.load(geometry + INVERSE + 3).to(tl.float32),
-        tl.load(geometry + INVERSE + 4).to(tl.float32),
-        tl.load(geometry + INVERSE + 5).to(tl.float32),
-        tl.load(geometry + INVERSE + 6).to(tl.float32),
-        tl.load(geometry + INVERSE + 7).to(tl.float32),
-        tl.load(geometry + INVERSE + 8).to(tl.float32),
+        tl.load(geometry + _INVERSE).to(tl.float32),
+        tl.load(geometry + _INVERSE + 1).to(tl.float32),
+        tl.load(geometry + _INVERSE + 2).to(tl.float32),
+        tl.load(geometry + _INVERSE + 3).to(tl.float32),
+        tl.load(geometry + _INVERSE + 4).to(tl.float32),
+        tl.load(geometry + _INVERSE + 5).to(tl.float32),
+        tl.load(geometry + _INVERSE + 6).to(tl.float32),
+        tl.load(geometry + _INVERSE + 7).to(tl.float32),
+        tl.load(geometry + _INVERSE + 8).to(tl.float32),
     )
     size = tl.full((), SIZE, tl.int32)
     r0, r1, upper, lower = _window_taps(row, size, top, side, visible[0], HORIZONTAL=False)
@@ -347,13 +341,13 @@ def _crop_kernel(
     out_at = which.to(tl.int64) * (3 * SIZE * SIZE) + (token * (3 * PATCH * PATCH) + inside)
     if tl.load(present_ptr + which) == 0:
         blank = tl.zeros((TILE_ROWS, TILE_COLUMNS), tl.float32)
-        _store(out_ptr, out_at, blank + MISSING_RED, ok)
-        _store(out_ptr, out_at + PATCH * PATCH, blank + MISSING_GREEN, ok)
-        _store(out_ptr, out_at + 2 * PATCH * PATCH, blank + MISSING_BLUE, ok)
+        _store(out_ptr, out_at, blank + _RED, ok)
+        _store(out_ptr, out_at + PATCH * PATCH, blank + _GREEN, ok)
+        _store(out_ptr, out_at + 2 * PATCH * PATCH, blank + _BLUE, ok)
     else:
         x, y, w, h, factor = target_state(given_ptr, state_ptr, target)
         left, top, side = window_of(x, y, w, h, factor)
-        visible = (tl.load(geometry_ptr + HEIGHT).to(tl.int32), tl.load(geometry_ptr + WIDTH).to(tl.int32))
+        visible = (tl.load(geometry_ptr + _HEIGHT).to(tl.int32), tl.load(geometry_ptr + _WIDTH).to(tl.int32))
         if modality == 0:
             _crop_one(
                 rgb_ptr, geometry_ptr, visible, left, top, side, row, column, out_ptr, out_at, ok,

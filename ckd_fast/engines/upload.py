@@ -17,7 +17,7 @@ from ckd_fast.frames import Size
 from ckd_fast.reference.preprocess import Window
 
 MARGIN_PX = 2  # a bilinear tap's neighbour, and the rounding of positions
-FLATTEST = 1e-3  # how unequal a homography's denominators may be before the whole frame is taken
+FLATTEST = 1e-3  # a homography's denominator, in units of its terms, under which the whole frame is taken
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def warped_rectangle(visible: Rectangle, inverse: NDArray[np.float64], thermal_s
     rows = (visible.row, visible.row + visible.rows - 1)
     corners = np.array([(x, y, 1.0) for x in columns for y in rows])
     x, y, depth = inverse @ corners.T
-    if depth.min() * depth.max() <= 0 or abs(depth).min() < FLATTEST * abs(depth).max():
+    if depth.min() * depth.max() <= 0 or abs(depth).min() < FLATTEST * (abs(inverse[2]) @ corners.T).max():
         return _whole(thermal_size)
     x, y = x / depth, y / depth
     height, width = thermal_size
