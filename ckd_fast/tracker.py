@@ -96,7 +96,9 @@ class Follower(ABC):
         box = (frame_size[1] / 2 - side / 2, frame_size[0] / 2 - side / 2, side, side)
         slot = self.engine.remember(frames, box)
         for _ in range(MOST_PENDING):  # engines with two frame buffers have something to do for each
-            self.engine.find([Search(slot, box, self.engine.config.search_factor)] * targets, frames)
+            for start in range(0, targets, self.engine.most_targets or targets):
+                count = min(targets - start, self.engine.most_targets or targets)
+                self.engine.find([Search(slot, box, self.engine.config.search_factor)] * count, frames)
 
     def _search(self, target: Target, frames: RawPair, form: FrameForm) -> Search:
         """Where to look for a target whose box belongs to frames of the size `form`."""

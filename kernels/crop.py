@@ -80,7 +80,7 @@ def _half_even(value):
 
 
 @triton.jit
-def target_state(given_ptr, state_ptr, target):  # noqa: ANN201 - typed by Triton, as all jit functions
+def target_state(given_ptr, state_ptr, target):
     """Box x, y, w, h and factor of a target (float64): what the frame before left behind, or what the host says."""
     given, state = given_ptr + target * 8, state_ptr + target * 5
     carried = tl.load(given + 5) != 0
@@ -93,7 +93,7 @@ def target_state(given_ptr, state_ptr, target):  # noqa: ANN201 - typed by Trito
 
 
 @triton.jit
-def window_of(x, y, w, h, factor):  # noqa: ANN201 - as above
+def window_of(x, y, w, h, factor):
     """The square around a box: left, top, side (int32); side 1 where the box is empty or not finite."""
     area = w * h
     side = tl.ceil(tl.sqrt(tl.where(area > 0, area, 0.0)) * factor)

@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .crop import GEOMETRY, GIVEN, STATE, target_state, window_of
+from .overlap import await_producer, launch_options
 
 RESULT = 6  # x, y, w, h, score, cell
 CLIP_MARGIN_PX = 10.0
@@ -51,8 +52,10 @@ def _decode_kernel(
     grid,
     size,
     CELLS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """One target."""
+    await_producer(OVERLAP)
     target = tl.program_id(0)
     cells = grid * grid
     cell = tl.arange(0, CELLS)
@@ -121,6 +124,7 @@ def decode(
     result: Tensor,
     *,
     search_size: int,
+    overlap: bool = False,
 ) -> Tensor:
     """Boxes of B targets.
 
@@ -133,6 +137,7 @@ def decode(
         fixed: from `constants`.
         result: written to, [B, 6] float64: x, y, w, h, score, cell; a score of NaN says that maps were not finite.
         search_size: side of the search crop.
+        overlap: see overlap.py.
 
     Returns:
         `result`.
@@ -151,6 +156,7 @@ def decode(
     # One program per target.
     _decode_kernel[(targets,)](
         maps, window, geometry, given, state, fixed, result, round(cells**0.5), search_size,
-        CELLS=triton.next_power_of_2(cells), num_warps=4, enable_fp_fusion=False,
+        CELLS=triton.next_power_of_2(cells), OVERLAP=overlap, num_warps=4, enable_fp_fusion=False,
+        **launch_options(overlap=overlap),
     )  # fmt: skip
     return result

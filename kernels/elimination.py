@@ -28,6 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import TemplateRows, attention
+from .overlap import await_producer, launch_options
 
 RANKED_ROWS = 64
 
@@ -112,8 +113,10 @@ def _rank_kernel(
     ALL: tl.constexpr,  # search rounded up to a power of two
     SOME: tl.constexpr,
     TEMPLATE: tl.constexpr,  # template rounded up to a power of two
+    OVERLAP: tl.constexpr,
 ):
     """Rank some of the tokens of one target; one decision for all branches, or of one branch."""
+    await_producer(OVERLAP)
     part, target, decider = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     count = tl.load(counts_ptr + target)
     other, mine = tl.arange(0, ALL), part * SOME + tl.arange(0, SOME)
@@ -163,6 +166,7 @@ def decide(
     present: Tensor,
     place: Tensor,
     out: Decision | None = None,
+    overlap: bool = False,
 ) -> Decision:
     """Score and rank the current search tokens.
 
@@ -175,6 +179,7 @@ def decide(
         present: [S, B] int32, 0 where a modality is missing.
         place: written to, [S, B, search tokens of the crop] int32; later eliminations go on with it.
         out: written to, from `new_decision`; made if None.
+        overlap: see overlap.py.
 
     Returns:
         `out`.
@@ -218,7 +223,9 @@ def decide(
         ALL=triton.next_power_of_2(search),
         SOME=some,
         TEMPLATE=triton.next_power_of_2(template),
+        OVERLAP=overlap,
         num_warps=8,
+        **launch_options(overlap=overlap),
     )
     return decision
 

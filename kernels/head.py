@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .linear import Tiles
+from .overlap import await_producer, launch_options
 
 TOWERS = 3  # score, offset, size
 TAPS = 9
@@ -56,8 +57,10 @@ def _gather_taps_kernel(
     BRANCHES: tl.constexpr,
     CELLS: tl.constexpr,
     WIDTH: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Some cells and features of one target."""
+    await_producer(OVERLAP)
     tile, part, target = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     cell = tile * CELLS + tl.arange(0, CELLS)
     feature = part * WIDTH + tl.arange(0, WIDTH)
@@ -88,6 +91,7 @@ def gather_taps(
     tile_cells: int = 16,
     tile_features: int = 128,
     warps: int = 4,
+    overlap: bool = False,
 ) -> Tensor:
     """The first convolution's sum over taps and branches, its bias and relu.
 
@@ -98,6 +102,7 @@ def gather_taps(
         template_tokens: rows of the sequence that `products` leaves out.
         out: written to, [B, cells, F]; made if None.
         tile_cells, tile_features, warps: size of one program's work.
+        overlap: see overlap.py.
     """
     branches, targets, live, columns = products.shape
     cells, features = place.shape[2], columns // TAPS
@@ -124,7 +129,9 @@ def gather_taps(
         BRANCHES=branches,
         CELLS=tile_cells,
         WIDTH=tile_features,
+        OVERLAP=overlap,
         num_warps=warps,
+        **launch_options(overlap=overlap),
     )
     return out
 
@@ -149,8 +156,10 @@ def _convolution_kernel(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Some cells and features of one tower and target."""
+    await_producer(OVERLAP)
     tile, tower, target = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     cell = tile // COLUMN_TILES * CELLS + tl.arange(0, CELLS)
     feature = tile % COLUMN_TILES * COLUMNS + tl.arange(0, COLUMNS)
@@ -211,6 +220,7 @@ def convolution(
     out: Tensor | None = None,
     tiles: Tiles | None = None,
     tf32: bool = False,
+    overlap: bool = False,
 ) -> Tensor:
     """A 3x3 convolution with relu in each of the three towers.
 
@@ -221,6 +231,7 @@ def convolution(
         out: written to, [B, cells, 3 * F]; made if None.
         tiles: sizes of one program's work; rows are cells.
         tf32: let float32 products round their factors to tf32.
+        overlap: see overlap.py.
     """
     tiles = tiles or Tiles(columns=32)
     _check_convolution(x, weight, bias)
@@ -235,7 +246,8 @@ def convolution(
     _convolution_kernel[(triton.cdiv(cells, tiles.rows) * column_tiles, TOWERS, targets)](
         x, weight, bias, out, bias, bias, bias, round(cells**0.5), channels, features, SCORE_MARGIN,
         LAST=False, TOWERS=TOWERS, COLUMN_TILES=column_tiles, CELLS=tiles.rows, COLUMNS=tiles.columns,
-        DEPTH=tiles.depth, PRECISION="tf32" if tf32 else "ieee", num_warps=tiles.warps, num_stages=tiles.stages,
+        DEPTH=tiles.depth, PRECISION="tf32" if tf32 else "ieee", OVERLAP=overlap, num_warps=tiles.warps,
+        num_stages=tiles.stages, **launch_options(overlap=overlap),
     )  # fmt: skip
     return out
 
@@ -250,6 +262,7 @@ def last_convolution(
     maps: Tensor | None = None,
     tiles: Tiles | None = None,
     tf32: bool = False,
+    overlap: bool = False,
 ) -> Tensor:
     """The last 3x3 convolution of each tower and, in its epilogue, the 1x1 convolution to the maps.
 
@@ -260,6 +273,7 @@ def last_convolution(
         maps: written to, [B, 3, 2, cells] float32; made if None.
         tiles: rows are cells; all features are in one tile.
         tf32: let float32 products round their factors to tf32.
+        overlap: see overlap.py.
 
     Returns:
         `maps`; score and size clamped to [1e-4, 1 - 1e-4].
@@ -279,6 +293,7 @@ def last_convolution(
         x, weight, bias, x, map_weight, map_bias, maps, round(cells**0.5), channels, features, SCORE_MARGIN,
         LAST=True, TOWERS=TOWERS, COLUMN_TILES=1, CELLS=tiles.rows,
         COLUMNS=max(16, triton.next_power_of_2(features)), DEPTH=tiles.depth,
-        PRECISION="tf32" if tf32 else "ieee", num_warps=tiles.warps, num_stages=tiles.stages,
+        PRECISION="tf32" if tf32 else "ieee", OVERLAP=overlap, num_warps=tiles.warps,
+        num_stages=tiles.stages, **launch_options(overlap=overlap),
     )  # fmt: skip
     return maps

@@ -30,6 +30,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .overlap import await_producer, launch_options
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -219,8 +221,10 @@ def _linear_kernel(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """One tile of the result [ROWS, COLUMNS] of one branch, or one part of its sum over K."""
+    await_producer(OVERLAP)
     tile, branch, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     # Neighbouring programs share rows of x: a tile of x is small, the weights stream.
     row_tile, column_tile = tile // COLUMN_TILES, tile % COLUMN_TILES
@@ -300,8 +304,10 @@ def _join_kernel(
     SPLITS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Add the parts of one tile in order, then the epilogue; arguments as above."""
+    await_producer(OVERLAP)
     tile, branch = tl.program_id(0), tl.program_id(1)
     row_tile, column_tile = tile // COLUMN_TILES, tile % COLUMN_TILES
     row = row_tile * ROWS + tl.arange(0, ROWS)
@@ -343,6 +349,7 @@ def linear(
     partial: Tensor | None = None,
     tiles: Tiles | None = None,
     tf32: bool = False,
+    overlap: bool = False,
 ) -> Tensor:
     """Apply one layer of S branches to B targets.
 
@@ -363,6 +370,7 @@ def linear(
         partial: scratch for split_k > 1, [split_k, S, B * M, F] float32; made if None.
         tiles: sizes of one program's work.
         tf32: let float32 products round their factors to tf32.
+        overlap: see overlap.py.
 
     Returns:
         `out`.
@@ -434,7 +442,9 @@ def linear(
         "SPLITS": split_k,
         "ROWS": tiles.rows,
         "COLUMNS": tiles.columns,
+        "OVERLAP": overlap,
         "num_warps": tiles.warps,
+        **launch_options(overlap=overlap),
     }
     programs = triton.cdiv(rows_out, tiles.rows) * column_tiles
     # One program per tile of the result, branch and part of K.

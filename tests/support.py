@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ckd_fast.kernels.linear import Tiles
+from ckd_fast.kernels.tiles import Choice, Work
 from ckd_fast.reference.config import ModelConfig
 from ckd_fast.weights.keys import from_authors
 
@@ -86,3 +88,12 @@ def assert_as_exact(value: Tensor, twin: Tensor, exact: Tensor, *, rounding: flo
     bound = 2 * max_error(twin, exact) + rounding * scale + 1e-7 * scale
     error = max_error(value, exact)
     assert error <= bound, f"error {error:.3g} against float64, plain PyTorch makes {max_error(twin, exact):.3g}"
+
+
+def large_tiles(work: Work) -> Choice:
+    """Few, large programs: in the interpreter a program costs the same whatever its size."""
+    if work.kernel == "crop":
+        return Choice(Tiles(rows=32, columns=128))
+    if work.kernel == "attention":
+        return Choice(Tiles(rows=128, columns=128))
+    return Choice(Tiles(rows=256, columns=256, depth=256), split_k=2 if work.depth >= 1024 else 1)

@@ -164,7 +164,8 @@ class Engine(ABC):
         The template is embedded anew, as the authors' measurement does, and all template tokens decide.
         """
 
-    def _not_finite(self) -> EngineError:
+    def not_finite(self) -> EngineError:
+        """The error of a result that is no number."""
         return EngineError(
             f"the network's result is not finite on engine {self}: the weights overflow in this precision; "
             "try dtype='bfloat16' or 'float32', and check the weights"
@@ -221,7 +222,7 @@ class HostEngine(Engine):
         ran = time.perf_counter()
         peak = find_peak(maps, self._window)
         if not (torch.isfinite(peak.boxes_cxcywh).all() and torch.isfinite(peak.score).all()):
-            raise self._not_finite()
+            raise self.not_finite()
         located = []
         for index, both in enumerate(crops):
             factor = next(c.resize_factor for c in both if c is not None)

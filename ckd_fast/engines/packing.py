@@ -74,9 +74,9 @@ def tensors_of(packed: object) -> list[Tensor]:
     """Every tensor inside nested dataclasses and tuples."""
     if isinstance(packed, Tensor):
         return [packed]
-    if isinstance(packed, tuple):
+    if isinstance(packed, tuple | list):
         return [tensor for part in packed for tensor in tensors_of(part)]
-    if is_dataclass(packed):
+    if is_dataclass(packed) and not isinstance(packed, type):
         return [tensor for field in fields(packed) for tensor in tensors_of(getattr(packed, field.name))]
     return []
 
@@ -144,6 +144,14 @@ def pack(student: Student, device: torch.device, dtype: torch.dtype) -> PackedSt
         map_weight=map_weight.to(device),
         map_bias=map_bias.to(device),
     )
+
+
+def unfolded_patch(student: Student, device: torch.device, dtype: torch.dtype) -> PlainLinear:
+    """The patch embedding for crops that are normalised already."""
+    both = student.branches
+    weight = torch.stack([branch.patch_embed.weight.detach().flatten(1) for branch in both])
+    bias = torch.stack([_bias(branch.patch_embed) for branch in both])
+    return PlainLinear(weight.to(device, dtype).contiguous(), bias.to(device, torch.float32).contiguous())
 
 
 def _bias(convolution: nn.Conv2d) -> Tensor:

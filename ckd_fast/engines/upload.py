@@ -1,20 +1,30 @@
-"""Which part of the raw frames a call's crops can touch, so that no more is copied to the device.
+"""Frames and boxes on their way to the device: which part of the frames is needed, and the memory it goes through.
 
-Everything here may say too much, never too little; `tests/engines/test_upload.py` compares crops from the part with
-crops from the whole.
+What says which part may say too much, never too little; `tests/engines/test_upload.py` compares crops from the part
+with crops from the whole.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
+import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from ckd_fast.frames import Size
-from ckd_fast.reference.preprocess import Window
+from ckd_fast.config import Homography
+from ckd_fast.frames import RawPair, Size
+from ckd_fast.kernels.crop import GEOMETRY, GIVEN, FrameKind
+from ckd_fast.reference.preprocess import Window, crop_window
+from ckd_fast.types import Box
+
+if TYPE_CHECKING:
+    from ckd_fast.frames import RawFrame
 
 MARGIN_PX = 2  # a bilinear tap's neighbour, and the rounding of positions
 FLATTEST = 1e-3  # a homography's denominator, in units of its terms, under which the whole frame is taken
@@ -112,3 +122,169 @@ def warped_rectangle(visible: Rectangle, inverse: NDArray[np.float64], thermal_s
         min(math.ceil(min(y.max(), 1e6)) + MARGIN_PX + 1, height),
         min(math.ceil(min(x.max(), 1e6)) + MARGIN_PX + 1, width),
     )
+
+
+def kind_of(frames: RawPair, like: FrameKind) -> FrameKind:
+    """What the crop kernel must know of a pair; for a missing modality, which it does not read, as `like`."""
+    flipped = frames.config.color == "bgr"
+    kind = like
+    if frames.rgb is not None:
+        kind = replace(kind, rgb_flipped=flipped != _reversed(frames.rgb))
+    if frames.tir is not None:
+        channels = frames.tir.shape[2]
+        if frames.config.tir_to_rgb is not None:
+            place: Literal["same", "scaled", "homography"] = "homography"
+        else:
+            place = "same" if frames.form.tir_size == frames.form.rgb_size else "scaled"
+        kind = FrameKind(
+            rgb_flipped=kind.rgb_flipped,
+            tir_channels=channels,
+            tir_flipped=channels == 3 and flipped != _reversed(frames.tir),
+            tir_wide=frames.form.tir_range is not None,
+            tir_map=place,
+        )
+    return kind
+
+
+def _reversed(frame: RawFrame) -> bool:
+    """A view with its channels turned around, as `frame[:, :, ::-1]` is: its memory is copied as it lies."""
+    return isinstance(frame, np.ndarray) and frame.shape[2] == 3 and frame.strides[2] < 0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One target's place in a call.
+
+    Attributes:
+        box: None to carry on from the device's state.
+        factor: of the crop, with a box.
+        lost_threshold, lost_scale: for the next crop without a box.
+    """
+
+    box: Box | None
+    factor: float
+    lost_threshold: float = 0.0
+    lost_scale: float = 1.0
+
+
+class FrameBuffer:
+    """Host and device memory for the frames, boxes and geometry of one call.
+
+    On a GPU the host side is pinned, so that copies run beside computation. Control values and the visible frame lie
+    side by side and go up together.
+
+    Args:
+        rgb_bytes, tir_bytes: room for frames.
+        lanes: room for targets.
+        device: where to.
+    """
+
+    def __init__(self, rgb_bytes: int, tir_bytes: int, lanes: int, device: torch.device) -> None:
+        self.capacity = (rgb_bytes, tir_bytes)
+        self.lanes = lanes
+        pinned = device.type == "cuda"
+        given_at = 2 * GEOMETRY * 8
+        present_at = given_at + lanes * GIVEN * 8
+        self._rgb_at = -(-(present_at + 2 * lanes * 4) // 256) * 256
+        self._tir_at = -(-(self._rgb_at + rgb_bytes) // 256) * 256
+        total = self._tir_at + tir_bytes
+        self._host = torch.zeros(total, dtype=torch.uint8, pin_memory=pinned)
+        self._device = torch.zeros(total, dtype=torch.uint8, device=device)
+        self._bytes = self._host.numpy()
+        self._geometry = self._bytes[:given_at].view(np.float64).reshape(2, GEOMETRY)
+        self._given = self._bytes[given_at:present_at].view(np.float64).reshape(lanes, GIVEN)
+        self._present = self._bytes[present_at : present_at + 2 * lanes * 4].view(np.int32)
+        self.geometry = self._device[:given_at].view(torch.float64).view(2, GEOMETRY)
+        self._device_given = self._device[given_at:present_at].view(torch.float64).view(lanes, GIVEN)
+        self._device_present = self._device[present_at : present_at + 2 * lanes * 4].view(torch.int32)
+        self.rgb = self._device[self._rgb_at : self._rgb_at + rgb_bytes]
+        self._tir = self._device[self._tir_at :]
+        self._inverse: tuple[object, NDArray[np.float64]] = (None, np.eye(3))
+        self._rgb_used = self._tir_used = 0
+        self._on_device: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def bytes(self) -> int:
+        """Device memory."""
+        return self._device.numel()
+
+    def given(self, targets: int) -> Tensor:
+        """Boxes and factors of the first lanes [targets, GIVEN], on the device."""
+        return self._device_given[:targets]
+
+    def present(self, targets: int) -> Tensor:
+        """Which modalities are there [2, targets], on the device."""
+        return self._device_present[: 2 * targets].view(2, targets)
+
+    def tir(self, kind: FrameKind) -> Tensor:
+        """The thermal frame's memory, on the device."""
+        return self._tir.view(torch.uint16) if kind.tir_wide else self._tir
+
+    def fill(self, frames: RawPair, wanted: Sequence[Wanted], lanes: int) -> None:
+        """Copy one call's values and the part of the frames that it needs; `lanes` - len(wanted) lanes stay empty."""
+        given = self._given[:lanes]
+        given[:] = 0.0
+        for row, want in zip(given, wanted, strict=False):
+            x, y, w, h = want.box or (0.0, 0.0, 0.0, 0.0)
+            row[:] = (x, y, w, h, want.factor, want.box is None, want.lost_threshold, want.lost_scale)
+        self._present[:lanes] = frames.rgb is not None
+        self._present[lanes : 2 * lanes] = frames.tir is not None
+        size, thermal_size = frames.form.rgb_size, frames.form.tir_size
+        if any(want.box is None for want in wanted):
+            part = _whole(size)  # the host does not know where the crops will be
+        else:
+            part = rectangle_of([crop_window(want.box, want.factor) for want in wanted if want.box is not None], size)
+        thermal_part = part
+        geometry = self._geometry
+        geometry[0, :8] = (*size, part.row, part.column, part.rows, part.columns, 0, 0)
+        if frames.config.tir_to_rgb is not None:
+            inverse = self._inverse_of(frames.config.tir_to_rgb)
+            thermal_part = warped_rectangle(part, inverse, thermal_size)
+            geometry[1, 8:17] = inverse.ravel()
+        elif thermal_size != size:
+            thermal_part = scaled_rectangle(part, size, thermal_size)
+        low, high = frames.form.tir_range or (0, 255)
+        place = (thermal_part.row, thermal_part.column, thermal_part.rows, thermal_part.columns)
+        geometry[1, :8] = (*thermal_size, *place, low, high)
+        self._on_device.clear()
+        self._rgb_used = self._copy(frames.rgb, part, self._rgb_at)
+        self._tir_used = self._copy(frames.tir, thermal_part, self._tir_at)
+
+    def upload(self) -> None:
+        """Send what was filled in; on a GPU without waiting, on the current stream."""
+        self._send(0, self._rgb_at + self._rgb_used)
+        if self._tir_used:
+            self._send(self._tir_at, self._tir_used)
+        for target, source in self._on_device:
+            target.copy_(source, non_blocking=True)
+
+    @property
+    def from_device(self) -> bool:
+        """A frame of this call lies on the device already, perhaps unfinished on the caller's stream."""
+        return bool(self._on_device)
+
+    def _send(self, start: int, count: int) -> None:
+        self._device[start : start + count].copy_(self._host[start : start + count], non_blocking=True)
+
+    def _copy(self, frame: RawFrame | None, part: Rectangle, start: int) -> int:
+        """Put a part of a frame into the host's memory; returns the bytes to send."""
+        if frame is None or part == NOTHING:
+            return 0
+        shown = frame[part.row : part.row + part.rows, part.column : part.column + part.columns]
+        if isinstance(shown, Tensor):
+            count = shown.numel() * shown.element_size()
+            # Types do not matter to a copy of bytes, and uint16 tensors can do little else.
+            target = self._device[start : start + count].view(shown.dtype).view(shown.shape)
+            self._on_device.append((target, shown))
+            return 0
+        if _reversed(shown):
+            shown = shown[:, :, ::-1]
+        room = self._bytes[start : start + shown.nbytes].view(shown.dtype).reshape(shown.shape)
+        np.copyto(room, shown)
+        return shown.nbytes
+
+    def _inverse_of(self, homography: Homography) -> NDArray[np.float64]:
+        """Inverted as OpenCV inverts it when it warps; the last one is kept."""
+        if self._inverse[0] is not homography:
+            self._inverse = (homography, np.asarray(cv2.invert(np.array(homography, np.float64))[1], np.float64))
+        return self._inverse[1]
