@@ -288,21 +288,24 @@ def _crop_one(
     c0, c1, west, east = _window_taps(column, size, left, side, visible[1], HORIZONTAL=True)
     r0, r1, upper, lower = r0[:, None], r1[:, None], upper[:, None], lower[:, None]
     c0, c1, west, east = c0[None, :], c1[None, :], west[None, :], east[None, :]
-    r00, g00, b00 = _registered(
-        frame_ptr, r0, c0, visible, thermal, inverse, rectangle, span, CHANNELS, FLIPPED, WIDE, MAP
-    )
-    r01, g01, b01 = _registered(
-        frame_ptr, r0, c1, visible, thermal, inverse, rectangle, span, CHANNELS, FLIPPED, WIDE, MAP
-    )
-    r10, g10, b10 = _registered(
-        frame_ptr, r1, c0, visible, thermal, inverse, rectangle, span, CHANNELS, FLIPPED, WIDE, MAP
-    )
-    r11, g11, b11 = _registered(
-        frame_ptr, r1, c1, visible, thermal, inverse, rectangle, span, CHANNELS, FLIPPED, WIDE, MAP
-    )
-    red = _resized(r00, r01, r10, r11, west, east, upper, lower)
-    green = _resized(g00, g01, g10, g11, west, east, upper, lower)
-    blue = _resized(b00, b01, b10, b11, west, east, upper, lower)
+    zero = tl.zeros(ok.shape, tl.int32)
+    red, green, blue = zero, zero, zero
+    # One tap after the other, in loops that stay loops: all at once do not fit into the registers.
+    for below in range(2):
+        r, row_weight = tl.where(below == 0, r0, r1), tl.where(below == 0, upper, lower)
+        row_red, row_green, row_blue = zero, zero, zero
+        for beyond in range(2):
+            c, weight = tl.where(beyond == 0, c0, c1), tl.where(beyond == 0, west, east)
+            tap_red, tap_green, tap_blue = _registered(
+                frame_ptr, r, c, visible, thermal, inverse, rectangle, span, CHANNELS, FLIPPED, WIDE, MAP
+            )
+            row_red += tap_red * weight
+            row_green += tap_green * weight
+            row_blue += tap_blue * weight
+        red += (row_weight * (row_red >> 4)) >> 16
+        green += (row_weight * (row_green >> 4)) >> 16
+        blue += (row_weight * (row_blue >> 4)) >> 16
+    red, green, blue = (red + 2) >> 2, (green + 2) >> 2, (blue + 2) >> 2
     _store(out_ptr, out_at, (red - 128).to(tl.float32) * 0.0078125, ok)
     _store(out_ptr, out_at + PATCH * PATCH, (green - 128).to(tl.float32) * 0.0078125, ok)
     _store(out_ptr, out_at + 2 * PATCH * PATCH, (blue - 128).to(tl.float32) * 0.0078125, ok)
