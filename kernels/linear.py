@@ -32,6 +32,8 @@ from torch import Tensor
 
 from .overlap import await_producer, launch_options
 
+JOINED_ROWS = 16
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -452,5 +454,8 @@ def linear(
         x, weight, **pointers, DEPTH=tiles.depth, PRECISION="tf32" if tf32 else "ieee", num_stages=tiles.stages
     )
     if split_k > 1:
-        _join_kernel[(programs, branches)](**pointers)
+        # Adding is bound by memory: many programs of few rows.
+        rows_joined = min(tiles.rows, JOINED_ROWS)
+        programs = triton.cdiv(rows_out, rows_joined) * column_tiles
+        _join_kernel[(programs, branches)](**{**pointers, "ROWS": rows_joined, "num_warps": 4})
     return out

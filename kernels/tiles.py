@@ -23,6 +23,7 @@ from .linear import Tiles
 
 TABLE = Path(__file__).parent / "tiles.json"
 KernelName = Literal["crop", "linear", "attention", "taps", "convolution", "last_convolution"]
+WIDE_TILES_BYTES = 200_000  # chips with that much shared memory have the instructions for 256 columns
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -107,6 +108,7 @@ class Estimate:
 
     Attributes:
         microseconds: in all.
+        join_us: of it, for adding the parts of split sums, a launch of its own.
         floor_us: the larger of products at the chip's rate and bytes at the memory's: nothing is faster.
         flops: products and additions.
         bytes: that must come from or go to device memory or L2 at least once.
@@ -115,6 +117,7 @@ class Estimate:
     """
 
     microseconds: float
+    join_us: float
     floor_us: float
     flops: float
     bytes: float
@@ -143,10 +146,15 @@ def estimate(work: Work, choice: Choice, chip: Chip) -> Estimate:
     )
     join = chip.start_us + 2 * partial / (chip.l2_tb * 1e6) if split > 1 else 0.0
     flops = 2.0 * work.groups * work.rows * work.columns * work.depth
-    floor = max(flops / rate, (weights + values) / (chip.memory_tb * 1e6))
     return Estimate(
-        chip.start_us + main + join, floor, flops, weights + values, programs, programs / chip.multiprocessors
-    )  # fmt: skip
+        microseconds=chip.start_us + main + join,
+        join_us=join,
+        floor_us=max(flops / rate, (weights + values) / (chip.memory_tb * 1e6)),
+        flops=flops,
+        bytes=weights + values,
+        programs=programs,
+        waves=programs / chip.multiprocessors,
+    )
 
 
 def candidates(work: Work, chip: Chip) -> Iterator[Choice]:
@@ -156,11 +164,12 @@ def candidates(work: Work, chip: Chip) -> Iterator[Choice]:
     splits = (1, 2, 3, 4) if work.kernel == "linear" else (1,)
     for rows in (64, 128):
         for columns in (16, 32, 64, 128, 256):
-            if size == 4 and rows * columns > 64 * 64:  # products without tensor cores hold everything in registers
+            largest = 64 * 64 if size == 4 else 128 * 128  # more spills: sums and epilogue are held in registers
+            if rows * columns > largest or (columns == 256 and chip.shared_bytes < WIDE_TILES_BYTES):
                 continue
             if columns == 16 and work.kernel != "convolution":
                 continue
-            warps = 8 if rows * columns >= 128 * 128 else 4
+            warps = 8 if rows * columns >= 128 * 128 or size == 4 else 4
             for stages in (4, 3):
                 if stages * (rows + columns) * depth * size <= chip.shared_bytes:
                     for split in splits:
@@ -182,7 +191,7 @@ def default_choice(work: Work, chip: Chip) -> Choice:
     if work.kernel in FIXED:
         tiles = FIXED[work.kernel]
         if work.dtype == "float32" and work.kernel != "crop":
-            tiles = replace(tiles, rows=32, columns=min(tiles.columns, 32), depth=32)
+            tiles = replace(tiles, rows=32, columns=min(tiles.columns, 32), depth=32, warps=8)
         return Choice(tiles)
     return min(candidates(work, chip), key=lambda choice: estimate(work, choice, chip).microseconds)
 
