@@ -77,19 +77,26 @@ class Launch:
 
 
 @contextmanager
-def collected(*, compiling: bool = False) -> Iterator[list[Launch]]:
-    """Take every launch in the block. `compiling` keeps what compiles it, for the driver that is active then."""
+def collected(*, compiling: bool = False, running: bool = False) -> Iterator[list[Launch]]:
+    """Take every launch in the block.
+
+    Args:
+        compiling: keep what compiles it, for the driver that is active then.
+        running: launch it too, and keep what launches it again.
+    """
     launches: list[Launch] = []
     original = JITFunction.run
 
-    def take(self: Any, *positional: Any, grid: Any, warmup: bool, **named: Any) -> object:  # noqa: ARG001
+    def take(self: Any, *positional: Any, grid: Any, warmup: bool, **named: Any) -> None:  # noqa: ARG001
         arguments = dict(zip(self.arg_names, positional, strict=False)) | named
         name = self.fn.__name__.strip("_").removesuffix("_kernel")
         run: Callable[[], Any] = lambda: None  # noqa: E731
         if compiling:
             run = lambda: original(self, *positional, grid=grid, warmup=True, **named)  # noqa: E731
+        if running:
+            run = lambda: original(self, *positional, grid=grid, warmup=False, **named)  # noqa: E731
+            run()
         launches.append(Launch(name, tuple(grid), arguments, run))
-        return None
 
     with mock.patch.object(JITFunction, "run", take):
         yield launches

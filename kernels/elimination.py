@@ -224,7 +224,7 @@ def decide(
         SOME=some,
         TEMPLATE=triton.next_power_of_2(template),
         OVERLAP=overlap,
-        num_warps=8,
+        num_warps=8 if search > 128 else 4,
         **launch_options(overlap=overlap),
     )
     return decision

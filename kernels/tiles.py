@@ -19,10 +19,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from .linear import Tiles
 
 TABLE = Path(__file__).parent / "tiles.json"
 KernelName = Literal["crop", "linear", "attention", "taps", "convolution", "last_convolution"]
+SHARED_EVERYWHERE = 65536  # bytes that a program may use on every GPU of compute capability 7.5 and newer
 WIDE_TILES_BYTES = 200_000  # chips with that much shared memory have the instructions for 256 columns
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -102,6 +105,14 @@ def scaled_chip(name: str, multiprocessors: int, shared_bytes: int) -> Chip:
     )  # fmt: skip
 
 
+def chip_of(device: torch.device) -> Chip:
+    """The GPU that is there."""
+    about = torch.cuda.get_device_properties(device)
+    # The name of the field for what a program may use, not what it may use unasked, is younger than torch 2.6.
+    shared = int(getattr(about, "shared_memory_per_block_optin", SHARED_EVERYWHERE))
+    return scaled_chip(about.name, about.multi_processor_count, shared)
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What the model says of one launch (and its join).
@@ -160,12 +171,17 @@ def estimate(work: Work, choice: Choice, chip: Chip) -> Estimate:
 def candidates(work: Work, chip: Chip) -> Iterator[Choice]:
     """Tiles worth measuring for a product; all fit the chip's shared memory."""
     size = DTYPE_BYTES[work.dtype]
-    depth = 64 if size == 2 else 32
+    depth = 64 if size == 2 else 16
     splits = (1, 2, 3, 4) if work.kernel == "linear" else (1,)
     for rows in (64, 128):
         for columns in (16, 32, 64, 128, 256):
-            largest = 64 * 64 if size == 4 else 128 * 128  # more spills: sums and epilogue are held in registers
-            if rows * columns > largest or (columns == 256 and chip.shared_bytes < WIDE_TILES_BYTES):
+            if columns == 256 and chip.shared_bytes < WIDE_TILES_BYTES:
+                continue
+            # Without tensor cores everything is in registers: larger tiles spill, and so do the many statistics of
+            # narrower ones.
+            if size == 4 and work.kernel == "linear" and (rows, columns) != (64, 64):
+                continue
+            if size == 4 and rows * columns > 64 * 64:
                 continue
             if columns == 16 and work.kernel != "convolution":
                 continue
@@ -193,7 +209,9 @@ def default_choice(work: Work, chip: Chip) -> Choice:
         if work.dtype == "float32" and work.kernel != "crop":
             tiles = replace(tiles, rows=32, columns=min(tiles.columns, 32), depth=32, warps=8)
         return Choice(tiles)
-    return min(candidates(work, chip), key=lambda choice: estimate(work, choice, chip).microseconds)
+    # Larger tiles may spill where an epilogue needs registers: only a measurement may choose them.
+    safe = (c for c in candidates(work, chip) if c.tiles.rows * c.tiles.columns <= 128 * 128)
+    return min(safe, key=lambda choice: estimate(work, choice, chip).microseconds)
 
 
 @dataclass(frozen=True)

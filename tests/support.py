@@ -90,10 +90,18 @@ def assert_as_exact(value: Tensor, twin: Tensor, exact: Tensor, *, rounding: flo
     assert error <= bound, f"error {error:.3g} against float64, plain PyTorch makes {max_error(twin, exact):.3g}"
 
 
+INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
+
+
+def big(rows: int, columns: int, depth: int) -> Tiles:
+    """Few, large programs for the interpreter, where a program costs the same whatever its size; what fits on a GPU."""
+    return Tiles(rows, columns, depth) if INTERPRETED else Tiles(min(rows, 64), min(columns, 64), min(depth, 32))
+
+
 def large_tiles(work: Work) -> Choice:
-    """Few, large programs: in the interpreter a program costs the same whatever its size."""
+    """An engine's tiles in tests."""
     if work.kernel == "crop":
-        return Choice(Tiles(rows=32, columns=128))
+        return Choice(Tiles(rows=32, columns=128) if INTERPRETED else Tiles(rows=8, columns=64))
     if work.kernel == "attention":
-        return Choice(Tiles(rows=128, columns=128))
-    return Choice(Tiles(rows=256, columns=256, depth=256), split_k=2 if work.depth >= 1024 else 1)
+        return Choice(Tiles(rows=128, columns=128) if INTERPRETED else Tiles(rows=32, columns=32))
+    return Choice(big(256, 256, 256), split_k=2 if work.depth >= 1024 else 1)

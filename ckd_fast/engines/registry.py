@@ -16,7 +16,6 @@ log = logging.getLogger(__name__)
 ENGINES = ("auto", "reference", "compiled", "triton")
 OLDEST_TRITON = (3, 6)
 OLDEST_CAPABILITY = (7, 5)
-SHARED_EVERYWHERE = 65536  # bytes that a program may use on every supported GPU
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -115,7 +114,7 @@ def _triton(model: LoadedModel, target: torch.device, precision: torch.dtype | N
         )
     if triton.knobs.runtime.interpret:
         raise EngineError("engine 'triton': TRITON_INTERPRET is set, so kernels would not run on the GPU: unset it")
-    from ckd_fast.kernels.tiles import chooser, scaled_chip
+    from ckd_fast.kernels.tiles import chip_of, chooser
 
     from .runners import GraphRunner
     from .triton import TritonEngine
@@ -141,10 +140,9 @@ def _triton(model: LoadedModel, target: torch.device, precision: torch.dtype | N
     tf32 = precision == torch.float32 and torch.get_float32_matmul_precision() != "highest"
     if tf32:
         notes.append("float32 products in tf32, as torch.set_float32_matmul_precision asks")
-    shared = getattr(properties, "shared_memory_per_block_optin", SHARED_EVERYWHERE)
-    choose = chooser(scaled_chip(properties.name, properties.multi_processor_count, shared))
     index = torch.cuda.current_device() if target.index is None else target.index
     where = torch.device("cuda", index)
     return TritonEngine(
-        model, where, precision, "; ".join(notes), runner=GraphRunner(where), choose=choose, tf32=tf32, overlap=overlap
-    )
+        model, where, precision, "; ".join(notes), runner=GraphRunner(where), choose=chooser(chip_of(where)), tf32=tf32,
+        overlap=overlap,
+    )  # fmt: skip

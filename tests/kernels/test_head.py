@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 import torch
-from support import assert_as_exact
+from support import assert_as_exact, big
 from torch import Tensor, nn
 
 from ckd_fast.engines.packing import PackedStudent, pack
@@ -19,7 +19,7 @@ from ckd_fast.reference.head import HeadMaps, search_features
 from ckd_fast.reference.model import Student, initialise
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-LARGE = Tiles(rows=128, columns=256, depth=64)
+LARGE = big(128, 256, 64)
 CONFIG = ModelConfig(dim=48, depth=1, heads=2, eliminate_at=(0,), head_channels=40, template_size=32, search_size=112)
 TARGETS, LIVE = 3, 19
 
