@@ -14,8 +14,6 @@ from .base import Engine
 log = logging.getLogger(__name__)
 
 ENGINES = ("auto", "reference", "compiled", "triton")
-OLDEST_TRITON = (3, 6)
-OLDEST_CAPABILITY = (7, 5)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -102,18 +100,11 @@ def _fastest(model: LoadedModel, target: torch.device, precision: torch.dtype | 
 def _triton(model: LoadedModel, target: torch.device, precision: torch.dtype | None) -> Engine:
     if target.type != "cuda":
         raise EngineError("engine 'triton' needs a usable NVIDIA GPU and found none: use 'reference' or 'compiled'")
-    try:
-        import triton
-    except ImportError as error:
-        raise EngineError("engine 'triton' needs the package triton: pip install triton (Linux only)") from error
-    found = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    if found < OLDEST_TRITON:
-        raise EngineError(
-            f"engine 'triton' needs Triton {'.'.join(map(str, OLDEST_TRITON))} or newer, found {triton.__version__}: "
-            "upgrade torch, which brings its own, or use 'reference'"
-        )
-    if triton.knobs.runtime.interpret:
-        raise EngineError("engine 'triton': TRITON_INTERPRET is set, so kernels would not run on the GPU: unset it")
+    from ckd_fast.kernels.requirements import missing
+
+    reason = missing(target)
+    if reason is not None:
+        raise EngineError(f"engine 'triton' {reason}; engines 'reference' and 'compiled' do without")
     from ckd_fast.kernels.tiles import chip_of, chooser
 
     from .runners import GraphRunner
@@ -121,11 +112,6 @@ def _triton(model: LoadedModel, target: torch.device, precision: torch.dtype | N
 
     properties = torch.cuda.get_device_properties(target)
     capability = (properties.major, properties.minor)
-    if capability < OLDEST_CAPABILITY:
-        raise EngineError(
-            f"engine 'triton' needs a GPU of compute capability 7.5 or newer, {properties.name} has "
-            f"{properties.major}.{properties.minor}: use 'reference' or 'compiled'"
-        )
     notes = []
     has_bfloat16, overlap = capability >= (8, 0), capability >= (9, 0)
     if precision is None:

@@ -70,8 +70,11 @@ class TritonSlot(Slot):
 
 
 class _Searching(Pending):
-    def __init__(self, engine: TritonEngine, ticket: Ticket, count: int, started: float, upload_ms: float) -> None:
-        self._engine, self._ticket, self._count = engine, ticket, count
+    def __init__(
+        self, engine: TritonEngine, ticket: Ticket, slots: Sequence[TritonSlot], started: float, upload_ms: float
+    ) -> None:
+        self._engine, self._ticket = engine, ticket
+        self._slots = slots  # kept, since the device may still read from them
         self._started, self._upload_ms = started, upload_ms
         self._found: list[Found] | None = None
 
@@ -82,7 +85,7 @@ class _Searching(Pending):
     def result(self) -> list[Found]:
         """See `Pending`."""
         if self._found is None:
-            rows = self._ticket.wait()[: self._count]
+            rows = self._ticket.wait()[: len(self._slots)]
             network_ms = (time.perf_counter() - self._started) * 1e3
             found = [
                 Found((x, y, w, h), score, int(cell), 0.0, self._upload_ms, network_ms, 0.0)
@@ -240,7 +243,7 @@ class TritonEngine(Engine):
             runner = self._runner if on_step is ignore_step else PlainRunner()
             uploaded = time.perf_counter()
             ticket = runner.run((lanes, turn, kind), buffer, lambda: network.run(buffer, kind, on_step), network.result)
-            flight = _Searching(self, ticket, len(searches), uploaded, (uploaded - started) * 1e3)
+            flight = _Searching(self, ticket, slots, uploaded, (uploaded - started) * 1e3)
             self._flying[turn] = flight
         return flight
 
