@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+os.environ["TRITON_INTERPRET"] = "0"  # before triton is imported
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
@@ -87,6 +88,7 @@ class Compiled:
     spills: int
     shared: int
     matrix_instructions: int
+    waits_for_producer: bool
     seconds: float
     problem: str
 
@@ -172,7 +174,10 @@ def compile_all(found: Sequence[Launch], chip: str, dtype: str, tell: Callable[[
             problems.append(f"shared memory {shared} of {limit}")
         if launch.kernel in MATRIX_KERNELS and dtype != "float32" and not matrix:
             problems.append("no tensor-core instructions")
-        done = Compiled(launch.label, chip, dtype, registers, spills, shared, matrix, seconds, ", ".join(problems))
+        waits = "griddepcontrol.wait" in kernel.asm.get("ptx", "")
+        done = Compiled(
+            launch.label, chip, dtype, registers, spills, shared, matrix, waits, seconds, ", ".join(problems)
+        )  # fmt: skip
         results.append(done)
         tell(done)
     return results

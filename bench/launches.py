@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-os.environ["TRITON_INTERPRET"] = "0"
+os.environ["TRITON_INTERPRET"] = "0"  # before triton is imported
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
