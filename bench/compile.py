@@ -1,13 +1,14 @@
 """Compile the kernels for chips that are not here, and read what came out.
 
-    python bench/compile.py                 # sm_90, every variant
-    python bench/compile.py --all           # sm_80, 86, 89, 90, 100, 120 and AMD gfx942
-    python bench/compile.py --arch 86 89 --json out/compile.json
+    python bench/compile.py                 # sm_90, bfloat16, one target
+    python bench/compile.py --all           # seven chips, three precisions, 1 and 32 targets
+    python bench/compile.py --arch 86 89 --dtype float16 --json out/compile.json
 
-No GPU and no driver is needed: Triton brings its own assembler and disassembler. For every variant of every kernel that
-the paper's model uses: registers, spills, shared memory against what a block of that chip may use, and how many
-tensor-core instructions there are. Exit code 1 where a bound is broken: spills, too much shared memory, or a matrix
-kernel without tensor cores.
+The chips of `--all` are sm_80, 86, 89, 90, 100, 120 and AMD gfx942. No GPU and no driver is needed: Triton brings its
+own assembler and disassembler. Compiled is what the engine launches for a frame of the paper's model, in the tiles that
+it chooses on that chip, and the kernels beside a frame (other frames from cameras, per-branch elimination, the fused
+losses). For each: registers, spills, shared memory against what a block of that chip may use, tensor-core instructions.
+Exit code 1 where a bound is broken: spills, too much shared memory, a matrix kernel without tensor cores in 16 bits.
 """
 
 from __future__ import annotations
@@ -20,34 +21,37 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
-from unittest import mock
+from typing import Any
 
-os.environ["TRITON_INTERPRET"] = "0"
+os.environ["TRITON_INTERPRET"] = "0"  # before triton is imported
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import triton
 from common import ROOT, commit, write_json
+from launches import Launch, collected, frame_launches, hollow_build
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from ckd_fast.kernels import attention as attention_file
 from ckd_fast.kernels import distillation as distillation_file
 from ckd_fast.kernels import elimination as elimination_file
-from ckd_fast.kernels import linear as linear_file
-from ckd_fast.kernels.linear import FoldedLinear, RowStatistics, Tiles
+from ckd_fast.kernels.crop import FrameKind
+from ckd_fast.kernels.tiles import H200, scaled_chip
+from ckd_fast.reference.config import PRESETS, ModelConfig
 
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-# Bytes of shared memory that one block may ask for.
+# Bytes of shared memory that one block may ask for, and multiprocessors of a usual chip of the kind.
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+MULTIPROCESSORS = {80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}
 ARCHITECTURES = tuple(SHARED_LIMIT)
 AMD = "gfx942"
-AMD_SHARED_LIMIT = 65536
+AMD_SHARED_LIMIT, AMD_MULTIPROCESSORS = 65536, 304
 MATRIX_INSTRUCTIONS = ("HGMMA", "UTCHMMA", "HMMA", "QGMMA")
-BRANCHES, TARGETS, TOKENS, KEPT, TEMPLATE, DIM, HEADS = 2, 1, 320, 244, 64, 768, 12
+MATRIX_KERNELS = ("linear", "attention", "convolution")
+DTYPES = ("bfloat16", "float16", "float32")
+CAMERAS = (FrameKind(tir_channels=1, tir_wide=True, tir_map="scaled"), FrameKind(tir_map="homography"))
 
 
 class NoDevice:
@@ -75,104 +79,51 @@ class NoDevice:
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel variant on one chip."""
+    """One kernel on one chip."""
 
-    variant: str
+    launch: str
     chip: str
+    dtype: str
     registers: int
     spills: int
     shared: int
     matrix_instructions: int
+    waits_for_producer: bool
     seconds: float
     problem: str
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A launch of the paper's model; `launch` runs the project's own launcher."""
+def chip_of(name: str) -> Any:
+    """What the tile choice knows of a chip."""
+    if name == "sm_90":
+        return H200
+    number = int(name[3:]) if name.startswith("sm_") else 0
+    shared = SHARED_LIMIT.get(number, AMD_SHARED_LIMIT)
+    return scaled_chip(name, MULTIPROCESSORS.get(number, AMD_MULTIPROCESSORS), shared)
 
-    name: str
-    launch: Callable[[], object]
-    matrix: bool
 
-
-def variants(dtype: torch.dtype) -> list[Variant]:
-    """Every launch that a frame of the paper's model makes, in one precision."""
-
-    def empty(*shape: int, kind: torch.dtype = dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=kind)
-
-    def layer(
-        features: int, depth: int, *, norm: bool = False, stats: bool = False, indexed: bool = False, **more: Any
-    ) -> Callable[[], object]:
-        tiles = Tiles()
-        x = empty(BRANCHES, TARGETS, TOKENS, depth)
-        weight, bias = empty(BRANCHES, features, depth), empty(BRANCHES, features, kind=torch.float32)
-        tokens = KEPT if indexed else TOKENS
-        out = empty(BRANCHES, TARGETS, tokens, features)
-        arguments = dict(more)
-        if norm:
-            arguments["norm"] = FoldedLinear(weight, bias, bias, 1e-6)
-            arguments["statistics"] = RowStatistics(
-                empty(BRANCHES, TARGETS, TOKENS, depth // tiles.columns, 2, kind=torch.float32), tiles.columns
-            )
-        if stats:
-            arguments["out_statistics"] = RowStatistics(
-                empty(BRANCHES, TARGETS, tokens, features // tiles.columns, 2, kind=torch.float32), tiles.columns
-            )
-            arguments["residual"] = empty(BRANCHES, TARGETS, TOKENS, features)
-        if indexed:
-            arguments["rows"] = empty(BRANCHES, TARGETS, KEPT, kind=torch.int32)
-        return lambda: linear_file.linear(x, weight, bias, out=out, tiles=tiles, **arguments)
-
-    packed = empty(BRANCHES, TARGETS, TOKENS, 3 * DIM)
-    q, k, v = packed.reshape(BRANCHES, TARGETS, TOKENS, 3, HEADS, DIM // HEADS).permute(3, 0, 1, 4, 2, 5)
-    mask = torch.zeros(TARGETS, TEMPLATE, dtype=torch.bool)
-    mask[:, 27] = True
-    rows = attention_file.template_rows(mask)
-    search = TOKENS - TEMPLATE
-    probabilities = empty(BRANCHES, TARGETS, HEADS, 1, search, kind=torch.float32)
-    positions = torch.zeros(BRANCHES, TARGETS, search, dtype=torch.int32)
-    present = torch.ones(BRANCHES, TARGETS, dtype=torch.int32)
-    kept_rows = torch.zeros(BRANCHES, TARGETS, KEPT, dtype=torch.int32)
-
-    def rank(mode: Literal["mce", "ce"]) -> Callable[[], object]:
-        return lambda: elimination_file.decide(
-            probabilities,
-            rows,
-            positions,
-            180,
-            elimination=mode,
-            present=present,
-            place=positions.clone(),
-        )
-
-    features = empty(4, 16, TOKENS, DIM)
-    upstream = torch.ones(3)
-    reading = distillation_file.Reading()
-
-    def distil() -> object:
-        _, moments = distillation_file.distillation_forward(features, reading)
-        return distillation_file.distillation_backward(features, moments, upstream, reading)
-
-    attend = attention_file.attention
-    return [
-        Variant("qkv: norm", layer(3 * DIM, DIM, norm=True), matrix=True),
-        Variant("proj: residual, statistics, split 2", layer(DIM, DIM, stats=True, split_k=2), matrix=True),
-        Variant("proj of kept rows", layer(DIM, DIM, stats=True, indexed=True, split_k=2), matrix=True),
-        Variant("fc1: norm, gelu", layer(4 * DIM, DIM, norm=True, gelu=True), matrix=True),
-        Variant("fc2: residual, statistics, split 4", layer(DIM, 4 * DIM, stats=True, split_k=4), matrix=True),
-        Variant("attention", lambda: attend(q, k, v), matrix=True),
-        Variant(
-            "attention with template rows",
-            lambda: attend(q, k, v, rows=rows, probabilities=probabilities, template_tokens=TEMPLATE),
-            matrix=True,
-        ),
-        Variant("rank, mce", rank("mce"), matrix=False),
-        Variant("rank, ce", rank("ce"), matrix=False),
-        Variant("distillation, batch 16", distil, matrix=False),
-        Variant("gather", lambda: elimination_file.gather(packed, kept_rows), matrix=False),
+def launches(config: ModelConfig, dtype: torch.dtype, chip: str, targets: Sequence[int]) -> list[Launch]:
+    """Every launch that the engine makes on a chip, and those beside a frame; equal ones once."""
+    overlap = chip.startswith("sm_") and int(chip[3:]) >= 90
+    build = hollow_build(config, dtype, chip_of(chip), overlap=overlap)
+    found: list[Launch] = []
+    for count in targets:
+        found += frame_launches(build, count, compiling=True)
+    for kind in CAMERAS:
+        found += [one for one in frame_launches(build, 1, kind, compiling=True) if one.kernel == "crop"]
+    per_branch = hollow_build(replace(config, elimination="ce"), dtype, chip_of(chip), overlap=overlap)
+    found += [
+        replace(one, kernel="rank per branch")
+        for one in frame_launches(per_branch, 1, compiling=True)
+        if one.kernel == "rank"
     ]
+    with collected(compiling=True) as others:
+        features = torch.empty(4, 16, config.template_tokens + config.search_tokens, config.dim, dtype=dtype)
+        reading = distillation_file.Reading()
+        _, moments = distillation_file.distillation_forward(features, reading)
+        distillation_file.distillation_backward(features, moments, torch.ones(3), reading)
+        elimination_file.gather(features[:2], torch.zeros(2, 16, 244, dtype=torch.int32))
+    return found + others
 
 
 def inspect_nvidia(kernel: Any) -> tuple[int, int, int]:
@@ -201,26 +152,17 @@ def inspect_amd(kernel: Any) -> tuple[int, int, int]:
     return registers, spills, len(re.findall(r"v_mfma", code))
 
 
-def compile_variant(variant: Variant, chip: str) -> list[Compiled]:
-    """Run a launcher with compilation in place of execution."""
-    from triton.runtime.jit import JITFunction
-
-    found: list[tuple[str, Any]] = []
-
-    original = JITFunction.run
-
-    def only_compile(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> object:
-        kernel = original(self, *arguments, grid=grid, warmup=True, **options)
-        if not warmup:
-            found.append((self.fn.__name__, kernel))
-        return kernel
-
-    start = time.perf_counter()
-    with mock.patch.object(JITFunction, "run", only_compile):
-        variant.launch()
-    seconds = time.perf_counter() - start
-    results = []
-    for name, kernel in found:
+def compile_all(found: Sequence[Launch], chip: str, dtype: str, tell: Callable[[Compiled], None]) -> list[Compiled]:
+    """Compile launches for the driver that is active; what compiles to the same kernel is told once."""
+    results: list[Compiled] = []
+    seen: set[str] = set()
+    for launch in found:
+        start = time.perf_counter()
+        kernel = launch.run()
+        seconds = time.perf_counter() - start
+        if kernel.hash in seen:
+            continue
+        seen.add(kernel.hash)
         amd = chip.startswith("gfx")
         registers, spills, matrix = inspect_amd(kernel) if amd else inspect_nvidia(kernel)
         limit = AMD_SHARED_LIMIT if amd else SHARED_LIMIT[int(chip[3:])]
@@ -230,10 +172,14 @@ def compile_variant(variant: Variant, chip: str) -> list[Compiled]:
             problems.append(f"{spills} spills")
         if shared > limit:
             problems.append(f"shared memory {shared} of {limit}")
-        if variant.matrix and not matrix and name in ("_linear_kernel", "_attention_kernel"):
+        if launch.kernel in MATRIX_KERNELS and dtype != "float32" and not matrix:
             problems.append("no tensor-core instructions")
-        label = f"{variant.name} ({name.strip('_').removesuffix('_kernel')})"
-        results.append(Compiled(label, chip, registers, spills, shared, matrix, seconds, ", ".join(problems)))
+        waits = "griddepcontrol.wait" in kernel.asm.get("ptx", "")
+        done = Compiled(
+            launch.label, chip, dtype, registers, spills, shared, matrix, waits, seconds, ", ".join(problems)
+        )  # fmt: skip
+        results.append(done)
+        tell(done)
     return results
 
 
@@ -241,25 +187,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Compile, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHITECTURES, default=[90], help="default: 90")
-    parser.add_argument("--all", action="store_true", help="every NVIDIA chip and AMD gfx942")
-    parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
+    parser.add_argument("--all", action="store_true", help="every chip, precision and 1 and 32 targets: half an hour")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16"], help="default: bfloat16")
+    parser.add_argument("--targets", type=int, nargs="+", default=[1], help="targets in a frame (default: 1)")
     parser.add_argument("--json", type=Path, default=ROOT / "out" / "compile.json", metavar="FILE")
     options = parser.parse_args(arguments)
     chips = [f"sm_{number}" for number in (ARCHITECTURES if options.all else options.arch)]
     chips += [AMD] if options.all else []
+    dtypes, targets = (DTYPES, (1, 32)) if options.all else (options.dtype, options.targets)
     results: list[Compiled] = []
-    print(f"triton {triton.__version__}, {options.dtype}, commit {commit()}")
-    print(f"{'chip':<8}{'variant':<52}{'registers':>10}{'spills':>8}{'shared':>9}{'matrix':>8}")
+    print(f"triton {triton.__version__}, commit {commit()}")
+    print(f"{'chip':<8}{'dtype':<10}{'launch':<52}{'registers':>10}{'spills':>8}{'shared':>9}{'matrix':>8}")
+
+    def tell(done: Compiled) -> None:
+        row = f"{done.registers:>10}{done.spills:>8}{done.shared:>9}{done.matrix_instructions:>8}"
+        print(f"{done.chip:<8}{done.dtype:<10}{done.launch:<52}{row}  {done.problem}", flush=True)
+
     for number, chip in enumerate(chips):
         target = GPUTarget("hip", chip, 64) if chip == AMD else GPUTarget("cuda", int(chip[3:]), 32)
         driver.set_active(NoDevice(target, number))
-        for variant in variants(getattr(torch, options.dtype)):
-            for done in compile_variant(variant, chip):
-                results.append(done)
-                row = f"{done.registers:>10}{done.spills:>8}{done.shared:>9}{done.matrix_instructions:>8}"
-                print(f"{chip:<8}{done.variant:<52}{row}  {done.problem}", flush=True)
+        for dtype in dtypes:
+            found = launches(PRESETS["base"], getattr(torch, dtype), chip, targets)
+            results += compile_all(found, chip, dtype, tell)
     bad = [result for result in results if result.problem]
-    about = {"triton": triton.__version__, "dtype": options.dtype, "commit": commit()}
+    about = {"triton": triton.__version__, "commit": commit()}
     write_json(options.json, {"machine": about, "results": [asdict(result) for result in results]})
     print(f"{len(results)} compiled, {len(bad)} with problems; written to {options.json}")
     return 1 if bad else 0

@@ -35,8 +35,11 @@ from common import ROOT, Times, machine, percentiles, write_json
 if TYPE_CHECKING:
     from ckd_fast.engines import Engine
     from ckd_fast.reference.config import ModelConfig
+    from ckd_fast.weights import LoadedModel
 
 ENGINES = ("reference", "compiled", "triton")
+PROTOCOLS = ("end-to-end", "paper")
+DTYPES = ("float32", "float16", "bfloat16")
 PUBLISHED_FPS = {"mce": 96.4, "ce": 96.4, "none": 84.8}  # the paper's Table III, ViT-B, device not stated
 # The authors' program, repaired, on 2 cores of a 2.5 GHz Xeon, torch 2.13, float32: median (best) of 9, milliseconds.
 AUTHORS_CPU_MS = {
@@ -63,15 +66,27 @@ class Result:
     build_seconds: float
 
 
+def engine_and_dtype(text: str) -> tuple[str, str | None]:
+    """NAME or NAME:DTYPE."""
+    name, _, dtype = text.partition(":")
+    if name not in (*ENGINES, "all") or dtype not in ("", *DTYPES):
+        known = f"{', '.join((*ENGINES, 'all'))}, each alone or with :{', :'.join(DTYPES)}"
+        raise argparse.ArgumentTypeError(f"{text!r}: known are {known}")
+    return name, dtype or None
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", choices=(*ENGINES, "all"), default="reference")
+    parser.add_argument(
+        "--engine", nargs="+", type=engine_and_dtype, default=[("reference", None)], metavar="NAME[:DTYPE]",
+        help=f"{', '.join(ENGINES)}, all; several are measured in turns, for example reference:float32 triton:bfloat16",
+    )  # fmt: skip
     parser.add_argument("--model", default="base", help="preset: base, base-shared, small, tiny (default: base)")
     parser.add_argument("--elimination", choices=("mce", "ce", "none"), default="mce")
-    parser.add_argument("--protocol", choices=("end-to-end", "paper"), default="end-to-end")
+    parser.add_argument("--protocol", choices=(*PROTOCOLS, "both"), default="end-to-end")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: cuda where there is one)")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: the engine's own")
+    parser.add_argument("--dtype", choices=DTYPES, help="of engines without one (default: their own)")
     modes = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
     parser.add_argument("--compile-mode", choices=modes, default="default", help="of torch.compile, engine compiled")
     parser.add_argument("--iterations", type=int, help="default: 20 on a CPU, 1000 on a GPU")
@@ -116,13 +131,11 @@ def main() -> int:
         return 2
 
 
-def build(options: argparse.Namespace, config: ModelConfig, name: str) -> Engine:
-    """An engine with random weights."""
+def build(options: argparse.Namespace, model: LoadedModel, name: str, dtype: str | None) -> Engine:
+    """An engine of the model."""
     from ckd_fast.engines import build_engine
-    from ckd_fast.weights import load_model
 
-    model = load_model("random", config)
-    return build_engine(name, model, options.device, options.dtype, compile_mode=options.compile_mode)
+    return build_engine(name, model, options.device, dtype or options.dtype, compile_mode=options.compile_mode)
 
 
 def frames() -> list[tuple[object, object]]:
@@ -188,23 +201,47 @@ def measure(step: Callable[[], None], count: int, *, on_gpu: bool, awaited: bool
 
 def compare(options: argparse.Namespace, config: ModelConfig) -> int:
     """Measure the engines in turns."""
-    names = ENGINES if options.engine == "all" else (options.engine,)
     from ckd_fast.errors import EngineError
+    from ckd_fast.weights import load_model
 
+    everything = any(name == "all" for name, _ in options.engine)
+    wanted = [(name, None) for name in ENGINES] if everything else options.engine
+    model = load_model("random", config)
     engines: dict[str, Engine] = {}
     seconds: dict[str, float] = {}
-    for name in names:
+    for name, dtype in wanted:
         start = time.perf_counter()
         try:
-            engines[name] = build(options, config, name)
+            engine = build(options, model, name, dtype)
         except EngineError as error:
-            if options.engine != "all":
+            if not everything:
                 raise
             print(f"left out: {error}")
             continue
-        seconds[name] = time.perf_counter() - start
-    protocol = end_to_end if options.protocol == "end-to-end" else network_only
-    steps = {name: protocol(engine) for name, engine in engines.items()}
+        key = f"{name} {str(engine.dtype).removeprefix('torch.')}"
+        engines[key] = engine
+        seconds[key] = time.perf_counter() - start
+    protocols = PROTOCOLS if options.protocol == "both" else (options.protocol,)
+    results: list[Result] = []
+    device = str(next(iter(engines.values())).device)
+    for protocol in protocols:
+        found = in_turns(options, protocol, engines, seconds)
+        print_table(found, device)
+        results += found
+    about = machine(device)
+    arguments = {name: str(value) for name, value in vars(options).items() if name != "json"}
+    written = {"machine": about, "arguments": arguments, "results": [dataclasses.asdict(r) for r in results]}
+    write_json(options.json, written)
+    print(f"\nwritten to {options.json}")
+    return 0
+
+
+def in_turns(
+    options: argparse.Namespace, protocol: str, engines: dict[str, Engine], seconds: dict[str, float]
+) -> list[Result]:
+    """One protocol: all engines, a share of the iterations each, again and again."""
+    make = end_to_end if protocol == "end-to-end" else network_only
+    steps = {name: make(engine) for name, engine in engines.items()}
     on_gpu = any(engine.device.type == "cuda" for engine in engines.values())
     for step in steps.values():
         for _ in range(options.warmup):
@@ -214,21 +251,15 @@ def compare(options: argparse.Namespace, config: ModelConfig) -> int:
     for turn in range(turns):
         share = options.iterations // turns + (turn < options.iterations % turns)
         for name, step in steps.items():
-            times[name] += measure(step, share, on_gpu=on_gpu, awaited=options.protocol == "end-to-end")
+            times[name] += measure(step, share, on_gpu=on_gpu, awaited=protocol == "end-to-end")
     results = []
     for name, engine in engines.items():
         found = percentiles(times[name])
         precision = str(engine.dtype).removeprefix("torch.")
-        common = (options.protocol, options.model, options.elimination, precision)
-        results.append(Result(name, *common, fps=found.per_second, times=found, build_seconds=seconds[name]))
-    device = str(next(iter(engines.values())).device)
-    print_table(results, device)
-    about = machine(device)
-    arguments = {name: str(value) for name, value in vars(options).items() if name != "json"}
-    written = {"machine": about, "arguments": arguments, "results": [dataclasses.asdict(r) for r in results]}
-    write_json(options.json, written)
-    print(f"\nwritten to {options.json}")
-    return 0
+        common = (protocol, options.model, options.elimination, precision)
+        row = Result(engine.name, *common, fps=found.per_second, times=found, build_seconds=seconds[name])
+        results.append(row)
+    return results
 
 
 def print_table(results: list[Result], device: str) -> None:
@@ -267,23 +298,25 @@ def nvtx_range(name: str) -> Iterator[None]:
 
 
 def stage_shares(options: argparse.Namespace, config: ModelConfig) -> int:
-    """Time of every step, each awaited, summed into groups: reference engine only, nothing else can be observed."""
+    """Time of every step, each awaited, summed into groups."""
     import torch
 
     from ckd_fast.config import TrackerConfig
-    from ckd_fast.engines import step_names
+    from ckd_fast.engines import Search, step_names
     from ckd_fast.errors import InputError
-    from ckd_fast.frames import prepare, settle_form
+    from ckd_fast.frames import check_pair, settle_form
+    from ckd_fast.weights import load_model
 
-    if options.engine != "reference":
-        raise InputError(f"--no-graph observes engine reference, not {options.engine}")
-    engine = build(options, config, "reference")
+    if len(options.engine) != 1 or options.engine[0][0] not in ("reference", "triton"):
+        raise InputError("--no-graph observes one engine, reference or triton")
+    engine = build(options, load_model("random", config), *options.engine[0])
     behaviour = TrackerConfig()
     given = frames()
     form = settle_form(*given[0], behaviour)
-    pairs = [prepare(rgb, tir, form, behaviour)[0] for rgb, tir in given]
+    pairs = [check_pair(rgb, tir, form, behaviour) for rgb, tir in given]
     slot = engine.remember(pairs[0], BOX)
-    names = step_names(config)
+    fused = {"norm"} if engine.name == "triton" else set()
+    names = [name for name in step_names(config) if name not in fused]
     totals = dict.fromkeys(names, 0.0)
     for turn in range(options.warmup + options.iterations):
         last = time.perf_counter()
@@ -303,7 +336,7 @@ def stage_shares(options: argparse.Namespace, config: ModelConfig) -> int:
             ranges = nvtx_range(next(order))  # noqa: B023
             ranges.__enter__()
 
-        engine.find([slot], pairs[turn % len(pairs)], [BOX], [config.search_factor], on_step)
+        engine.find([Search(slot, BOX, config.search_factor)], pairs[turn % len(pairs)], on_step)
         ranges.__exit__(None, None, None)
     groups: dict[str, float] = {}
     for name, milliseconds in totals.items():

@@ -19,9 +19,11 @@ _HOMES = {
     "LoadedModel": "ckd_fast.weights",
     "MissingModelError": "ckd_fast.errors",
     "ModelConfig": "ckd_fast.reference.config",
+    "MultiTracker": "ckd_fast.multi",
     "NotInitialisedError": "ckd_fast.errors",
     "OutputError": "ckd_fast.errors",
     "PRESETS": "ckd_fast.reference.config",
+    "PendingTrack": "ckd_fast.tracker",
     "ScoringOptions": "ckd_fast.evaluation",
     "Timings": "ckd_fast.types",
     "TrackResult": "ckd_fast.types",
@@ -44,8 +46,10 @@ __all__ = [
     "LoadedModel",
     "MissingModelError",
     "ModelConfig",
+    "MultiTracker",
     "NotInitialisedError",
     "OutputError",
+    "PendingTrack",
     "ScoringOptions",
     "Timings",
     "TrackResult",
@@ -75,8 +79,9 @@ if TYPE_CHECKING:
         WeightsMismatchError,
     )
     from .evaluation import ScoringOptions, evaluate
+    from .multi import MultiTracker
     from .reference.config import PRESETS, ModelConfig
-    from .tracker import Tracker
+    from .tracker import PendingTrack, Tracker
     from .types import Timings, TrackResult
     from .weights import LoadedModel, load_model, save_model
 

@@ -1,6 +1,7 @@
 """Frames and boxes as people have them, checked and brought to one form: [H, W, 3] uint8, RGB, thermal on RGB's grid.
 
-Everything that can be wrong with an input is found here, before any work is done.
+Everything that can be wrong with an input is found here, before any work is done. A `RawPair` is checked and as given;
+`register` makes the `FramePair` of it on the host. Engines on a GPU take the raw pair and register while they crop.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     Frame: TypeAlias = NDArray[Any] | torch.Tensor
+    RawFrame: TypeAlias = NDArray[Any] | torch.Tensor  # a tensor only where it lies on a GPU
 
 MIN_SIDE_PX = 10  # a box is never smaller, and never leaves the frame
 CLIPPED_SHARE = 0.0005  # of a 16-bit frame's darkest and brightest pixels
@@ -57,31 +59,47 @@ class FrameForm:
     tir_range: tuple[int, int] | None
 
 
-def _array(frame: object, name: str, dtypes: Sequence[type[np.generic]], channels: Sequence[int]) -> NDArray[Any]:
-    """A frame as a numpy array [H, W, C] without copying where possible; tensors come to the host."""
+@dataclass(frozen=True)
+class RawPair:
+    """Checked frames of one moment as they were given; None where a modality is missing.
+
+    Attributes:
+        rgb: [H, W, 3] uint8.
+        tir: [h, w, 1 or 3] uint8 or uint16.
+        form: of this moment.
+        config: order of channels, homography.
+    """
+
+    rgb: RawFrame | None
+    tir: RawFrame | None
+    form: FrameForm
+    config: TrackerConfig
+
+
+def _checked(frame: object, name: str, dtypes: Sequence[str], channels: Sequence[int]) -> RawFrame:
+    """A frame as [H, W, C] without copying; tensors of the host become arrays, those of a GPU stay."""
     torch = sys.modules.get("torch")
+    array: RawFrame
     if torch is not None and isinstance(frame, torch.Tensor):
-        try:
-            # bf16 and the like have no numpy counterpart; what they are is said below.
-            readable = frame.dtype in (torch.uint8, torch.uint16)
-            array: NDArray[Any] = frame.detach().cpu().numpy() if readable else np.empty(0)
-        except (RuntimeError, TypeError, NotImplementedError) as error:
-            raise InputError(f"{name} frame: a tensor that holds no image ({str(error).splitlines()[0]})") from error
-        if not readable:
-            hint = "; scale values of 0..1 by 255 and convert" if frame.is_floating_point() else ""
-            expected = " or ".join(np.dtype(dtype).name for dtype in dtypes)
-            raise InputError(f"{name} frame is {frame.dtype}: expected {expected}{hint}")
+        # bf16 and the like have no numpy counterpart, so the type is looked at first.
+        dtype, floating = str(frame.dtype).removeprefix("torch."), frame.is_floating_point()
+        if dtype in dtypes:
+            try:
+                array = frame.detach() if frame.is_cuda else frame.detach().cpu().numpy()
+            except (RuntimeError, TypeError, NotImplementedError) as error:
+                reason = str(error).splitlines()[0]
+                raise InputError(f"{name} frame: a tensor that holds no image ({reason})") from error
     elif isinstance(frame, np.ndarray):
         array = np.asarray(frame)  # a masked array or matrix becomes a plain one
+        dtype, floating = str(array.dtype), array.dtype.kind == "f"
     else:
         raise InputError(
             f"{name} frame is a {type(frame).__name__}: expected a numpy array or torch tensor [H, W, C] "
             "(for a PIL image: numpy.asarray(image); for a file: cv2.imread)"
         )
-    if array.dtype not in dtypes:
-        known = " or ".join(np.dtype(dtype).name for dtype in dtypes)
-        hint = "; scale values of 0..1 by 255 and convert" if array.dtype.kind == "f" else ""
-        raise InputError(f"{name} frame is {array.dtype}: expected {known}{hint}")
+    if dtype not in dtypes:
+        hint = "; scale values of 0..1 by 255 and convert" if floating else ""
+        raise InputError(f"{name} frame is {dtype}: expected {' or '.join(dtypes)}{hint}")
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3:
@@ -94,16 +112,27 @@ def _array(frame: object, name: str, dtypes: Sequence[type[np.generic]], channel
         )
     if height < MIN_SIDE_PX or width < MIN_SIDE_PX:
         raise InputError(f"{name} frame is {width}x{height}: expected at least {MIN_SIDE_PX}x{MIN_SIDE_PX} pixels")
-    checked: NDArray[Any] = array
-    return checked
+    return array
 
 
-def _rgb_array(frame: object) -> NDArray[Any]:
-    return _array(frame, "rgb", (np.uint8,), (3,))
+def _checked_rgb(frame: object) -> RawFrame:
+    return _checked(frame, "rgb", ("uint8",), (3,))
 
 
-def _tir_array(frame: object) -> NDArray[Any]:
-    return _array(frame, "tir", (np.uint8, np.uint16), (1, 3))
+def _checked_tir(frame: object) -> RawFrame:
+    return _checked(frame, "tir", ("uint8", "uint16"), (1, 3))
+
+
+def _is_wide(thermal: RawFrame) -> bool:
+    """16 bits."""
+    return thermal.itemsize == 2
+
+
+def _on_host(frame: RawFrame) -> NDArray[Any]:
+    if isinstance(frame, np.ndarray):
+        return frame
+    array: NDArray[Any] = frame.cpu().numpy()
+    return array
 
 
 def settle_form(rgb: object, tir: object, config: TrackerConfig) -> FrameForm:
@@ -113,14 +142,14 @@ def settle_form(rgb: object, tir: object, config: TrackerConfig) -> FrameForm:
             "both frames are" if rgb is None and tir is None else f"the {'rgb' if rgb is None else 'tir'} frame is"
         )
         raise InputError(f"{missing} None: a track starts with both modalities")
-    visible, thermal = _rgb_array(rgb), _tir_array(tir)
+    visible, thermal = _checked_rgb(rgb), _checked_tir(tir)
     tir_range = None
-    if thermal.dtype == np.uint16:
-        tir_range = config.tir_range or _range_of(thermal)
+    if _is_wide(thermal):
+        tir_range = config.tir_range or _range_of(_on_host(thermal))
     return FrameForm(_size(visible), _size(thermal), tir_range)
 
 
-def _size(array: NDArray[Any]) -> Size:
+def _size(array: RawFrame) -> Size:
     return array.shape[0], array.shape[1]
 
 
@@ -131,16 +160,12 @@ def _range_of(thermal: NDArray[Any]) -> tuple[int, int]:
     return floor, max(int(high), floor + 1)
 
 
-def prepare(rgb: object, tir: object, form: FrameForm, config: TrackerConfig) -> tuple[FramePair, FrameForm]:
-    """Check the frames of one moment against the track's form and bring them to one form.
-
-    Returns:
-        The frames, and the form, which differs only if `allow_resize` let the size change.
-    """
+def check_pair(rgb: object, tir: object, form: FrameForm, config: TrackerConfig) -> RawPair:
+    """Check the frames of one moment against the track's form; sizes may differ from it only under `allow_resize`."""
     if rgb is None and tir is None:
         raise InputError("both frames are None: at least one modality must be there")
-    visible = None if rgb is None else _rgb_array(rgb)
-    thermal = None if tir is None else _tir_array(tir)
+    visible = None if rgb is None else _checked_rgb(rgb)
+    thermal = None if tir is None else _checked_tir(tir)
     rgb_size = form.rgb_size if visible is None else _size(visible)
     tir_size = form.tir_size if thermal is None else _size(thermal)
     if (rgb_size, tir_size) != (form.rgb_size, form.tir_size):
@@ -153,15 +178,19 @@ def prepare(rgb: object, tir: object, form: FrameForm, config: TrackerConfig) ->
                 "or set TrackerConfig(allow_resize=True)"
             )
         form = FrameForm(rgb_size, tir_size, form.tir_range)
-    if thermal is not None and (thermal.dtype == np.uint16) != (form.tir_range is not None):
-        began = "uint8" if form.tir_range is None else "uint16"
-        raise InputError(f"tir frame is {thermal.dtype}, the track began with {began}")
-    pair = FramePair(
-        rgb=None if visible is None else _visible(visible, config),
-        tir=None if thermal is None else _thermal(thermal, form, config),
-        size=rgb_size,
+    if thermal is not None and _is_wide(thermal) != (form.tir_range is not None):
+        began, given = ("uint8", "uint16") if form.tir_range is None else ("uint16", "uint8")
+        raise InputError(f"tir frame is {given}, the track began with {began}")
+    return RawPair(visible, thermal, form, config)
+
+
+def register(pair: RawPair) -> FramePair:
+    """Bring checked frames to one form: RGB order, 8 bits, thermal on the visible grid, on the host."""
+    return FramePair(
+        rgb=None if pair.rgb is None else _visible(_on_host(pair.rgb), pair.config),
+        tir=None if pair.tir is None else _thermal(_on_host(pair.tir), pair.form, pair.config),
+        size=pair.form.rgb_size,
     )
-    return pair, form
 
 
 def _visible(frame: NDArray[Any], config: TrackerConfig) -> NDArray[np.uint8]:

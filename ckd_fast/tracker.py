@@ -1,17 +1,19 @@
-"""One target's life: `Tracker`, the drop-in for the authors' tracker."""
+"""One target's life: `Tracker`, the drop-in for the authors' tracker. Many targets: `multi.MultiTracker`."""
 
 from __future__ import annotations
 
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .config import TrackerConfig
-from .engines import Engine, Slot, build_engine
-from .errors import InputError, NotInitialisedError
-from .frames import FrameForm, FramePair, check_box, prepare, settle_form
+from .engines import Engine, Found, Pending, Search, Slot, build_engine
+from .errors import EngineError, InputError, NotInitialisedError
+from .frames import FrameForm, FramePair, RawPair, check_box, check_pair, register, settle_form
 from .reference.config import ModelConfig
 from .types import Box, Timings, TrackResult
 from .weights import LoadedModel, load_model
@@ -21,23 +23,26 @@ if TYPE_CHECKING:
 
     from .frames import Frame
 
+NO_TARGET = "the tracker has no target yet: call init(rgb, tir, box) first"
+MOST_PENDING = 2  # frames on their way: one that the engine works on, one that is being copied
 
-class Tracker:
-    """Follows one target through paired visible and thermal frames.
 
-    Frames are numpy arrays or torch tensors [height, width, channels]: the visible one uint8 with three channels (RGB,
-    or BGR by `TrackerConfig.color`), the thermal one uint8 or uint16 with one or three. After `init` one of them may be
-    None. A call that fails leaves the tracker as it was.
+@dataclass
+class Target:
+    """What a tracker knows of one target."""
 
-    Args:
-        weights: a file, a `LoadedModel`, "random", or None for the packaged model.
-        model: a preset's name or sizes, where the weights do not settle them.
-        engine: "auto", "reference", "compiled", "triton", or an engine of another tracker to share its weights.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        dtype: "float32", "float16", "bfloat16" or torch's; None is the engine's default.
-        config: behaviour.
-        seed: of "random" weights.
-    """
+    slot: Slot
+    box: Box
+    last: TrackResult | None = None
+
+    @property
+    def frame(self) -> int:
+        """Frames tracked so far."""
+        return self.last.frame if self.last is not None else 0
+
+
+class Follower(ABC):
+    """What trackers of one and of many targets share: an engine, a behaviour. Arguments as for `Tracker`."""
 
     def __init__(
         self,
@@ -65,13 +70,119 @@ class Tracker:
             else:
                 loaded = load_model(weights, model, seed)
             self.engine = build_engine(engine, loaded, device, dtype)
-        self._slot: Slot | None = None
+        self._start_over()
+
+    @abstractmethod
+    def _start_over(self) -> None:
+        """Have no targets."""
+
+    def warmup(self, frame_size: tuple[int, int], *, tir_size: tuple[int, int] | None = None, targets: int = 1) -> None:
+        """Pay now for what the engine otherwise compiles and captures with the first frames.
+
+        Args:
+            frame_size: height and width of the visible frames.
+            tir_size: of the thermal ones; None: the same. They are taken to be uint8 with three channels.
+            targets: how many will be followed.
+        """
+        import numpy as np
+
+        if targets < 1:
+            raise InputError(f"targets={targets}: expected at least 1")
+        rgb = np.zeros((*frame_size, 3), np.uint8)
+        tir = np.zeros((*(tir_size or frame_size), 3), np.uint8)
+        form = settle_form(rgb, tir, self.config)
+        frames = check_pair(rgb, tir, form, self.config)
+        side = max(min(frame_size) / 4, 1.0)
+        box = (frame_size[1] / 2 - side / 2, frame_size[0] / 2 - side / 2, side, side)
+        slot = self.engine.remember(frames, box)
+        for _ in range(MOST_PENDING):  # engines with two frame buffers have something to do for each
+            for start in range(0, targets, self.engine.most_targets or targets):
+                count = min(targets - start, self.engine.most_targets or targets)
+                self.engine.find([Search(slot, box, self.engine.config.search_factor)] * count, frames)
+
+    def _search(self, target: Target, frames: RawPair, form: FrameForm) -> Search:
+        """Where to look for a target whose box belongs to frames of the size `form`."""
+        box = target.box
+        if frames.form.rgb_size != form.rgb_size:
+            box = _scaled(box, form.rgb_size, frames.form.rgb_size)
+        factor = self.engine.config.search_factor
+        scale = self.config.lost_search_scale
+        if target.last is not None and target.last.lost:
+            factor = max(factor, min(factor * scale, _widest(box, frames.form.rgb_size)))
+        return Search(target.slot, box, factor, self.config.lost_threshold, scale)
+
+    def _accept(self, target: Target, found: Found, frames: RawPair, begin: float, prepare_ms: float) -> TrackResult:
+        """Make a result of what was found and move the target there."""
+        result = TrackResult(
+            box=found.box,
+            score=found.score,
+            lost=found.score < self.config.lost_threshold,
+            frame=target.frame + 1,
+            rgb_used=frames.rgb is not None,
+            tir_used=frames.tir is not None,
+            timings=Timings(
+                prepare_ms=prepare_ms + found.prepare_ms,
+                crop_ms=found.crop_ms,
+                network_ms=found.network_ms,
+                decode_ms=found.decode_ms,
+                total_ms=(time.perf_counter() - begin) * 1e3,
+            ),
+        )
+        target.box, target.last = result.box, result
+        return result
+
+
+@dataclass
+class _Flight:
+    """A pair of frames on its way."""
+
+    pending: Pending
+    frames: RawPair
+    begin: float
+    prepare_ms: float
+    outcome: TrackResult | EngineError | None = None
+
+
+class PendingTrack:
+    """A pair of frames that `Tracker.track_async` took."""
+
+    def __init__(self, flight: _Flight, settle_oldest: Callable[[], None]) -> None:
+        self._flight = flight
+        self._settle_oldest = settle_oldest
+
+    def result(self) -> TrackResult:
+        """Wait for the target's place in these frames; asked again, the same answer or error."""
+        while self._flight.outcome is None:
+            self._settle_oldest()
+        if isinstance(self._flight.outcome, EngineError):
+            raise self._flight.outcome
+        return self._flight.outcome
+
+
+class Tracker(Follower):
+    """Follows one target through paired visible and thermal frames.
+
+    Frames are numpy arrays or torch tensors [height, width, channels]: the visible one uint8 with three channels (RGB,
+    or BGR by `TrackerConfig.color`), the thermal one uint8 or uint16 with one or three. After `init` one of them may be
+    None. A call that fails leaves the tracker as it was.
+
+    Args:
+        weights: a file, a `LoadedModel`, "random", or None for the packaged model.
+        model: a preset's name or sizes, where the weights do not settle them.
+        engine: "auto", "reference", "compiled", "triton", or an engine of another tracker to share its weights.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        dtype: "float32", "float16", "bfloat16" or torch's; None is the engine's default.
+        config: behaviour.
+        seed: of "random" weights.
+    """
+
+    def _start_over(self) -> None:
         self._form: FrameForm | None = None
-        self._box: Box | None = None
-        self._last: TrackResult | None = None
+        self._target: Target | None = None
+        self._flights: list[_Flight] = []
 
     def __repr__(self) -> str:
-        state = "not initialised" if self._box is None else f"frame {self.frame}, box {self._box}"
+        state = "not initialised" if self._target is None else f"frame {self.frame}, box {self.box}"
         return f"<Tracker: {self.engine}; {state}>"
 
     # --- the authors' call shape ---------------------------------------------------------------------------------
@@ -100,73 +211,110 @@ class Tracker:
         """
         form = settle_form(rgb, tir, self.config)
         start = check_box(box, form.rgb_size)
-        pair, form = prepare(rgb, tir, form, self.config)
-        slot = self.engine.remember(pair, start)
-        self._slot, self._form, self._box, self._last = slot, form, start, None
+        slot = self.engine.remember(check_pair(rgb, tir, form, self.config), start)
+        self._settle()
+        self._form, self._target = form, Target(slot, start)
 
     def update(self, rgb: Frame | None, tir: Frame | None) -> TrackResult:
         """Find the target in the next frames; one of them may be None."""
         begin = time.perf_counter()
-        if self._slot is None or self._form is None or self._box is None:
-            raise NotInitialisedError("the tracker has no target yet: call init(rgb, tir, box) first")
-        pair, form = prepare(rgb, tir, self._form, self.config)
-        box = self._box
-        if form.rgb_size != self._form.rgb_size:
-            box = _scaled(box, self._form.rgb_size, form.rgb_size)
-        factor = self.engine.config.search_factor
-        if self._last is not None and self._last.lost:
-            factor = max(factor, min(factor * self.config.lost_search_scale, _widest(box, form.rgb_size)))
-        prepared = time.perf_counter()
-        (found,) = self.engine.find([self._slot], pair, [box], [factor])
-        result = TrackResult(
-            box=found.box,
-            score=found.score,
-            lost=found.score < self.config.lost_threshold,
-            frame=self.frame + 1,
-            rgb_used=pair.rgb is not None,
-            tir_used=pair.tir is not None,
-            timings=Timings(
-                prepare_ms=(prepared - begin) * 1e3,
-                crop_ms=found.crop_ms,
-                network_ms=found.network_ms,
-                decode_ms=found.decode_ms,
-                total_ms=(time.perf_counter() - begin) * 1e3,
-            ),
-        )
-        self._form, self._box, self._last = form, result.box, result
+        self._settle()
+        target, form = self._following()
+        frames = check_pair(rgb, tir, form, self.config)
+        prepare_ms = (time.perf_counter() - begin) * 1e3
+        (found,) = self.engine.find([self._search(target, frames, form)], frames)
+        result = self._accept(target, found, frames, begin, prepare_ms)
+        self._form = frames.form
         return result
+
+    def track_async(self, rgb: Frame | None, tir: Frame | None) -> PendingTrack:
+        """As `update`, but return before the target is found.
+
+        An engine on a GPU copies these frames while it works on those before them, and carries the box over by itself.
+        The caller may reuse the frames' memory at once. Engines without a queue of their own find the target now.
+        """
+        begin = time.perf_counter()
+        target, form = self._following()
+        if self._flights:
+            form = self._flights[-1].frames.form
+        frames = check_pair(rgb, tir, form, self.config)
+        if not self.engine.carries or frames.form.rgb_size != form.rgb_size:
+            self._settle()
+        while len(self._flights) >= MOST_PENDING:
+            self._settle_oldest()
+        search = self._search(target, frames, form)
+        if self._flights:
+            search = replace(search, box=None, factor=self.engine.config.search_factor)
+        prepare_ms = (time.perf_counter() - begin) * 1e3
+        flight = _Flight(self.engine.start([search], frames), frames, begin, prepare_ms)
+        self._flights.append(flight)
+        return PendingTrack(flight, self._settle_oldest)
+
+    def follow(self, pairs: Iterable[tuple[Frame | None, Frame | None]]) -> Iterator[TrackResult]:
+        """Results for pairs of frames, one by one, taking in each next pair while the engine works on the last."""
+        waiting: PendingTrack | None = None
+        for rgb, tir in pairs:
+            started = self.track_async(rgb, tir)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = started
+        if waiting is not None:
+            yield waiting.result()
 
     def reset(self) -> None:
         """Forget the target; the engine stays."""
-        self._slot = self._form = self._box = self._last = None
+        self._settle()
+        self._form = self._target = None
 
     @property
     def frame(self) -> int:
-        """Frames tracked since `init`."""
-        return self._last.frame if self._last is not None else 0
+        """Frames tracked since `init`, without those whose result was not asked for yet."""
+        return self._target.frame if self._target is not None else 0
 
     @property
     def last(self) -> TrackResult | None:
         """The last result, None right after `init`."""
-        return self._last
+        return self._target.last if self._target is not None else None
 
     def registered(self, rgb: Frame | None, tir: Frame | None) -> FramePair:
         """Frames of the current track as the network sees them: RGB order, 8 bits, thermal on the visible grid."""
-        if self._form is None:
-            raise NotInitialisedError("the tracker has no target yet: call init(rgb, tir, box) first")
-        return prepare(rgb, tir, self._form, self.config)[0]
+        return register(check_pair(rgb, tir, self._following()[1], self.config))
 
     @property
     def box(self) -> Box | None:
         """The target's last box; None before `init`. Setting it is an operator's correction: the next search starts
         there. The template stays that of `init`."""
-        return self._box
+        return self._target.box if self._target is not None else None
 
     @box.setter
     def box(self, value: Sequence[float]) -> None:
-        if self._form is None:
-            raise NotInitialisedError("the tracker has no target yet: call init(rgb, tir, box) first")
-        self._box = check_box(value, self._form.rgb_size)
+        self._settle()
+        target, form = self._following()
+        target.box = check_box(value, form.rgb_size)
+
+    def _following(self) -> tuple[Target, FrameForm]:
+        if self._target is None or self._form is None:
+            raise NotInitialisedError(NO_TARGET)
+        return self._target, self._form
+
+    def _settle(self) -> None:
+        while self._flights:
+            self._settle_oldest()
+
+    def _settle_oldest(self) -> None:
+        """Take in the result of the oldest frames on their way; their handle has it then."""
+        oldest = self._flights.pop(0)
+        target, _ = self._following()
+        try:
+            (found,) = oldest.pending.result()
+        except EngineError as error:
+            # What was searched from a box that does not exist is worth nothing.
+            for flight in (oldest, *self._flights):
+                flight.outcome = error
+            self._flights.clear()
+            return
+        self._form = oldest.frames.form
+        oldest.outcome = self._accept(target, found, oldest.frames, oldest.begin, oldest.prepare_ms)
 
 
 def _widest(box: Box, size: tuple[int, int]) -> float:

@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .overlap import await_producer, launch_options
+
 LOG2_E = 1.4426950408889634
 
 
@@ -66,8 +68,10 @@ def _attention_kernel(
     KEYS: tl.constexpr,
     PROBABILITIES: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """A tile of queries of one branch, target and head, against all keys."""
+    await_producer(OVERLAP)
     tile, which = tl.program_id(0), tl.program_id(1)
     head, target, branch = which % heads, which // heads % targets, which // (heads * targets)
     base = branch.to(tl.int64) * branch_stride + target.to(tl.int64) * target_stride + head * head_stride
@@ -129,6 +133,8 @@ def attention(
     tile_keys: int = 64,
     warps: int = 4,
     stages: int = 2,
+    tf32: bool = False,
+    overlap: bool = False,
 ) -> Tensor:
     """Attend with every token to every token.
 
@@ -140,6 +146,8 @@ def attention(
             stay as they are.
         template_tokens: T, the first of the N.
         tile_rows, tile_keys, warps, stages: sizes of one program's work.
+        tf32: let float32 products round their factors to tf32.
+        overlap: see overlap.py.
 
     Returns:
         `out`.
@@ -181,8 +189,10 @@ def attention(
         ROWS=tile_rows,
         KEYS=tile_keys,
         PROBABILITIES=rows is not None,
-        PRECISION="ieee",
+        PRECISION="tf32" if tf32 else "ieee",
+        OVERLAP=overlap,
         num_warps=warps,
         num_stages=stages,
+        **launch_options(overlap=overlap),
     )
     return out

@@ -28,6 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import TemplateRows, attention
+from .overlap import await_producer, launch_options
 
 RANKED_ROWS = 64
 
@@ -83,7 +84,10 @@ def _scores(
                 lane = (((branch * targets + target) * heads + head) * most + row).to(tl.int64)
                 value = tl.maximum(value, tl.load(probability_ptr + lane * search + token, mask=ok & votes, other=0.0))
             total += value
-    return total / (count * heads).to(tl.float32)
+    score = total / (count * heads).to(tl.float32)
+    # NaN has no rank, and a place that nobody takes would send the gather astray: it comes last instead. The NaN
+    # itself lives on in the tokens and is found in the result.
+    return tl.where(score != score, -1.0, score)
 
 
 @triton.jit
@@ -109,8 +113,10 @@ def _rank_kernel(
     ALL: tl.constexpr,  # search rounded up to a power of two
     SOME: tl.constexpr,
     TEMPLATE: tl.constexpr,  # template rounded up to a power of two
+    OVERLAP: tl.constexpr,
 ):
     """Rank some of the tokens of one target; one decision for all branches, or of one branch."""
+    await_producer(OVERLAP)
     part, target, decider = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     count = tl.load(counts_ptr + target)
     other, mine = tl.arange(0, ALL), part * SOME + tl.arange(0, SOME)
@@ -141,6 +147,15 @@ def _rank_kernel(
             tl.store(rows_ptr + at * (template + keep) + first, first, mask=(first < template) & (part == 0))
 
 
+def new_decision(place: Tensor, *, search: int, keep: int, template: int) -> Decision:
+    """Room for a decision that keeps `keep` of `search` tokens, on the device of `place` [S, B, cells]."""
+
+    def new(size: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.empty(*place.shape[:2], size, dtype=dtype, device=place.device)
+
+    return Decision(new(search, torch.float32), new(keep), new(keep), new(template + keep), place)
+
+
 def decide(
     probabilities: Tensor,
     rows: TemplateRows,
@@ -150,6 +165,8 @@ def decide(
     elimination: Literal["mce", "ce"],
     present: Tensor,
     place: Tensor,
+    out: Decision | None = None,
+    overlap: bool = False,
 ) -> Decision:
     """Score and rank the current search tokens.
 
@@ -161,6 +178,11 @@ def decide(
         elimination: one decision for all branches, or one each.
         present: [S, B] int32, 0 where a modality is missing.
         place: written to, [S, B, search tokens of the crop] int32; later eliminations go on with it.
+        out: written to, from `new_decision`; made if None.
+        overlap: see overlap.py.
+
+    Returns:
+        `out`.
     """
     branches, targets, heads, most, search = probabilities.shape
     template = rows.slots.shape[1]
@@ -173,10 +195,9 @@ def decide(
     if elimination not in ("mce", "ce"):
         raise ValueError(f"elimination={elimination!r}: known are mce, ce")
 
-    def new(size: int, dtype: torch.dtype = torch.int32) -> Tensor:
-        return torch.empty(branches, targets, size, dtype=dtype, device=probabilities.device)
-
-    decision = Decision(new(search, torch.float32), new(keep), new(keep), new(template + keep), place)
+    decision = out or new_decision(place, search=search, keep=keep, template=template)
+    if decision.place is not place or decision.kept.shape[2] != keep or decision.scores.shape[2] != search:
+        raise ValueError(f"out is made for other sizes: expected new_decision(place, {search=}, {keep=}, {template=})")
     together = elimination == "mce"
     some = min(RANKED_ROWS, triton.next_power_of_2(search))
     # One program per part of the tokens, target and decision.
@@ -202,7 +223,9 @@ def decide(
         ALL=triton.next_power_of_2(search),
         SOME=some,
         TEMPLATE=triton.next_power_of_2(template),
-        num_warps=8,
+        OVERLAP=overlap,
+        num_warps=8 if search > 128 else 4,
+        **launch_options(overlap=overlap),
     )
     return decision
 

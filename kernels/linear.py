@@ -30,6 +30,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .overlap import await_producer, launch_options
+
+JOINED_ROWS = 16
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -134,6 +138,7 @@ def _finish(
     K,
     F,
     eps,
+    ONE_WEIGHT: tl.constexpr,
     NORM: tl.constexpr,
     CENTRED: tl.constexpr,
     STATS_TILE: tl.constexpr,
@@ -147,16 +152,17 @@ def _finish(
 ):
     """The epilogue on a float32 tile [rows, columns]."""
     ok = ok_row[:, None] & ok_column[None, :]
+    weights = 0 if ONE_WEIGHT else branch
     if NORM:
         mean, m2 = _merged_statistics(
             stats_ptr, branch.to(tl.int64) * rows_in + source, ok_row, K, STATS_TILE, STATS_TILES
         )
         rstd = tl.math.rsqrt(m2 / K + eps)
         if not CENTRED:
-            column_sum = tl.load(sum_ptr + branch * F + column, mask=ok_column, other=0.0)
+            column_sum = tl.load(sum_ptr + weights * F + column, mask=ok_column, other=0.0)
             acc -= mean[:, None] * column_sum[None, :]
         acc *= rstd[:, None]
-    acc += tl.load(bias_ptr + branch * F + column, mask=ok_column, other=0.0)[None, :]
+    acc += tl.load(bias_ptr + weights * F + column, mask=ok_column, other=0.0)[None, :]
     if GELU:
         acc = 0.5 * acc * (1.0 + tl.math.erf(acc * 0.7071067811865476))
     if RESIDUAL:
@@ -201,6 +207,7 @@ def _linear_kernel(
     K,
     F,
     eps,
+    ONE_WEIGHT: tl.constexpr,
     NORM: tl.constexpr,
     CENTRED: tl.constexpr,
     STATS_TILE: tl.constexpr,
@@ -216,8 +223,10 @@ def _linear_kernel(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """One tile of the result [ROWS, COLUMNS] of one branch, or one part of its sum over K."""
+    await_producer(OVERLAP)
     tile, branch, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     # Neighbouring programs share rows of x: a tile of x is small, the weights stream.
     row_tile, column_tile = tile // COLUMN_TILES, tile % COLUMN_TILES
@@ -231,7 +240,10 @@ def _linear_kernel(
         chosen = token
     source = row // tokens_out * tokens_in + chosen
     x_row = (branch.to(tl.int64) * rows_in + source)[:, None] * K
-    w_row = (branch.to(tl.int64) * F + column)[None, :] * K
+    if ONE_WEIGHT:
+        w_row = column.to(tl.int64)[None, :] * K
+    else:
+        w_row = (branch.to(tl.int64) * F + column)[None, :] * K
     if CENTRED:
         mean, _ = _merged_statistics(
             stats_ptr, branch.to(tl.int64) * rows_in + source, ok_row, K, STATS_TILE, STATS_TILES
@@ -254,7 +266,8 @@ def _linear_kernel(
             acc, branch, row, ok_row, source, token, column, ok_column, column_tile,
             bias_ptr, sum_ptr, stats_ptr, residual_ptr, out_ptr, out_stats_ptr,
             rows_in, tokens_out, out_tokens, out_offset, rows_out_all, residual_rows, K, F, eps,
-            NORM, CENTRED, STATS_TILE, STATS_TILES, GELU, RESIDUAL, SHARED_RESIDUAL, WRITE_STATS, COLUMN_TILES, COLUMNS,
+            ONE_WEIGHT, NORM, CENTRED, STATS_TILE, STATS_TILES, GELU, RESIDUAL, SHARED_RESIDUAL, WRITE_STATS,
+            COLUMN_TILES, COLUMNS,
         )  # fmt: skip
 
 
@@ -279,6 +292,7 @@ def _join_kernel(
     K,
     F,
     eps,
+    ONE_WEIGHT: tl.constexpr,
     NORM: tl.constexpr,
     CENTRED: tl.constexpr,
     STATS_TILE: tl.constexpr,
@@ -292,8 +306,10 @@ def _join_kernel(
     SPLITS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Add the parts of one tile in order, then the epilogue; arguments as above."""
+    await_producer(OVERLAP)
     tile, branch = tl.program_id(0), tl.program_id(1)
     row_tile, column_tile = tile // COLUMN_TILES, tile % COLUMN_TILES
     row = row_tile * ROWS + tl.arange(0, ROWS)
@@ -313,7 +329,8 @@ def _join_kernel(
         acc, branch, row, ok_row, source, token, column, ok_column, column_tile,
         bias_ptr, sum_ptr, stats_ptr, residual_ptr, out_ptr, out_stats_ptr,
         rows_in, tokens_out, out_tokens, out_offset, rows_out_all, residual_rows, K, F, eps,
-        NORM, CENTRED, STATS_TILE, STATS_TILES, GELU, RESIDUAL, SHARED_RESIDUAL, WRITE_STATS, COLUMN_TILES, COLUMNS,
+        ONE_WEIGHT, NORM, CENTRED, STATS_TILE, STATS_TILES, GELU, RESIDUAL, SHARED_RESIDUAL, WRITE_STATS,
+        COLUMN_TILES, COLUMNS,
     )  # fmt: skip
 
 
@@ -334,13 +351,15 @@ def linear(
     partial: Tensor | None = None,
     tiles: Tiles | None = None,
     tf32: bool = False,
+    overlap: bool = False,
 ) -> Tensor:
     """Apply one layer of S branches to B targets.
 
     Args:
         x: [S, B, N, K], contiguous.
-        weight: [S, F, K] in the type of x; `norm.weight` where a norm is folded in.
-        bias: [S, F] float32; `norm.bias` where a norm is folded in.
+        weight: [S, F, K] in the type of x, [1, F, K] where the branches share it; `norm.weight` where a norm is folded
+            in.
+        bias: [S, F] or [1, F] float32; `norm.bias` where a norm is folded in.
         norm: the folded norm; needs `statistics`.
         statistics: of the rows of x.
         gelu: apply it.
@@ -353,6 +372,7 @@ def linear(
         partial: scratch for split_k > 1, [split_k, S, B * M, F] float32; made if None.
         tiles: sizes of one program's work.
         tf32: let float32 products round their factors to tf32.
+        overlap: see overlap.py.
 
     Returns:
         `out`.
@@ -360,7 +380,8 @@ def linear(
     tiles = tiles or Tiles()
     branches, targets, tokens_in, depth = x.shape
     features = weight.shape[1]
-    if weight.shape != (branches, features, depth) or bias.shape != (branches, features):
+    weights = weight.shape[0]
+    if weights not in (1, branches) or weight.shape[2] != depth or bias.shape != (weights, features):
         raise ValueError(f"weight {tuple(weight.shape)} and bias {tuple(bias.shape)} do not fit x {tuple(x.shape)}")
     if weight.dtype != x.dtype or bias.dtype != torch.float32:
         raise TypeError(f"weight is {weight.dtype} and bias {bias.dtype}: expected {x.dtype} and float32")
@@ -409,6 +430,7 @@ def linear(
         "K": depth,
         "F": features,
         "eps": norm.eps if norm else 0.0,
+        "ONE_WEIGHT": weights == 1,
         "NORM": norm is not None,
         "CENTRED": norm is not None and x.dtype == torch.float32,
         "STATS_TILE": statistics.tile if statistics else 1,
@@ -422,7 +444,9 @@ def linear(
         "SPLITS": split_k,
         "ROWS": tiles.rows,
         "COLUMNS": tiles.columns,
+        "OVERLAP": overlap,
         "num_warps": tiles.warps,
+        **launch_options(overlap=overlap),
     }
     programs = triton.cdiv(rows_out, tiles.rows) * column_tiles
     # One program per tile of the result, branch and part of K.
@@ -430,5 +454,8 @@ def linear(
         x, weight, **pointers, DEPTH=tiles.depth, PRECISION="tf32" if tf32 else "ieee", num_stages=tiles.stages
     )
     if split_k > 1:
-        _join_kernel[(programs, branches)](**pointers)
+        # Adding is bound by memory: many programs of few rows.
+        rows_joined = min(tiles.rows, JOINED_ROWS)
+        programs = triton.cdiv(rows_out, rows_joined) * column_tiles
+        _join_kernel[(programs, branches)](**{**pointers, "ROWS": rows_joined, "num_warps": 4})
     return out

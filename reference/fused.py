@@ -66,3 +66,12 @@ def row_statistics(x: Tensor, tile: int) -> Tensor:
     means = [part.mean(-1) for part in parts]
     squares = [(p - m.unsqueeze(-1)).square().sum(-1) for p, m in zip(parts, means, strict=True)]
     return torch.stack([torch.stack(means, -1), torch.stack(squares, -1)], dim=-1)
+
+
+def patches(images: Tensor, patch: int) -> Tensor:
+    """[..., 3, H, W] -> [..., H W / patch^2, 3 patch^2], values in the order of a convolution's flattened weight."""
+    *lead, channels, height, width = images.shape
+    cut = images.reshape(*lead, channels, height // patch, patch, width // patch, patch)
+    n = len(lead)
+    cut = cut.permute(*range(n), n + 1, n + 3, n, n + 2, n + 4)
+    return cut.reshape(*lead, (height // patch) * (width // patch), channels * patch * patch)

@@ -90,7 +90,6 @@ def run_branches(
         queries, keys, values = qkv  # [S, B, heads, N, d] each
         attended = attention(queries, keys, values)
         tokens = tokens + torch.stack([block.projection(a) for block, a in zip(blocks, attended, strict=True)])
-        on_step(f"block{index}.attention", tokens)
         if config.eliminates_at(index):
             # After the attention's residual and before the MLP, which already runs on the reduced set.
             with torch.no_grad():
@@ -102,6 +101,7 @@ def run_branches(
             eliminations.append(elimination)
             on_step(f"block{index}.scores", scores)
             on_step(f"block{index}.eliminate", elimination.kept)
+        on_step(f"block{index}.attention", tokens)
         tokens = tokens + torch.stack([block.mlp(x) for block, x in zip(blocks, tokens, strict=True)])
         outputs.append(tokens)
         on_step(f"block{index}.mlp", tokens)

@@ -5,3 +5,5 @@ import os
 import torch
 
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+# Plain PyTorch is what float32 is compared with: its convolutions must be float32 too.
+torch.backends.cudnn.allow_tf32 = False

@@ -1,8 +1,8 @@
-"""Triton's interpreter made trustworthy: bf16 repaired, and a guard against stray memory accesses and races.
+"""Triton's interpreter made trustworthy: bf16 and fma repaired, and a guard against stray memory accesses and races.
 
-The interpreter (3.6 to 3.9) multiplies the raw bits of bf16 in `tl.dot` and truncates float32 to bf16. The guard makes
-an access outside every tensor argument an IndexError, and a RuntimeError of one address stored by two programs, or
-loaded by one after another one stored it.
+The interpreter (3.6 to 3.9) multiplies the raw bits of bf16 in `tl.dot`, truncates float32 to bf16, and rounds twice in
+a fused multiply-add. The guard makes an access outside every tensor argument an IndexError, and a RuntimeError of one
+address stored by two programs, or loaded by one after another one stored it.
 """
 
 from __future__ import annotations
@@ -54,6 +54,18 @@ def repair_bf16() -> None:
     create_dot.repaired = True
     interpreter.InterpreterBuilder.create_dot = create_dot
     interpreter._convert_float = convert_float
+
+
+def repair_fma() -> None:
+    """Let float32's fused multiply-add round once: in float64 the product is exact and the sum has bits to spare."""
+
+    def create_fma(_self: Any, x: Any, y: Any, z: Any) -> Any:
+        if z.dtype.scalar != tl.float32:
+            raise NotImplementedError(f"fma of {z.dtype}")
+        exact = x.data.astype(np.float64) * y.data.astype(np.float64) + z.data.astype(np.float64)
+        return interpreter.TensorHandle(exact.astype(np.float32), z.dtype.scalar)
+
+    interpreter.InterpreterBuilder.create_fma = create_fma
 
 
 @contextlib.contextmanager

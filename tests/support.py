@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ckd_fast.kernels.linear import Tiles
+from ckd_fast.kernels.tiles import Choice, Work
 from ckd_fast.reference.config import ModelConfig
 from ckd_fast.weights.keys import from_authors
 
@@ -86,3 +88,20 @@ def assert_as_exact(value: Tensor, twin: Tensor, exact: Tensor, *, rounding: flo
     bound = 2 * max_error(twin, exact) + rounding * scale + 1e-7 * scale
     error = max_error(value, exact)
     assert error <= bound, f"error {error:.3g} against float64, plain PyTorch makes {max_error(twin, exact):.3g}"
+
+
+INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
+
+
+def big(rows: int, columns: int, depth: int) -> Tiles:
+    """Few, large programs for the interpreter, where a program costs the same whatever its size; what fits on a GPU."""
+    return Tiles(rows, columns, depth) if INTERPRETED else Tiles(min(rows, 64), min(columns, 64), min(depth, 32))
+
+
+def large_tiles(work: Work) -> Choice:
+    """An engine's tiles in tests."""
+    if work.kernel == "crop":
+        return Choice(Tiles(rows=32, columns=128) if INTERPRETED else Tiles(rows=8, columns=64))
+    if work.kernel == "attention":
+        return Choice(Tiles(rows=128, columns=128) if INTERPRETED else Tiles(rows=32, columns=32))
+    return Choice(big(256, 256, 256), split_k=2 if work.depth >= 1024 else 1)

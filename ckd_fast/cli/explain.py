@@ -45,6 +45,7 @@ def run_explain(options: argparse.Namespace) -> int:
     from ckd_fast.evaluation.explain import alive, explain_frame, instance_norm, style_gap
     from ckd_fast.evaluation.figures import draw_features, draw_gap, draw_tokens, similarities
     from ckd_fast.evaluation.writing import write_atomically
+    from ckd_fast.frames import check_pair, settle_form
     from ckd_fast.tracker import Tracker
     from ckd_fast.video import FolderPairs
     from ckd_fast.video.plot import require_matplotlib
@@ -57,7 +58,9 @@ def run_explain(options: argparse.Namespace) -> int:
     source = FolderPairs(options.rgb, options.tir)
     if source.length is not None and options.frame >= source.length:
         raise InputError(f"--frame {options.frame}: there are {source.length} pairs, the last is {source.length - 1}")
-    tracker = Tracker(options.weights, options.model, options.engine, options.device, options.dtype, seed=options.seed)
+    # Faster engines fuse steps that are drawn here.
+    engine = "reference" if options.engine == "auto" else options.engine
+    tracker = Tracker(options.weights, options.model, engine, options.device, options.dtype, seed=options.seed)
     depth = tracker.engine.config.depth
     block = depth - 1 if options.block is None else options.block
     if block >= depth:
@@ -70,9 +73,10 @@ def run_explain(options: argparse.Namespace) -> int:
             continue
         if first is None:
             tracker.init(moment.rgb, moment.tir, options.init)
-            first = tracker.registered(moment.rgb, moment.tir)
+            form = settle_form(moment.rgb, moment.tir, tracker.config)
+            first = check_pair(moment.rgb, moment.tir, form, tracker.config)
         elif moment.index == options.frame:
-            pair = tracker.registered(moment.rgb, moment.tir)
+            pair = check_pair(moment.rgb, moment.tir, form, tracker.config)
             break
         else:
             around = tracker.update(moment.rgb, moment.tir).box
@@ -81,7 +85,7 @@ def run_explain(options: argparse.Namespace) -> int:
     of = explain_frame(tracker.engine, first, options.init, pair, around)
     others = {}
     if options.baseline:
-        baseline = Tracker(options.baseline, None, options.engine, options.device, options.dtype)
+        baseline = Tracker(options.baseline, None, engine, options.device, options.dtype)
         others[Path(options.baseline).name] = explain_frame(baseline.engine, first, options.init, pair, around)
     try:
         out.mkdir(parents=True, exist_ok=True)

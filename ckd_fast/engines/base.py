@@ -1,6 +1,6 @@
 """What an engine is: from frames and boxes to boxes, with the weights inside and the targets outside.
 
-Weights (and on a GPU later graphs and buffers) belong to the engine. What belongs to one target is a `Slot`, which the
+Weights (and on a GPU graphs and buffers) belong to the engine. What belongs to one target is a `Slot`, which the
 tracker keeps, so any number of trackers share one engine. Calls are serialised by the engine's lock.
 """
 
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from ckd_fast.errors import EngineError
-from ckd_fast.frames import FramePair
+from ckd_fast.frames import FramePair, RawPair, register
 from ckd_fast.reference.boxes import clip_box, find_peak, hann_window, to_frame
 from ckd_fast.reference.config import ModelConfig
 from ckd_fast.reference.elimination import template_mask
 from ckd_fast.reference.head import HeadMaps
 from ckd_fast.reference.model import OnStep, ignore_step
-from ckd_fast.reference.preprocess import Crop, box_in_crop, crop, normalise
+from ckd_fast.reference.preprocess import Crop, box_in_crop, crop, crop_window, normalise
 from ckd_fast.types import Box
 
 
@@ -41,6 +41,27 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class Search:
+    """Where to look for one target.
+
+    Attributes:
+        slot: the target.
+        box: where it was last; None: where the engine's previous search of this slot ended, whose result the caller
+            may not know yet. Only for engines that `carry`.
+        factor: side of the search crop, in multiples of sqrt(box area); with box None it is the model's, or wider
+            after a lost one by the two values below.
+        lost_threshold: a score below it makes the next search without a box wider.
+        lost_scale: by how much.
+    """
+
+    slot: Slot
+    box: Box | None
+    factor: float
+    lost_threshold: float = 0.0
+    lost_scale: float = 1.0
+
+
+@dataclass(frozen=True)
 class Found:
     """One target in one frame.
 
@@ -48,25 +69,48 @@ class Found:
         box: in the frame, clipped.
         score: at the chosen cell, before the window.
         cell: row-major index of the cell.
-        crop_ms, network_ms, decode_ms: where the time went, over all targets of the call.
+        prepare_ms, crop_ms, network_ms, decode_ms: where the time went, over all targets of the call.
     """
 
     box: Box
     score: float
     cell: int
+    prepare_ms: float
     crop_ms: float
     network_ms: float
     decode_ms: float
 
 
+class Pending(ABC):
+    """A search that was started and may not have ended."""
+
+    @abstractmethod
+    def result(self) -> list[Found]:
+        """Wait for it; every call gives the same answer, or raises the same error."""
+
+
+class Finished(Pending):
+    """The search of an engine that has nothing to overlap."""
+
+    def __init__(self, found: list[Found]) -> None:
+        self._found = found
+
+    def result(self) -> list[Found]:
+        """What was found."""
+        return self._found
+
+
 def step_names(config: ModelConfig) -> tuple[str, ...]:
-    """The steps of one frame, in order; every engine that can be observed reports them under these names."""
+    """The steps of one frame, in order; every engine that can be observed reports them under these names.
+
+    An engine leaves out a step that it fuses into another one. `attention` is the block's first half for the tokens
+    that stay.
+    """
     names = ["crop", "patch_embed"]
     for block in range(config.depth):
-        names.append(f"block{block}.attention")
         if config.eliminates_at(block):
             names += [f"block{block}.scores", f"block{block}.eliminate"]
-        names.append(f"block{block}.mlp")
+        names += [f"block{block}.attention", f"block{block}.mlp"]
     return (*names, "norm", "head.score", "head.size", "head.offset", "decode")
 
 
@@ -92,6 +136,45 @@ class Engine(ABC):
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self}>"
 
+    carries = False  # whether a search may leave its box out
+    most_targets: int | None = None  # in one call; None: any number
+
+    @abstractmethod
+    def remember(self, frames: RawPair, box: Box) -> Slot:
+        """Embed the template of a new target; both modalities must be there."""
+
+    @abstractmethod
+    def find(self, searches: Sequence[Search], frames: RawPair, on_step: OnStep = ignore_step) -> list[Found]:
+        """Find every target in one pair of frames.
+
+        Args:
+            searches: one per target.
+            frames: the pair; a missing modality is shown as the mean image and has no vote in eliminations.
+            on_step: called with the name and the value of every step, see `step_names`.
+        """
+
+    def start(self, searches: Sequence[Search], frames: RawPair) -> Pending:
+        """As `find`, for engines that can go on while the caller does something else; the others find at once."""
+        return Finished(self.find(searches, frames))
+
+    @abstractmethod
+    def run_network(self, template_images: Tensor, search_images: Tensor) -> HeadMaps:
+        """The network alone, for measuring: normalised crops [2, B, 3, ., .] on the device to maps on the device.
+
+        The template is embedded anew, as the authors' measurement does, and all template tokens decide.
+        """
+
+    def not_finite(self) -> EngineError:
+        """The error of a result that is no number."""
+        return EngineError(
+            f"the network's result is not finite on engine {self}: the weights overflow in this precision; "
+            "try dtype='bfloat16' or 'float32', and check the weights"
+        )
+
+
+class HostEngine(Engine):
+    """An engine whose network runs on any device, while crops and boxes are made on the host."""
+
     @abstractmethod
     def _embed(self, images: Tensor) -> Tensor:
         """Template crops [2, B, 3, h, w] -> tokens [2, B, T, C]."""
@@ -103,86 +186,78 @@ class Engine(ABC):
         """Tokens [2, B, T, C] and search crops [2, B, 3, H, W] -> maps of B targets, on any device."""
 
     @torch.inference_mode()
-    def remember(self, frames: FramePair, box: Box) -> Slot:
-        """Embed the template of a new target; both modalities must be there."""
+    def remember(self, frames: RawPair, box: Box) -> Slot:
+        """See `Engine`."""
         config = self.config
-        crops = _crop_pair(frames, box, config.template_factor, config.template_size)
+        crops = _crop_pair(register(frames), box, config.template_factor, config.template_size)
         images = self._to_device(_images([crops], config.template_size))
-        boxes = None
-        if config.template_range == "GT_BOX":
-            factor = next(c.resize_factor for c in crops if c is not None)
-            boxes = torch.tensor([box_in_crop(box, box, factor, config.template_size)])
-        mask = template_mask(config, boxes).to(self.device)
+        mask = deciding_tokens(config, box).to(self.device)
         with self._lock:
             return Slot(self._embed(images), mask)
 
     @torch.inference_mode()
-    def find(
-        self,
-        slots: Sequence[Slot],
-        frames: FramePair,
-        boxes: Sequence[Box],
-        search_factors: Sequence[float],
-        on_step: OnStep = ignore_step,
-    ) -> list[Found]:
-        """Find every target in one pair of frames.
-
-        Args:
-            slots: one per target.
-            frames: the pair; a missing modality is shown as the mean image and has no vote in eliminations.
-            boxes: each target's last box.
-            search_factors: side of each search crop, in multiples of sqrt(box area).
-            on_step: called with the name and the value of every step, see `step_names`.
-        """
+    def find(self, searches: Sequence[Search], frames: RawPair, on_step: OnStep = ignore_step) -> list[Found]:
+        """See `Engine`."""
         config = self.config
+        begin = time.perf_counter()
+        pair = register(frames)
         start = time.perf_counter()
+        boxes = [_known(search) for search in searches]
         crops = [
-            _crop_pair(frames, box, factor, config.search_size)
-            for box, factor in zip(boxes, search_factors, strict=True)
+            _crop_pair(pair, box, search.factor, config.search_size)
+            for box, search in zip(boxes, searches, strict=True)
         ]
-        search = self._to_device(_images(crops, config.search_size))  # [2, B, 3, H, W]
-        on_step("crop", search)
+        search_images = self._to_device(_images(crops, config.search_size))  # [2, B, 3, H, W]
+        on_step("crop", search_images)
         present = None
-        if frames.rgb is None or frames.tir is None:
-            here = torch.tensor([[frames.rgb is not None], [frames.tir is not None]])
-            present = here.expand(2, len(slots)).to(self.device)
-        template = torch.cat([slot.template for slot in slots], dim=1)
-        mask = torch.cat([slot.mask for slot in slots])
+        if pair.rgb is None or pair.tir is None:
+            here = torch.tensor([[pair.rgb is not None], [pair.tir is not None]])
+            present = here.expand(2, len(searches)).to(self.device)
+        template = torch.cat([search.slot.template for search in searches], dim=1)
+        mask = torch.cat([search.slot.mask for search in searches])
         cropped = time.perf_counter()
         with self._lock:
-            maps = self._maps(template, search, mask, present, on_step)
+            maps = self._maps(template, search_images, mask, present, on_step)
             maps = HeadMaps(*(value.float().cpu() for value in (maps.score, maps.size, maps.offset)))
         ran = time.perf_counter()
         peak = find_peak(maps, self._window)
         if not (torch.isfinite(peak.boxes_cxcywh).all() and torch.isfinite(peak.score).all()):
-            raise EngineError(
-                f"the network's result is not finite on engine {self}: the weights overflow in this precision; "
-                "try dtype='bfloat16' or 'float32', and check the weights"
-            )
-        height, width = frames.size
+            raise self.not_finite()
         located = []
-        for index, pair in enumerate(crops):
-            factor = next(c.resize_factor for c in pair if c is not None)
+        for index, both in enumerate(crops):
+            factor = next(c.resize_factor for c in both if c is not None)
             mapped = to_frame(peak.boxes_cxcywh[index], boxes[index], factor, config.search_size)
-            located.append(clip_box(mapped, height, width))
+            located.append(clip_box(mapped, *pair.size))
         on_step("decode", torch.tensor(located, dtype=torch.float64))
         done = time.perf_counter()
-        times = ((cropped - start) * 1e3, (ran - cropped) * 1e3, (done - ran) * 1e3)
+        times = ((start - begin) * 1e3, (cropped - start) * 1e3, (ran - cropped) * 1e3, (done - ran) * 1e3)
         scores, cells = peak.score.tolist(), peak.cell.tolist()
         return [Found(box, score, cell, *times) for box, score, cell in zip(located, scores, cells, strict=True)]
 
     @torch.inference_mode()
     def run_network(self, template_images: Tensor, search_images: Tensor) -> HeadMaps:
-        """The network alone, for measuring: normalised crops [2, B, 3, ., .] on the device to maps on the device.
-
-        The template is embedded anew, as the authors' measurement does, and all template tokens decide.
-        """
+        """See `Engine`."""
         mask = torch.ones(template_images.shape[1], self.config.template_tokens, dtype=torch.bool, device=self.device)
         with self._lock:
             return self._maps(self._embed(template_images), search_images, mask, None, ignore_step)
 
     def _to_device(self, images: Tensor) -> Tensor:
         return images.to(self.device, self.dtype)
+
+
+def deciding_tokens(config: ModelConfig, box: Box) -> Tensor:
+    """The mask of template tokens that decide what is dropped, for a target with this box at its start [1, T]."""
+    boxes = None
+    if config.template_range == "GT_BOX":
+        factor = config.template_size / crop_window(box, config.template_factor).side
+        boxes = torch.tensor([box_in_crop(box, box, factor, config.template_size)])
+    return template_mask(config, boxes)
+
+
+def _known(search: Search) -> Box:
+    if search.box is None:
+        raise ValueError("this engine keeps no boxes: every search needs one")
+    return search.box
 
 
 def _crop_pair(frames: FramePair, box: Box, factor: float, size: int) -> tuple[Crop | None, Crop | None]:

@@ -13,15 +13,16 @@ from ckd_fast.reference.head import HeadMaps
 from ckd_fast.reference.model import OnStep, ignore_step
 from ckd_fast.weights import LoadedModel
 
-from .base import Engine
+from .base import HostEngine
 
 log = logging.getLogger(__name__)
 
 
-class CompiledEngine(Engine):
-    """torch.compile, one static shape per number of targets; compiled when built, for one target."""
+class CompiledEngine(HostEngine):
+    """torch.compile, one static shape per power of two of targets; compiled when built, for one."""
 
     name = "compiled"
+    most_targets = 64
 
     def __init__(
         self, model: LoadedModel, device: torch.device, dtype: torch.dtype, note: str = "", mode: str = "default"
@@ -69,6 +70,13 @@ class CompiledEngine(Engine):
             raise InputError("engine 'compiled' cannot be observed step by step: use 'reference'")
         if present is None:  # always a tensor: a frame without one modality must not compile anew
             present = torch.ones(2, template.shape[1], dtype=torch.bool, device=self.device)
-        score, size, offset = self._network(template, search, mask, present)
+        targets = template.shape[1]
+        # Every number of targets is a compilation of its own and torch makes few of them: the next power of two serves.
+        lanes = torch.arange(1 << (targets - 1).bit_length(), device=self.device).clamp(max=targets - 1)
+        if len(lanes) > targets:
+            template, search, present = (tensor[:, lanes] for tensor in (template, search, present))
+            mask = mask[lanes]
+        maps = self._network(template, search, mask, present)
         # Under graphs the next call overwrites these tensors; `find` copies them to the host before it returns.
+        score, size, offset = (values[:targets] for values in maps)
         return HeadMaps(score=score, size=size, offset=offset)

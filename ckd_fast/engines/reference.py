@@ -9,10 +9,10 @@ from ckd_fast.reference.head import HeadMaps
 from ckd_fast.reference.model import OnStep
 from ckd_fast.weights import LoadedModel
 
-from .base import Engine
+from .base import HostEngine
 
 
-class ReferenceEngine(Engine):
+class ReferenceEngine(HostEngine):
     """Plain PyTorch on any device."""
 
     name = "reference"

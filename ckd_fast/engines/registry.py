@@ -35,10 +35,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
-def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    """A precision by name or as torch's; None is float32."""
+def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A precision by name or as torch's; None leaves it to the engine."""
     if dtype is None:
-        return torch.float32
+        return None
     resolved = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if resolved is None or resolved not in DTYPES.values():
         raise InputError(f"dtype={dtype!r}: known are {', '.join(DTYPES)}")
@@ -60,25 +60,75 @@ def build_engine(
             in `str(engine)` and in one log line.
         model: the weights.
         device: "auto", "cpu", "cuda", "cuda:N" or a torch device.
-        dtype: "float32", "float16", "bfloat16" or torch's; None is float32.
+        dtype: "float32", "float16", "bfloat16" or torch's; None is bfloat16 on engine "triton" where the GPU has it,
+            else float32.
         compile_mode: torch.compile's mode for "compiled".
     """
     if name not in ENGINES:
         raise InputError(f"engine={name!r}: known are {', '.join(ENGINES)}")
     target, precision = resolve_device(device), resolve_dtype(dtype)
-    note = ""
     if name == "auto":
-        name = "reference"
-        note = "auto: no usable GPU" if target.type == "cpu" else "auto: this version has no triton engine"
-        log.warning("engine 'auto' runs the reference network on %s (%s)", target, note.removeprefix("auto: "))
+        return _fastest(model, target, precision)
     if name == "triton":
-        if target.type != "cuda":
-            raise EngineError("engine 'triton' needs a usable NVIDIA GPU and found none: use 'reference' or 'compiled'")
-        raise EngineError("this version of ckd_fast has no triton engine yet: use 'reference' or 'compiled'")
+        return _triton(model, target, precision)
     if name == "compiled":
         from .compiled import CompiledEngine
 
-        return CompiledEngine(model, target, precision, note, compile_mode)
+        return CompiledEngine(model, target, precision or torch.float32, mode=compile_mode)
+    return _reference(model, target, precision)
+
+
+def _reference(model: LoadedModel, target: torch.device, precision: torch.dtype | None, note: str = "") -> Engine:
     from .reference import ReferenceEngine
 
-    return ReferenceEngine(model, target, precision, note)
+    return ReferenceEngine(model, target, precision or torch.float32, note)
+
+
+def _fastest(model: LoadedModel, target: torch.device, precision: torch.dtype | None) -> Engine:
+    """The triton engine on a GPU, else the reference; what stands against the first is said once."""
+    if target.type == "cpu":
+        reason = "no usable GPU"
+    else:
+        try:
+            return _triton(model, target, precision)
+        except EngineError as error:
+            reason = str(error)
+    log.warning("engine 'auto' runs the reference network on %s (%s)", target, reason)
+    return _reference(model, target, precision, f"auto: {reason}")
+
+
+def _triton(model: LoadedModel, target: torch.device, precision: torch.dtype | None) -> Engine:
+    if target.type != "cuda":
+        raise EngineError("engine 'triton' needs a usable NVIDIA GPU and found none: use 'reference' or 'compiled'")
+    from ckd_fast.kernels.requirements import missing
+
+    reason = missing(target)
+    if reason is not None:
+        raise EngineError(f"engine 'triton' {reason}; engines 'reference' and 'compiled' do without")
+    from ckd_fast.kernels.tiles import chip_of, chooser
+
+    from .runners import GraphRunner
+    from .triton import TritonEngine
+
+    properties = torch.cuda.get_device_properties(target)
+    capability = (properties.major, properties.minor)
+    notes = []
+    has_bfloat16, overlap = capability >= (8, 0), capability >= (9, 0)
+    if precision is None:
+        precision = torch.bfloat16 if has_bfloat16 else torch.float16
+        if not has_bfloat16:
+            notes.append("float16, since this GPU has no bfloat16")
+    elif precision == torch.bfloat16 and not has_bfloat16:
+        raise EngineError(f"dtype='bfloat16': {properties.name} has no bfloat16 (it comes with sm_80): use 'float16'")
+    if not overlap:
+        notes.append("launches do not overlap, which needs sm_90")
+    # torch's own switch: "highest" keeps float32 products whole.
+    tf32 = precision == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    if tf32:
+        notes.append("float32 products in tf32, as torch.set_float32_matmul_precision asks")
+    index = torch.cuda.current_device() if target.index is None else target.index
+    where = torch.device("cuda", index)
+    return TritonEngine(
+        model, where, precision, "; ".join(notes), runner=GraphRunner(where), choose=chooser(chip_of(where)), tf32=tf32,
+        overlap=overlap,
+    )  # fmt: skip

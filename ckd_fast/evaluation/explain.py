@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ckd_fast.errors import InputError
+from ckd_fast.errors import EngineError, InputError
 
 if TYPE_CHECKING:
     from ckd_fast.engines import Engine
-    from ckd_fast.frames import FramePair
+    from ckd_fast.frames import RawPair
     from ckd_fast.reference.config import ModelConfig
     from ckd_fast.types import Box
 
@@ -67,19 +67,22 @@ class Explanation:
         return int(self.score_map.shape[0])
 
 
-def explain_frame(engine: Engine, first: FramePair, target: Box, pair: FramePair, around: Box) -> Explanation:
+def explain_frame(engine: Engine, first: RawPair, target: Box, pair: RawPair, around: Box) -> Explanation:
     """Find a target once more and keep what the network did.
 
     Args:
         engine: one whose steps can be observed.
         first: frames of the initialisation.
         target: the target there.
-        pair: frames to explain.
+        pair: frames to explain, both modalities.
         around: the target's box in the frame before.
     """
+    from ckd_fast.engines.base import Search
+    from ckd_fast.frames import register
     from ckd_fast.reference.preprocess import PIXEL_MEAN, PIXEL_STD, crop
 
-    if pair.rgb is None or pair.tir is None:
+    visible = register(pair).rgb
+    if visible is None or pair.tir is None:
         raise InputError("both modalities are needed to explain a frame")
     config = engine.config
     seen: dict[str, Any] = {}
@@ -88,10 +91,15 @@ def explain_frame(engine: Engine, first: FramePair, target: Box, pair: FramePair
         seen[name] = value.detach().float().cpu().numpy()
 
     factor = config.search_factor
-    (found,) = engine.find([engine.remember(first, target)], pair, [around], [factor], keep)
+    (found,) = engine.find([Search(engine.remember(first, target), around, factor)], pair, keep)
+    needed = ["crop", "head.score", *(f"block{block}.mlp" for block in range(config.depth))]
+    needed += [f"block{block}.eliminate" for block in range(config.depth) if config.eliminates_at(block)]
+    hidden = [name for name in needed if name not in seen]
+    if hidden:
+        raise EngineError(f"engine {engine} does not show its step {hidden[0]}: use the engine 'reference'")
     pixels = seen["crop"][:, 0].transpose(0, 2, 3, 1) * np.array(PIXEL_STD) + np.array(PIXEL_MEAN)
     side = config.search_size
-    scale = crop(pair.rgb, around, factor, side).resize_factor
+    scale = crop(visible, around, factor, side).resize_factor
     centre = around[0] + around[2] / 2, around[1] + around[3] / 2
     x, y, w, h = found.box
     inside = ((x - centre[0]) * scale + side / 2, (y - centre[1]) * scale + side / 2, w * scale, h * scale)

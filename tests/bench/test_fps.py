@@ -67,7 +67,7 @@ def test_shares_of_the_steps(tmp_path: Path) -> None:
         (("--model", "huge"), "unknown model 'huge'"),
         (("--iterations", "0"), "--iterations must be at least 1"),
         (("--json", str(ROOT)), "cannot be written"),
-        (("--no-graph", "--engine", "compiled"), "observes engine reference"),
+        (("--no-graph", "--engine", "compiled"), "observes one engine"),
         (("--device", "cuda"), "sees no usable GPU"),
     ],
 )

@@ -13,24 +13,24 @@ import torch
 from checkpoints import SMALL
 from support import HAS_COMPILER
 
-from ckd_fast import InputError, load_model
-from ckd_fast.engines import build_engine, step_names
-from ckd_fast.frames import FramePair
+from ckd_fast import InputError, TrackerConfig, load_model
+from ckd_fast.engines import Search, build_engine, step_names
+from ckd_fast.frames import FrameForm, RawPair
 
 BOX = (40.0, 30.0, 24.0, 20.0)
 
 
-def pair(seed: int = 0) -> FramePair:
+def pair(seed: int = 0) -> RawPair:
     generator = np.random.default_rng(seed)
     rgb, tir = generator.integers(0, 256, (2, 96, 128, 3), dtype=np.uint8)
-    return FramePair(rgb, tir, (96, 128))
+    return RawPair(rgb, tir, FrameForm((96, 128), (96, 128), None), TrackerConfig())
 
 
 def test_reference_reports_every_step_by_name() -> None:
     engine = build_engine("reference", load_model("random", SMALL), "cpu")
     slot = engine.remember(pair(), BOX)
     seen: list[tuple[str, tuple[int, ...]]] = []
-    engine.find([slot], pair(1), [BOX], [4.0], lambda name, value: seen.append((name, tuple(value.shape))))
+    engine.find([Search(slot, BOX, 4.0)], pair(1), lambda name, value: seen.append((name, tuple(value.shape))))
     assert tuple(name for name, _ in seen) == step_names(SMALL)
     shapes = dict(seen)
     assert shapes["crop"] == (2, 1, 3, 256, 256)
@@ -43,9 +43,10 @@ def test_many_targets_are_single_targets() -> None:
     engine = build_engine("reference", load_model("random", SMALL), "cpu")
     boxes = [BOX, (10.0, 10.0, 40.0, 20.0), (70.0, 40.0, 50.0, 50.0)]
     slots = [engine.remember(pair(), box) for box in boxes]
-    together = engine.find(slots, pair(1), boxes, [4.0] * 3)
+    searches = [Search(slot, box, 4.0) for slot, box in zip(slots, boxes, strict=True)]
+    together = engine.find(searches, pair(1))
     for index, found in enumerate(together):
-        (alone,) = engine.find(slots[index : index + 1], pair(1), boxes[index : index + 1], [4.0])
+        (alone,) = engine.find(searches[index : index + 1], pair(1))
         assert alone.cell == found.cell
         assert alone.box == pytest.approx(found.box, abs=1e-3)
 
@@ -57,9 +58,9 @@ def test_engines_refuse_what_they_cannot_do() -> None:
 
 COMPILE = """
 import sys, numpy as np, torch
-from ckd_fast import EngineError, ModelConfig, load_model
-from ckd_fast.engines import build_engine
-from ckd_fast.frames import FramePair
+from ckd_fast import EngineError, ModelConfig, TrackerConfig, load_model
+from ckd_fast.engines import Search, build_engine
+from ckd_fast.frames import FrameForm, RawPair
 config = ModelConfig(dim=32, depth=2, heads=2, head_channels=16, eliminate_at=(1,))
 model = load_model("random", config, seed=3)
 try:
@@ -69,16 +70,21 @@ except EngineError as error:
     sys.exit(7)
 reference = build_engine("reference", model, "cpu")
 generator = np.random.default_rng(0)
-frames = [FramePair(*generator.integers(0, 256, (2, 96, 128, 3), dtype=np.uint8), (96, 128)) for _ in range(4)]
+about = FrameForm((96, 128), (96, 128), None), TrackerConfig()
+frames = [RawPair(*generator.integers(0, 256, (2, 96, 128, 3), dtype=np.uint8), *about) for _ in range(4)]
 box = (40.0, 30.0, 24.0, 20.0)
 slots = [engine.remember(frames[0], box) for engine in (reference, compiled)]
-for pair in (*frames[1:], FramePair(None, frames[1].tir, (96, 128))):
-    first, second = (e.find([s], pair, [box], [4.0])[0] for e, s in zip((reference, compiled), slots))
+for pair in (*frames[1:], RawPair(None, frames[1].tir, *about)):
+    first, second = (e.find([Search(s, box, 4.0)], pair)[0] for e, s in zip((reference, compiled), slots))
     assert first.cell == second.cell, (first, second)
     assert max(abs(a - b) for a, b in zip(first.box, second.box)) < 1e-2, (first, second)
     box = first.box
+others = [(10.0, 10.0, 40.0, 20.0), (70.0, 40.0, 50.0, 50.0), (20.0, 30.0, 15.0, 25.0)]
+three = [[Search(e.remember(frames[0], b), b, 4.0) for b in others] for e in (reference, compiled)]
+for first, second in zip(*(e.find(s, frames[1]) for e, s in zip((reference, compiled), three)), strict=True):
+    assert first.cell == second.cell and max(abs(a - b) for a, b in zip(first.box, second.box)) < 1e-2
 try:
-    compiled.find([slots[1]], frames[1], [box], [4.0], print)
+    compiled.find([Search(slots[1], box, 4.0)], frames[1], print)
 except ValueError as error:
     assert "cannot be observed" in str(error)
 else:
@@ -113,6 +119,6 @@ def test_reference_on_a_gpu() -> None:
     for device in ("cpu", "cuda"):
         engine = build_engine("reference", model, device)
         slot = engine.remember(pair(), BOX)
-        found.append(engine.find([slot], pair(1), [BOX], [4.0])[0])
+        found.append(engine.find([Search(slot, BOX, 4.0)], pair(1))[0])
     assert found[0].cell == found[1].cell
     assert torch.allclose(torch.tensor(found[0].box), torch.tensor(found[1].box), atol=0.1)

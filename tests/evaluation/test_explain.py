@@ -11,8 +11,10 @@ import pytest
 import torch
 from support import GOLDEN_CONFIG
 
-from ckd_fast import InputError, Tracker, load_model, save_model
+from ckd_fast import EngineError, InputError, Tracker, load_model, save_model
 from ckd_fast.cli import main
+from ckd_fast.engines.base import Search
+from ckd_fast.engines.reference import ReferenceEngine
 from ckd_fast.evaluation.explain import (
     Explanation,
     activity,
@@ -24,8 +26,10 @@ from ckd_fast.evaluation.explain import (
 )
 from ckd_fast.evaluation.figures import similarities
 from ckd_fast.evaluation.tsne import neighbour_probabilities, squared_distances, tsne
+from ckd_fast.frames import RawPair, check_pair, settle_form
 from ckd_fast.reference import losses
-from ckd_fast.video import FolderPairs
+from ckd_fast.reference.model import OnStep
+from ckd_fast.video import FolderPairs, Pair
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +50,19 @@ def first_box(clip: Path) -> str:
     return (clip / "groundtruth.txt").read_text().splitlines()[0]
 
 
+def checked(tracker: Tracker, moment: Pair) -> RawPair:
+    return check_pair(moment.rgb, moment.tir, settle_form(moment.rgb, moment.tir, tracker.config), tracker.config)
+
+
 def explained(clip: Path, weights: str) -> tuple[Explanation, Tracker]:
     """The second frame after the first, and the tracker that has followed as far."""
     target = tuple(map(float, first_box(clip).split(",")))
     tracker = Tracker(weights, engine="reference", device="cpu")
     first, second, third, *_ = list(FolderPairs(clip / "visible", clip / "infrared"))
     tracker.init(first.rgb, first.tir, target)
-    begin = tracker.registered(first.rgb, first.tir)
     around = tracker.update(second.rgb, second.tir).box
-    of = explain_frame(tracker.engine, begin, target, tracker.registered(third.rgb, third.tir), around)
+    begin, pair = (checked(tracker, moment) for moment in (first, third))
+    of = explain_frame(tracker.engine, begin, target, pair, around)
     tracker.update(third.rgb, third.tir)
     return of, tracker
 
@@ -83,6 +91,20 @@ def test_explains_the_frame_that_was_tracked(clip: Path, weights: str) -> None:
     assert of.score_map.max() >= of.score
 
 
+def test_an_engine_that_hides_steps_is_refused(clip: Path, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = ReferenceEngine.find
+
+    def fused(engine: ReferenceEngine, searches: object, frames: object, on_step: OnStep) -> object:
+        return find(engine, searches, frames, lambda name, value: name == "block1.mlp" or on_step(name, value))
+
+    monkeypatch.setattr(ReferenceEngine, "find", fused)
+    tracker = Tracker(weights, engine="reference", device="cpu")
+    first = next(iter(FolderPairs(clip / "visible", clip / "infrared")))
+    target = tuple(map(float, first_box(clip).split(",")))
+    with pytest.raises(EngineError, match=r"does not show its step block1\.mlp: use the engine 'reference'"):
+        explain_frame(tracker.engine, checked(tracker, first), target, checked(tracker, first), target)
+
+
 def test_tokens_are_put_back_where_they_came_from(clip: Path, weights: str) -> None:
     of, tracker = explained(clip, weights)
     # The first block drops nothing and its order is the grid's, so a token there must match the network's own output.
@@ -91,10 +113,9 @@ def test_tokens_are_put_back_where_they_came_from(clip: Path, weights: str) -> N
     pairs = list(FolderPairs(clip / "visible", clip / "infrared"))
     again = Tracker(engine=tracker.engine)
     again.init(pairs[0].rgb, pairs[0].tir, target)
-    slot = tracker.engine.remember(again.registered(pairs[0].rgb, pairs[0].tir), target)
+    slot = tracker.engine.remember(checked(again, pairs[0]), target)
     around = again.update(pairs[1].rgb, pairs[1].tir).box
-    pair = again.registered(pairs[2].rgb, pairs[2].tir)
-    tracker.engine.find([slot], pair, [around], [4.0], seen.__setitem__)
+    tracker.engine.find([Search(slot, around, 4.0)], checked(again, pairs[2]), seen.__setitem__)
     kept = seen["block9.eliminate"][0, 0].numpy()
     last = seen["block11.mlp"][:, 0, 64:].numpy()
     for place, position in enumerate(kept):

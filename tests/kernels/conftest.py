@@ -7,11 +7,12 @@ import os
 
 import pytest
 import torch
-from interpreter import guarded, repair_bf16
+from interpreter import guarded, repair_bf16, repair_fma
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 if INTERPRETED:
     repair_bf16()
+    repair_fma()
 
 
 @pytest.fixture(scope="session")

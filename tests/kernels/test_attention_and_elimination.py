@@ -149,6 +149,23 @@ def test_ties_and_extremes(device: torch.device) -> None:
     assert torch.equal(decision.kept_index[0, 0], decision.kept_index[1, 1])
 
 
+@pytest.mark.parametrize("bad", [[3], [0, 7, 10], list(range(11))], ids=["one", "some", "all"])
+def test_scores_that_are_not_numbers_still_rank(device: torch.device, bad: list[int]) -> None:
+    """Every place is taken once, so that nothing is gathered from nowhere; NaN comes last."""
+    values = torch.linspace(0.1, 0.9, 11)
+    values[bad] = float("nan")
+    chosen = torch.zeros(1, TEMPLATE, dtype=torch.bool)
+    chosen[:, 5] = True
+    place = torch.full((2, 1, 11), 99, dtype=torch.int32, device=device)
+    decision = decide(
+        values.expand(2, 1, 3, 1, 11).contiguous().to(device), template_rows(chosen.to(device)),
+        torch.arange(11).expand(2, 1, 11).int().contiguous().to(device), 11, elimination="mce",
+        present=torch.ones(2, 1, dtype=torch.int32, device=device), place=place,
+    )  # fmt: skip
+    order = [index for index in range(10, -1, -1) if index not in bad] + bad
+    assert decision.kept_index[0, 0].tolist() == order
+
+
 def test_stages_compose(device: torch.device) -> None:
     """Two eliminations in a row: raster positions and places follow, as restoring needs them."""
     generator = torch.Generator().manual_seed(2)

@@ -7,14 +7,14 @@ import dataclasses
 
 import pytest
 import torch
-from support import assert_as_exact
+from support import assert_as_exact, big
 from torch import Tensor
 
 from ckd_fast.kernels.linear import FoldedLinear, RowStatistics, Tiles, fold_norm, linear
 from ckd_fast.reference import fused
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-LARGE = Tiles(rows=128, columns=128, depth=128)
+LARGE = big(128, 128, 128)
 
 
 def ids(dtype: torch.dtype) -> str:
@@ -147,7 +147,8 @@ def test_patch_embedding_into_the_middle(device: torch.device) -> None:
     given = layer(device, torch.float32)
     positions = torch.randn(2, 53, 160, device=device)
     out = torch.full((2, 3, 70, 160), 7.0, device=device)
-    stats = RowStatistics(torch.full((2, 3, 70, 2, 2), 9.0, device=device), 128)
+    tile = LARGE.columns
+    stats = RowStatistics(torch.full((2, 3, 70, -(-160 // tile), 2), 9.0, device=device), tile)
     linear(
         given.x, given.weight, given.bias, residual=positions, out=out, out_offset=17, out_statistics=stats, tiles=LARGE
     )
@@ -156,8 +157,8 @@ def test_patch_embedding_into_the_middle(device: torch.device) -> None:
     assert_as_exact(out[:, :, 17:], twin, exact)
     assert (out[:, :, :17] == 7).all()
     assert (stats.values[:, :, :17] == 9).all()
-    assert_as_exact(stats.values[:, :, 17:], fused.row_statistics(out[:, :, 17:], 128),
-                    fused.row_statistics(out[:, :, 17:].double(), 128))  # fmt: skip
+    assert_as_exact(stats.values[:, :, 17:], fused.row_statistics(out[:, :, 17:], tile),
+                    fused.row_statistics(out[:, :, 17:].double(), tile))  # fmt: skip
 
 
 def test_two_runs_are_bit_identical(device: torch.device) -> None:
@@ -202,3 +203,12 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
     ):
         with pytest.raises(error, match=message):
             linear(**({"x": given.x, "weight": given.weight, "bias": given.bias} | arguments))
+
+
+def test_branches_that_share_weights(device: torch.device) -> None:
+    given = layer(device, torch.float32)
+    one, both = given.weight[:1], given.weight[:1].expand_as(given.weight)
+    out = linear(given.x, one.contiguous(), given.bias[:1], gelu=True, split_k=2, tiles=LARGE)
+    exact = fused.linear(given.x.double(), both.double(), given.bias[:1].double().expand(2, -1), gelu=True)
+    twin = fused.linear(given.x, both, given.bias[:1].expand(2, -1), gelu=True)
+    assert_as_exact(out, twin, exact)

@@ -24,7 +24,7 @@ from ckd_fast import (
     TrackResult,
     load_model,
 )
-from ckd_fast.frames import FrameForm, prepare, reduce_to_8_bits, settle_form
+from ckd_fast.frames import FrameForm, check_pair, reduce_to_8_bits, register, settle_form
 
 H, W = 96, 128
 BOX = (40.0, 30.0, 24.0, 20.0)
@@ -128,7 +128,7 @@ def test_the_range_of_16_bit_thermal_is_that_of_the_first_frame() -> None:
     form = settle_form(np.zeros((100, 100, 3), np.uint8), thermal, TrackerConfig())
     assert form.tir_range == (5000, 7000)
     later = np.full((100, 100), 9000, np.uint16)
-    pair, _ = prepare(None, later, form, TrackerConfig())
+    pair = register(check_pair(None, later, form, TrackerConfig()))
     assert pair.tir is not None
     assert (pair.tir == 255).all()
     flat = settle_form(np.zeros((10, 10, 3), np.uint8), np.full((10, 10), 65535, np.uint16), TrackerConfig())
@@ -139,7 +139,7 @@ def test_thermal_of_another_resolution_is_scaled() -> None:
     rgb, tir = PAIRS[0]
     small = cv2.resize(tir, (W // 2, H // 2))
     form = settle_form(rgb, small, TrackerConfig())
-    pair, _ = prepare(rgb, small, form, TrackerConfig())
+    pair = register(check_pair(rgb, small, form, TrackerConfig()))
     assert pair.tir is not None
     assert np.array_equal(pair.tir, cv2.resize(small, (W, H)))
     results = walk(tracker(), [(a, cv2.resize(b, (W // 2, H // 2))) for a, b in PAIRS])
@@ -153,7 +153,7 @@ def test_homography_puts_thermal_on_the_visible_grid() -> None:
     matrix = ((2, 0, 6), (0, 2, 4), (0, 0, 1))
     config = TrackerConfig(tir_to_rgb=matrix)
     form = settle_form(PAIRS[0][0], thermal, config)
-    pair, _ = prepare(None, thermal, form, config)
+    pair = register(check_pair(None, thermal, form, config))
     assert pair.tir is not None
     assert pair.tir.shape == (H, W, 3)
     assert np.unravel_index(pair.tir[:, :, 0].argmax(), (H, W)) == (24, 46)
@@ -169,7 +169,7 @@ def test_frames_may_change_size_with_leave() -> None:
     doubled = target.update(*big[2])
     again = tracker()
     again.init(*big[0], tuple(2 * v for v in BOX))
-    again._slot = target._slot
+    again._target.slot = target._target.slot
     again.box = tuple(2 * v for v in first.box)
     assert doubled.box == again.update(*big[2]).box
 
@@ -246,7 +246,7 @@ def test_a_widened_search_is_bounded() -> None:
     find = target.engine.find
 
     def watch(*arguments: object) -> object:
-        seen.append(arguments[3][0])
+        seen.append(arguments[0][0].factor)
         return find(*arguments)
 
     target.engine.find = watch
@@ -329,7 +329,7 @@ def test_gt_box_range_uses_the_target() -> None:
     config = dataclasses.replace(SMALL, template_range="GT_BOX")
     target = Tracker(dataclasses.replace(MODEL, config=config), engine="reference", device="cpu")
     target.init(*PAIRS[0], BOX)
-    assert target._slot is not None
+    assert target._target is not None
     # By hand: the template crop is ceil(2 sqrt(24 x 20)) = 44 pixels wide around the target, the box 24 x 20 of them.
     factor = 128 / 44
     left, top = 63.5 - 12 * factor, 63.5 - 10 * factor
@@ -342,7 +342,7 @@ def test_gt_box_range_uses_the_target() -> None:
     columns, rows = covered(left, 24 * factor), covered(top, 20 * factor)
     expected = torch.zeros(8, 8, dtype=torch.bool)
     expected[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
-    assert torch.equal(target._slot.mask[0].reshape(8, 8), expected)
+    assert torch.equal(target._target.slot.mask[0].reshape(8, 8), expected)
     assert places([target.update(*PAIRS[1])]) != EXPECTED[:1]
 
 
@@ -431,11 +431,11 @@ BAD_FRAMES = {
     "two channels": (RGB, TIR[:, :, :2], "tir frame has shape .*expected 1 or 3"),
     "float thermal": (RGB, TIR.astype(np.float32), "tir frame is float32: expected uint8 or uint16"),
     "int16 thermal": (RGB, TIR.astype(np.int16), "tir frame is int16"),
-    "complex tensor": (torch.zeros(H, W, 3, dtype=torch.complex64), TIR, "rgb frame is torch.complex64"),
-    "bfloat16 tensor": (torch.zeros(H, W, 3, dtype=torch.bfloat16), TIR, "rgb frame is torch.bfloat16"),
+    "complex tensor": (torch.zeros(H, W, 3, dtype=torch.complex64), TIR, "rgb frame is complex64"),
+    "bfloat16 tensor": (torch.zeros(H, W, 3, dtype=torch.bfloat16), TIR, "rgb frame is bfloat16"),
     "meta tensor": (torch.zeros(H, W, 3, dtype=torch.uint8, device="meta"), TIR, "holds no image"),
     "sparse tensor": (torch.zeros(H, W, 3, dtype=torch.uint8).to_sparse(), TIR, "holds no image"),
-    "float tensor": (torch.zeros(H, W, 3), TIR, "rgb frame is torch.float32.*scale values"),
+    "float tensor": (torch.zeros(H, W, 3), TIR, "rgb frame is float32.*scale values"),
     "rgb of another size": (RGB[:-1], TIR, "rgb frame is 128x95, the track began with 128x96"),
     "tir of another size": (RGB, TIR[:, :-2], "tir frame is 126x96, the track began"),
     "thermal became 16-bit": (RGB, TIR.astype(np.uint16), "tir frame is uint16, the track began with uint8"),
@@ -448,10 +448,10 @@ def test_bad_frames_leave_the_state_alone(name: str) -> None:
     target = tracker()
     target.init(*PAIRS[0], BOX)
     target.update(*PAIRS[1])
-    before = (target._slot, target._form, target._box, target._last)
+    before = (target._target.slot, target._form, target.box, target.last)
     with pytest.raises(InputError, match=message):
         target.update(rgb, tir)
-    assert before == (target._slot, target._form, target._box, target._last)
+    assert before == (target._target.slot, target._form, target.box, target.last)
     assert places([target.update(*PAIRS[2])]) == EXPECTED[1:2]
     if "another size" not in name and "became" not in name:
         with pytest.raises(InputError):

@@ -1,0 +1,259 @@
+"""What only a GPU can say beside speed and kernels: many targets, the first frame, agreement, the profiler's view.
+
+    python bench/gpu.py targets --json out/targets.json
+    python bench/gpu.py first | agreement | profile | frame
+
+`bash bench/gpu.sh OUTDIR` runs these and everything else, each section in its own time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from common import ROOT, Times, machine, percentiles, write_json
+
+from ckd_fast import MultiTracker, Tracker, TrackerConfig, load_model
+from ckd_fast.datasets import ClipConfig, SyntheticClip
+from ckd_fast.engines import Engine, Search, build_engine
+from ckd_fast.engines.triton import TritonEngine
+from ckd_fast.frames import check_pair, settle_form
+from ckd_fast.reference.config import preset
+
+BOX = (288.0, 192.0, 64.0, 96.0)
+TRUE_GFLOP = 90.0  # of the base model's frame, attention's products included
+Frames = list[tuple[Any, Any]]
+
+
+def clip(frames: int) -> Frames:
+    """640x480 pairs in host memory."""
+    return [(frame.rgb, frame.tir) for frame in SyntheticClip(ClipConfig(frames=frames))]
+
+
+def boxes_of(count: int) -> list[tuple[float, float, float, float]]:
+    """Targets spread over the frame."""
+    return [(40.0 + 70 * (i % 8), 40.0 + 90 * (i // 8), 40.0 + i, 60.0) for i in range(count)]
+
+
+@dataclass(frozen=True)
+class ManyTargets:
+    """A frame pair with so many targets."""
+
+    targets: int
+    end_to_end: Times
+    network_ms: float
+    share_of_matmul_ceiling: float | None
+
+
+def targets(options: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds of a frame pair with 1 to 32 targets, and the share of the matrix ceiling."""
+    from timing import matmul_ceiling_tflops
+
+    pairs = clip(8)
+    ceiling = matmul_ceiling_tflops()
+    engine = build_engine("triton", load_model("random", options.model), "cuda", options.dtype)
+    rows: list[ManyTargets] = []
+    for count in options.counts:
+        tracker = MultiTracker(engine=engine)
+        numbers = tracker.init(*pairs[0], boxes_of(count))
+        times = []
+        for turn in range(options.turns):
+            for number, box in zip(numbers, boxes_of(count), strict=True):
+                tracker.set_box(number, box)
+            start = time.perf_counter()
+            tracker.update(*pairs[turn % len(pairs)])
+            times.append((time.perf_counter() - start) * 1e3)
+        shape = engine.config
+        images = [torch.randn(2, count, 3, side, side, device=engine.device, dtype=engine.dtype)
+                  for side in (shape.template_size, shape.search_size)]  # fmt: skip
+        alone = awaited(partial(engine.run_network, *images))
+        found = percentiles(times[min(10, len(times) - 1) :])
+        share = TRUE_GFLOP * count / alone / ceiling if options.model == "base" else None
+        rows.append(ManyTargets(count, found, alone, share))
+        told = f"{100 * share:.1f} % of the ceiling" if share is not None else ""
+        print(f"{count:>3} targets: {found.median_ms:8.3f} ms end to end, {alone:8.3f} ms network {told}", flush=True)
+    by_count = {row.targets: row.network_ms for row in rows}
+    further = None
+    if 1 in by_count and 8 in by_count:
+        further = (by_count[8] - by_count[1]) / 7 / by_count[1]
+        print(f"a further target up to eight costs {further:.2f} of the first; ceiling {ceiling:.0f} TFLOP/s")
+    written = [dataclasses.asdict(row) for row in rows]
+    return {"rows": written, "matmul_tflops": ceiling, "eighth_over_first": further}
+
+
+def awaited(call: Callable[[], object], count: int = 60) -> float:
+    """Median milliseconds on the device, calls queued behind each other."""
+    for _ in range(10):
+        call()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    events[0].record()
+    for event in events[1:]:
+        call()
+        event.record()
+    torch.cuda.synchronize()
+    return percentiles([a.elapsed_time(b) for a, b in pairwise(events)]).median_ms
+
+
+FIRST = """
+import json, sys, time
+start = time.perf_counter()
+import torch
+from ckd_fast import Tracker
+imported = time.perf_counter()
+import gpu
+pairs = gpu.clip(3)
+made = time.perf_counter()
+tracker = Tracker("random", sys.argv[1], engine="triton", device="cuda")
+built = time.perf_counter()
+tracker.init(*pairs[0], gpu.BOX)
+started = time.perf_counter()
+times = []
+for pair in (pairs[1], pairs[2], pairs[1], pairs[2]):
+    begin = time.perf_counter()
+    tracker.update(*pair)
+    times.append(1e3 * (time.perf_counter() - begin))
+memory = tracker.engine.memory()
+print(json.dumps({"import_s": imported - start, "engine_s": built - made, "init_s": started - built,
+                  "frames_ms": times, "engine_bytes": vars(memory),
+                  "torch_peak_bytes": torch.cuda.max_memory_allocated()}))
+"""
+
+
+def first(options: argparse.Namespace) -> dict[str, Any]:
+    """The first frames of a new process, with an empty and with a filled cache of compiled kernels; memory."""
+    import json
+
+    found = {}
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "TRITON_CACHE_DIR": cache, "PYTHONPATH": f"{ROOT}:{ROOT / 'bench'}"}
+        for name in ("cold", "warm"):
+            command = [sys.executable, "-c", FIRST, options.model]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+            if done.returncode:
+                raise RuntimeError(f"first frame, {name} cache: {done.stderr[-2000:]}")
+            found[name] = json.loads(done.stdout.splitlines()[-1])
+            frames = ", ".join(f"{value:.1f}" for value in found[name]["frames_ms"])
+            engine, init = found[name]["engine_s"], found[name]["init_s"]
+            print(f"{name} cache: engine {engine:.1f} s, init {init:.1f} s, frames {frames} ms", flush=True)
+    print(f"memory: {found['warm']['engine_bytes']}, torch's peak {found['warm']['torch_peak_bytes'] / 1e6:.0f} MB")
+    return found
+
+
+def overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """Intersection over union of (x, y, w, h)."""
+    across = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    down = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    shared = max(across, 0.0) * max(down, 0.0)
+    return shared / (a[2] * a[3] + b[2] * b[3] - shared)
+
+
+def agreement(options: argparse.Namespace) -> dict[str, Any]:
+    """Boxes of every precision against the float32 reference, from the same box in every frame."""
+    model = load_model(options.weights or "random", None if options.weights else options.model)
+    pairs = clip(options.frames + 1)
+    truth: Engine = build_engine("reference", model, "cuda", "float32")
+    form = settle_form(*pairs[0], TrackerConfig())
+    frames = [check_pair(rgb, tir, form, TrackerConfig()) for rgb, tir in pairs]
+    found: dict[str, Any] = {}
+    for name, dtype in (
+        ("reference", "bfloat16"),
+        ("triton", "float32"),
+        ("triton", "float16"),
+        ("triton", "bfloat16"),
+    ):
+        engine = build_engine(name, model, "cuda", dtype)
+        ours, theirs = engine.remember(frames[0], BOX), truth.remember(frames[0], BOX)
+        box, overlaps, cells = BOX, [], 0
+        for frame in frames[1:]:
+            (expected,) = truth.find([Search(theirs, box, 4.0)], frame)
+            (one,) = engine.find([Search(ours, box, 4.0)], frame)
+            overlaps.append(overlap(one.box, expected.box))
+            cells += one.cell == expected.cell
+            # With random weights boxes wander off: the target stays where it is, only a size that it could have counts.
+            box = expected.box if options.weights else BOX
+        mean = sum(overlaps) / len(overlaps)
+        found[f"{name} {dtype}"] = {"mean_iou": mean, "least_iou": min(overlaps), "same_cell": cells / len(overlaps)}
+        told = f"mean IoU {mean:.5f}, least {min(overlaps):.4f}, same cell in {cells} of {len(overlaps)} frames"
+        print(f"{name} {dtype}: {told}", flush=True)
+    return found
+
+
+def profile(options: argparse.Namespace) -> dict[str, Any]:
+    """Kernels of a frame by time, as the profiler sees them in the replayed graph."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    pairs = clip(8)
+    tracker = Tracker(load_model("random", options.model), engine="triton", device="cuda", dtype=options.dtype)
+    tracker.init(*pairs[0], BOX)
+    for pair in pairs:
+        tracker.update(*pair)
+    with profiler(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as recorded:
+        for _ in range(5):
+            for pair in pairs:
+                tracker.update(*pair)
+    events = recorded.key_averages()
+    print(events.table(sort_by="self_cuda_time_total", row_limit=20))
+    rows = [
+        {"name": event.key, "count": event.count, "self_us": event.self_device_time_total}
+        for event in sorted(events, key=lambda event: -event.self_device_time_total)
+        if event.self_device_time_total > 0
+    ]
+    return {"frames": 5 * len(pairs), "rows": rows}
+
+
+def frame(options: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
+    """A few frames of a small model with every kind of launch, for compute-sanitizer."""
+    config = dataclasses.replace(preset("tiny"), depth=2, eliminate_at=(1,))
+    engine = build_engine("triton", load_model("random", config), "cuda", "bfloat16")
+    if not isinstance(engine, TritonEngine):
+        raise TypeError(f"expected the triton engine, got {engine}")
+    pairs = clip(3)
+    tracker = MultiTracker(engine=engine)
+    tracker.init(*pairs[0], boxes_of(3))
+    boxes = [[result.box for result in tracker.update(*pair).values()] for pair in pairs]
+    print(f"boxes of three targets in {len(pairs)} frames: {boxes}")
+    return {"boxes": boxes}
+
+
+SECTIONS = {"targets": targets, "first": first, "agreement": agreement, "profile": profile, "frame": frame}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one section, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("section", choices=SECTIONS)
+    parser.add_argument("--model", default="base", help="preset of random weights (default: base)")
+    parser.add_argument("--weights", help="a file, for agreement on weights that track")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4, 7, 8, 16, 32], help="of targets")
+    parser.add_argument("--turns", type=int, default=60, help="frames per number of targets (default: 60)")
+    parser.add_argument("--frames", type=int, default=200, help="of agreement (default: 200)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="default: out/SECTION.json")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("gpu.py: measures on a GPU, and torch sees none", file=sys.stderr)
+        return 2
+    path = options.json or ROOT / "out" / f"{options.section}.json"
+    result = SECTIONS[options.section](options)
+    write_json(path, {"machine": machine("cuda"), "section": options.section, "result": result})
+    print(f"written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""Times on a GPU that do not flatter: caches flushed between runs, medians."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+
+def median_us(call: Callable[[], object], warmup_ms: int = 5, measure_ms: int = 25) -> float:
+    """Median microseconds of a call's work on the GPU; the L2 cache is flushed before each."""
+    from triton.testing import do_bench
+
+    return 1e3 * float(do_bench(call, warmup=warmup_ms, rep=measure_ms, return_mode="median"))
+
+
+def matmul_ceiling_tflops(dtype: torch.dtype = torch.bfloat16, size: int = 8192) -> float:
+    """What the vendor's library reaches on a large product of random matrices."""
+    a, b = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
+    operations = 2.0 * float(size) ** 3
+    return operations / median_us(lambda: a @ b, 100, 300) / 1e6

@@ -1,0 +1,290 @@
+"""Frames and boxes on their way to the device: which part of the frames is needed, and the memory it goes through.
+
+What says which part may say too much, never too little; `tests/engines/test_upload.py` compares crops from the part
+with crops from the whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ckd_fast.config import Homography
+from ckd_fast.frames import RawPair, Size
+from ckd_fast.kernels.crop import GEOMETRY, GIVEN, FrameKind
+from ckd_fast.reference.preprocess import Window, crop_window
+from ckd_fast.types import Box
+
+if TYPE_CHECKING:
+    from ckd_fast.frames import RawFrame
+
+MARGIN_PX = 2  # a bilinear tap's neighbour, and the rounding of positions
+FLATTEST = 1e-3  # a homography's denominator, in units of its terms, under which the whole frame is taken
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """Rows row..row+rows and columns column..column+columns of a frame; possibly none."""
+
+    row: int
+    column: int
+    rows: int
+    columns: int
+
+
+NOTHING = Rectangle(0, 0, 0, 0)
+
+
+def _whole(size: Size) -> Rectangle:
+    return Rectangle(0, 0, *size)
+
+
+def _between(row: int, column: int, end_row: int, end_column: int) -> Rectangle:
+    """From the first row and column to the last ones, exclusive."""
+    if end_row <= row or end_column <= column:
+        return NOTHING
+    return Rectangle(row, column, end_row - row, end_column - column)
+
+
+def rectangle_of(windows: Iterable[Window], size: Size) -> Rectangle:
+    """The pixels of a visible frame (height, width) that crops of some windows show.
+
+    A window wholly left of or above the frame shows content from its far side, see `reference.preprocess.crop`; the
+    whole frame is needed then.
+    """
+    height, width = size
+    shown = []
+    for window in windows:
+        right, bottom = window.left + window.side, window.top + window.side
+        if right < 0 or bottom < 0:
+            return _whole(size)
+        part = _between(max(window.top, 0), max(window.left, 0), min(bottom, height), min(right, width))
+        if part != NOTHING:
+            shown.append(part)
+    if not shown:
+        return NOTHING
+    return _between(
+        min(part.row for part in shown),
+        min(part.column for part in shown),
+        max(part.row + part.rows for part in shown),
+        max(part.column + part.columns for part in shown),
+    )
+
+
+def scaled_rectangle(visible: Rectangle, visible_size: Size, thermal_size: Size) -> Rectangle:
+    """The pixels of a thermal frame, scaled to the visible size, that a rectangle of the visible grid needs."""
+    if visible == NOTHING:
+        return NOTHING
+
+    def span(start: int, count: int, length: int, source: int) -> tuple[int, int]:
+        scale = source / length
+        first = math.floor((start + 0.5) * scale - 0.5) - MARGIN_PX
+        last = math.ceil((start + count - 0.5) * scale - 0.5) + MARGIN_PX
+        return max(first, 0), min(last + 1, source)
+
+    row, end_row = span(visible.row, visible.rows, visible_size[0], thermal_size[0])
+    column, end_column = span(visible.column, visible.columns, visible_size[1], thermal_size[1])
+    return _between(row, column, end_row, end_column)
+
+
+def warped_rectangle(visible: Rectangle, inverse: NDArray[np.float64], thermal_size: Size) -> Rectangle:
+    """The pixels of a warped thermal frame that a rectangle of the visible grid needs.
+
+    A homography maps the rectangle into the hull of its mapped corners as long as no denominator in it nears zero.
+
+    Args:
+        visible: rectangle of the visible grid.
+        inverse: from visible pixels (x, y, 1) to thermal ones [3, 3].
+        thermal_size: height and width of the thermal frame.
+    """
+    if visible == NOTHING:
+        return NOTHING
+    columns = (visible.column, visible.column + visible.columns - 1)
+    rows = (visible.row, visible.row + visible.rows - 1)
+    corners = np.array([(x, y, 1.0) for x in columns for y in rows])
+    x, y, depth = inverse @ corners.T
+    if depth.min() * depth.max() <= 0 or abs(depth).min() < FLATTEST * (abs(inverse[2]) @ corners.T).max():
+        return _whole(thermal_size)
+    x, y = x / depth, y / depth
+    height, width = thermal_size
+    # Bounded before they become whole numbers: corners may lie anywhere.
+    return _between(
+        max(math.floor(max(y.min(), -1e6)) - MARGIN_PX, 0),
+        max(math.floor(max(x.min(), -1e6)) - MARGIN_PX, 0),
+        min(math.ceil(min(y.max(), 1e6)) + MARGIN_PX + 1, height),
+        min(math.ceil(min(x.max(), 1e6)) + MARGIN_PX + 1, width),
+    )
+
+
+def kind_of(frames: RawPair, like: FrameKind) -> FrameKind:
+    """What the crop kernel must know of a pair; for a missing modality, which it does not read, as `like`."""
+    flipped = frames.config.color == "bgr"
+    kind = like
+    if frames.rgb is not None:
+        kind = replace(kind, rgb_flipped=flipped != _reversed(frames.rgb))
+    if frames.tir is not None:
+        channels = frames.tir.shape[2]
+        if frames.config.tir_to_rgb is not None:
+            place: Literal["same", "scaled", "homography"] = "homography"
+        else:
+            place = "same" if frames.form.tir_size == frames.form.rgb_size else "scaled"
+        kind = FrameKind(
+            rgb_flipped=kind.rgb_flipped,
+            tir_channels=channels,
+            tir_flipped=channels == 3 and flipped != _reversed(frames.tir),
+            tir_wide=frames.form.tir_range is not None,
+            tir_map=place,
+        )
+    return kind
+
+
+def _reversed(frame: RawFrame) -> bool:
+    """A view with its channels turned around, as `frame[:, :, ::-1]` is: its memory is copied as it lies."""
+    return isinstance(frame, np.ndarray) and frame.shape[2] == 3 and frame.strides[2] < 0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One target's place in a call.
+
+    Attributes:
+        box: None to carry on from the device's state.
+        factor: of the crop, with a box.
+        lost_threshold, lost_scale: for the next crop without a box.
+    """
+
+    box: Box | None
+    factor: float
+    lost_threshold: float = 0.0
+    lost_scale: float = 1.0
+
+
+class FrameBuffer:
+    """Host and device memory for the frames, boxes and geometry of one call.
+
+    On a GPU the host side is pinned, so that copies run beside computation. Control values and the visible frame lie
+    side by side and go up together.
+
+    Args:
+        rgb_bytes, tir_bytes: room for frames.
+        lanes: room for targets.
+        device: where to.
+    """
+
+    def __init__(self, rgb_bytes: int, tir_bytes: int, lanes: int, device: torch.device) -> None:
+        self.capacity = (rgb_bytes, tir_bytes)
+        self.lanes = lanes
+        pinned = device.type == "cuda"
+        given_at = 2 * GEOMETRY * 8
+        present_at = given_at + lanes * GIVEN * 8
+        self._rgb_at = -(-(present_at + 2 * lanes * 4) // 256) * 256
+        self._tir_at = -(-(self._rgb_at + rgb_bytes) // 256) * 256
+        total = self._tir_at + tir_bytes
+        self._host = torch.zeros(total, dtype=torch.uint8, pin_memory=pinned)
+        self._device = torch.zeros(total, dtype=torch.uint8, device=device)
+        self._bytes = self._host.numpy()
+        self._geometry = self._bytes[:given_at].view(np.float64).reshape(2, GEOMETRY)
+        self._given = self._bytes[given_at:present_at].view(np.float64).reshape(lanes, GIVEN)
+        self._present = self._bytes[present_at : present_at + 2 * lanes * 4].view(np.int32)
+        self.geometry = self._device[:given_at].view(torch.float64).view(2, GEOMETRY)
+        self._device_given = self._device[given_at:present_at].view(torch.float64).view(lanes, GIVEN)
+        self._device_present = self._device[present_at : present_at + 2 * lanes * 4].view(torch.int32)
+        self.rgb = self._device[self._rgb_at : self._rgb_at + rgb_bytes]
+        self._tir = self._device[self._tir_at :]
+        self._inverse: tuple[object, NDArray[np.float64]] = (None, np.eye(3))
+        self._rgb_used = self._tir_used = 0
+        self._on_device: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def bytes(self) -> int:
+        """Device memory."""
+        return self._device.numel()
+
+    def given(self, targets: int) -> Tensor:
+        """Boxes and factors of the first lanes [targets, GIVEN], on the device."""
+        return self._device_given[:targets]
+
+    def present(self, targets: int) -> Tensor:
+        """Which modalities are there [2, targets], on the device."""
+        return self._device_present[: 2 * targets].view(2, targets)
+
+    def tir(self, kind: FrameKind) -> Tensor:
+        """The thermal frame's memory, on the device."""
+        return self._tir.view(torch.uint16) if kind.tir_wide else self._tir
+
+    def fill(self, frames: RawPair, wanted: Sequence[Wanted], lanes: int) -> None:
+        """Copy one call's values and the part of the frames that it needs; `lanes` - len(wanted) lanes stay empty."""
+        given = self._given[:lanes]
+        given[:] = 0.0
+        for row, want in zip(given, wanted, strict=False):
+            x, y, w, h = want.box or (0.0, 0.0, 0.0, 0.0)
+            row[:] = (x, y, w, h, want.factor, want.box is None, want.lost_threshold, want.lost_scale)
+        self._present[:lanes] = frames.rgb is not None
+        self._present[lanes : 2 * lanes] = frames.tir is not None
+        size, thermal_size = frames.form.rgb_size, frames.form.tir_size
+        if any(want.box is None for want in wanted):
+            part = _whole(size)  # the host does not know where the crops will be
+        else:
+            part = rectangle_of([crop_window(want.box, want.factor) for want in wanted if want.box is not None], size)
+        thermal_part = part
+        geometry = self._geometry
+        geometry[0, :8] = (*size, part.row, part.column, part.rows, part.columns, 0, 0)
+        if frames.config.tir_to_rgb is not None:
+            inverse = self._inverse_of(frames.config.tir_to_rgb)
+            thermal_part = warped_rectangle(part, inverse, thermal_size)
+            geometry[1, 8:17] = inverse.ravel()
+        elif thermal_size != size:
+            thermal_part = scaled_rectangle(part, size, thermal_size)
+        low, high = frames.form.tir_range or (0, 255)
+        place = (thermal_part.row, thermal_part.column, thermal_part.rows, thermal_part.columns)
+        geometry[1, :8] = (*thermal_size, *place, low, high)
+        self._on_device.clear()
+        self._rgb_used = self._copy(frames.rgb, part, self._rgb_at)
+        self._tir_used = self._copy(frames.tir, thermal_part, self._tir_at)
+
+    def upload(self) -> None:
+        """Send what was filled in; on a GPU without waiting, on the current stream."""
+        self._send(0, self._rgb_at + self._rgb_used)
+        if self._tir_used:
+            self._send(self._tir_at, self._tir_used)
+        for target, source in self._on_device:
+            target.copy_(source, non_blocking=True)
+
+    @property
+    def from_device(self) -> bool:
+        """A frame of this call lies on the device already, perhaps unfinished on the caller's stream."""
+        return bool(self._on_device)
+
+    def _send(self, start: int, count: int) -> None:
+        self._device[start : start + count].copy_(self._host[start : start + count], non_blocking=True)
+
+    def _copy(self, frame: RawFrame | None, part: Rectangle, start: int) -> int:
+        """Put a part of a frame into the host's memory; returns the bytes to send."""
+        if frame is None or part == NOTHING:
+            return 0
+        shown = frame[part.row : part.row + part.rows, part.column : part.column + part.columns]
+        if isinstance(shown, Tensor):
+            count = shown.numel() * shown.element_size()
+            # Types do not matter to a copy of bytes, and uint16 tensors can do little else.
+            target = self._device[start : start + count].view(shown.dtype).view(shown.shape)
+            self._on_device.append((target, shown))
+            return 0
+        if _reversed(shown):
+            shown = shown[:, :, ::-1]
+        room = self._bytes[start : start + shown.nbytes].view(shown.dtype).reshape(shown.shape)
+        np.copyto(room, shown)
+        return shown.nbytes
+
+    def _inverse_of(self, homography: Homography) -> NDArray[np.float64]:
+        """Inverted as OpenCV inverts it when it warps; the last one is kept."""
+        if self._inverse[0] is not homography:
+            self._inverse = (homography, np.asarray(cv2.invert(np.array(homography, np.float64))[1], np.float64))
+        return self._inverse[1]

@@ -1,0 +1,275 @@
+"""The graph runner's order of work, on a stand-in for CUDA: streams and events that log, graphs that record launches.
+
+A captured launch or copy is recorded and not executed, as on a GPU; a replay executes the record and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from interpreter import repair_bf16, repair_fma
+from support import INTERPRETED, large_tiles
+from triton.runtime import interpreter
+
+from ckd_fast import EngineError, TrackerConfig, load_model
+from ckd_fast.engines import Engine, Search, registry
+from ckd_fast.engines.reference import ReferenceEngine
+from ckd_fast.engines.runners import MOST_GRAPHS, GraphRunner
+from ckd_fast.engines.triton import TritonEngine
+from ckd_fast.frames import FrameForm, RawPair
+from ckd_fast.reference.config import ModelConfig
+
+if not INTERPRETED:
+    pytest.skip("on a GPU the runner itself runs", allow_module_level=True)
+repair_bf16()
+repair_fma()
+
+CPU = torch.device("cpu")
+CONFIG = ModelConfig(dim=32, depth=1, heads=2, head_channels=16, eliminate_at=(0,), template_size=32, search_size=64)
+BOX = (40.0, 30.0, 24.0, 20.0)
+
+
+class Graph:
+    """Launches and copies, in order."""
+
+    def __init__(self) -> None:
+        self.work: list[Callable[[], object]] = []
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        for one in self.work:
+            one()
+
+
+class StandIn:
+    """Takes the place of what the runner uses of torch.cuda."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.graphs: list[Graph] = []
+        self.log: list[str] = []
+        self.capturing: Graph | None = None
+        launch, copy, empty = interpreter.GridExecutor.__call__, torch.Tensor.copy_, torch.empty
+
+        def launched(executor: Any, *arguments: Any, **named: Any) -> object:
+            if self.capturing is None:
+                return launch(executor, *arguments, **named)
+            self.capturing.work.append(lambda: launch(executor, *arguments, **named))
+            return None
+
+        def copied(target: torch.Tensor, source: torch.Tensor, **named: Any) -> torch.Tensor:
+            named.pop("non_blocking", None)
+            if self.capturing is None:
+                return copy(target, source, **named)
+            self.capturing.work.append(lambda: copy(target, source, **named))
+            return target
+
+        def pageable(*arguments: Any, **named: Any) -> torch.Tensor:
+            named.pop("pin_memory", None)
+            return empty(*arguments, **named)
+
+        monkeypatch.setattr(interpreter.GridExecutor, "__call__", launched)
+        monkeypatch.setattr(torch.Tensor, "copy_", copied)
+        monkeypatch.setattr(torch, "empty", pageable)
+        for name in ("Stream", "Event", "CUDAGraph", "graph", "stream", "device", "current_stream"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name.lower() if name != "graph" else "capture"))
+
+    def stream(self, which: object = None) -> Any:
+        log = self.log
+
+        class Stream:
+            def wait_stream(self, _other: object) -> None:
+                log.append("wait")
+
+            def synchronize(self) -> None:
+                log.append("synchronize")
+
+            def __enter__(self) -> None:
+                log.append("enter")
+
+            def __exit__(self, *_: object) -> None:
+                log.append("exit")
+
+        return which if hasattr(which, "wait_stream") else Stream()
+
+    current_stream = stream
+
+    def event(self) -> Any:
+        log = self.log
+
+        class Event:
+            def record(self) -> None:
+                log.append("record")
+
+            def synchronize(self) -> None:
+                log.append("await")
+
+        return Event()
+
+    def cudagraph(self) -> Graph:
+        self.graphs.append(Graph())
+        return self.graphs[-1]
+
+    @contextlib.contextmanager
+    def capture(self, graph: Graph, **_: Any) -> Iterator[None]:
+        self.log.append("capture")
+        self.capturing = graph
+        try:
+            yield
+        finally:
+            self.capturing = None
+
+    @contextlib.contextmanager
+    def device(self, _: object) -> Iterator[None]:
+        yield
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    return StandIn(monkeypatch)
+
+
+def frames(seed: int, size: tuple[int, int] = (72, 96)) -> RawPair:
+    rgb, tir = np.random.default_rng(seed).integers(0, 256, (2, *size, 3), dtype=np.uint8)
+    return RawPair(rgb, tir, FrameForm(size, size, None), TrackerConfig())
+
+
+def engines() -> tuple[Engine, Engine]:
+    model = load_model("random", CONFIG, seed=2)
+    ours = TritonEngine(model, CPU, torch.float32, choose=large_tiles, runner=GraphRunner(CPU))
+    return ours, ReferenceEngine(model, CPU, torch.float32)
+
+
+def test_two_graphs_serve_all_frames_of_a_target(cuda: StandIn) -> None:
+    ours, plain = engines()
+    slots = [engine.remember(frames(0), BOX) for engine in (ours, plain)]
+    for seed in range(1, 7):
+        one, other = (e.find([Search(s, BOX, 4.0)], frames(seed))[0] for e, s in zip((ours, plain), slots, strict=True))
+        assert one.cell == other.cell
+        assert one.box == pytest.approx(other.box, abs=1e-2)
+    assert [graph.replays for graph in cuda.graphs] == [2, 2]  # the first frame of each buffer runs launch by launch
+    assert cuda.log.count("capture") == 2
+
+
+def test_frames_are_taken_in_before_the_last_result_is_there(cuda: StandIn) -> None:
+    """The box is carried on the device, through launches, captures and replays alike."""
+    ours, plain = engines()
+    slot, other = (engine.remember(frames(0), BOX) for engine in (ours, plain))
+    pending = [ours.start([Search(slot, BOX, 4.0)], frames(1))]
+    box = BOX
+    for seed in range(2, 8):
+        pending.append(ours.start([Search(slot, None, 4.0)], frames(seed)))
+        (expected,) = plain.find([Search(other, box, 4.0)], frames(seed - 1))
+        (found,) = pending.pop(0).result()
+        assert found.box == pytest.approx(expected.box, abs=1e-2)
+        box = found.box
+    assert sum(graph.replays for graph in cuda.graphs) == 5
+
+
+def test_a_result_outlives_its_memory(cuda: StandIn) -> None:
+    """Asked for late, after its buffer went to other frames, from several threads."""
+    ours, plain = engines()
+    slot, other = (engine.remember(frames(0), BOX) for engine in (ours, plain))
+    first = ours.start([Search(slot, BOX, 4.0)], frames(1))
+    for seed in range(2, 6):
+        ours.start([Search(slot, BOX, 4.0)], frames(seed))
+    (expected,) = plain.find([Search(other, BOX, 4.0)], frames(1))
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda: found.append(first.result()[0].box)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] == pytest.approx(expected.box, abs=1e-2)
+    assert found[1:] == found[:1] * 2
+    assert "await" in cuda.log
+
+
+def test_larger_frames_take_new_memory_and_new_graphs(cuda: StandIn) -> None:
+    ours, plain = engines()
+    for size in ((72, 96), (100, 120), (72, 96)):
+        slots = [engine.remember(frames(0, size), BOX) for engine in (ours, plain)]
+        for seed in range(1, 4):
+            both = [
+                e.find([Search(s, BOX, 4.0)], frames(seed, size)) for e, s in zip((ours, plain), slots, strict=True)
+            ]
+            assert both[0][0].box == pytest.approx(both[1][0].box, abs=1e-2)
+    assert cuda.log.count("capture") == 4  # smaller frames again go through the large buffers' graphs
+    assert isinstance(ours, TritonEngine)
+    assert ours.memory().frames >= 2 * 2 * 100 * 120 * 3
+
+
+def test_graphs_are_bounded(cuda: StandIn) -> None:
+    runner = GraphRunner(CPU)
+    done = []
+    for key in range(MOST_GRAPHS + 5):
+        runner.network(key, lambda key=key: done.append(key))
+    assert len(runner._graphs) == MOST_GRAPHS
+    assert len(cuda.graphs) == MOST_GRAPHS + 5
+
+
+def test_the_network_alone(cuda: StandIn) -> None:
+    ours, plain = engines()
+    template, search = torch.randn(2, 3, 3, 32, 32), torch.randn(2, 3, 3, 64, 64)
+    expected = plain.run_network(template, search)
+    for _ in range(3):
+        found = ours.run_network(template, search)
+        for name in ("score", "size", "offset"):
+            assert torch.allclose(getattr(found, name), getattr(expected, name), atol=1e-4)
+    assert [graph.replays for graph in cuda.graphs] == [2]
+
+
+class Properties:
+    name, multi_processor_count, shared_memory_per_block_optin = "Some GPU", 100, 101376
+
+    def __init__(self, major: int, minor: int) -> None:
+        self.major, self.minor = major, minor
+
+
+NO_OVERLAP = "launches do not overlap, which needs sm_90"
+
+
+@pytest.mark.parametrize(("capability", "dtype", "expected"), [
+    ((9, 0), None, "triton on cuda:0, bfloat16"),
+    ((8, 6), None, "triton on cuda:0, bfloat16 (" + NO_OVERLAP + ")"),
+    ((7, 5), None, "triton on cuda:0, float16 (float16, since this GPU has no bfloat16; " + NO_OVERLAP + ")"),
+    ((7, 0), None, "needs a GPU of compute capability 7.5 or newer, Some GPU has 7.0"),
+    ((7, 5), "bfloat16", "Some GPU has no bfloat16"),
+    ((9, 0), "float32", "triton on cuda:0, float32"),
+])  # fmt: skip
+def test_what_a_gpu_lacks_is_said(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: str | None, expected: str
+) -> None:
+    monkeypatch.setattr(registry, "resolve_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties(*capability))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr("triton.knobs.runtime.interpret", False)
+    monkeypatch.setattr("ckd_fast.engines.runners.GraphRunner", lambda _: None)
+    made = {}
+
+    def engine(_model: object, device: torch.device, precision: torch.dtype, note: str, **more: Any) -> str:
+        made.update(more)
+        told = f"triton on {device}, {str(precision).removeprefix('torch.')}"
+        return told + (f" ({note})" if note else "")
+
+    monkeypatch.setattr("ckd_fast.engines.triton.TritonEngine", engine)
+    model = load_model("random", CONFIG, seed=2)
+    if expected.startswith("triton"):
+        assert registry.build_engine("triton", model, "cuda", dtype) == expected
+        assert made["overlap"] == (capability >= (9, 0))
+        assert registry.build_engine("auto", model, "cuda", dtype) == expected
+    else:
+        with pytest.raises(EngineError, match=expected):
+            registry.build_engine("triton", model, "cuda", dtype)
+
+
+def test_interpreted_kernels_are_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "resolve_device", lambda _: torch.device("cuda"))
+    with pytest.raises(EngineError, match="TRITON_INTERPRET is set"):
+        registry.build_engine("triton", load_model("random", CONFIG, seed=2), "cuda")
