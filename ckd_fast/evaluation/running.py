@@ -150,6 +150,9 @@ def track_sequence(
         unread += missing
         if corruption is not None:
             rgb, tir = corruption.apply(sequence.name, index, rgb, tir)
+        if rgb is not None and tir is not None and index == 0 and tracker.engine.device.type == "cuda":
+            # Kernels are compiled and graphs captured once per size of frames; that is no frame's time.
+            tracker.warmup(rgb.shape[:2], tir_size=tir.shape[:2])
         begin = time.perf_counter()
         if rgb is not None and tir is not None and index == 0:
             tracker.init(rgb, tir, first)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -154,6 +155,32 @@ def test_failures_are_recorded_counted_and_tried_again(
         name: truth[name] for name in ("second.txt", "third.txt")
     }
     assert not (out / "failures.json").exists()
+
+
+class OnGpu(Tracker):
+    """Says that it is on a GPU, and notes the order of what is asked of it."""
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        super().__init__(*arguments, **options)
+        self.calls: list[object] = []
+        self.engine = SimpleNamespace(device=torch.device("cuda"))
+
+    def warmup(self, frame_size: tuple[int, int], *, tir_size: tuple[int, int]) -> None:
+        self.calls.append((frame_size, tir_size))
+
+    def init(self, *_arguments: object) -> None:
+        self.calls.append("init")
+
+    def update(self, *_frames: object) -> object:
+        self.calls.append("update")
+        return SimpleNamespace(box=(1.0, 2.0, 3.0, 4.0))
+
+
+def test_compiling_is_no_frames_time(data: Path, weights: str) -> None:
+    tracker = OnGpu(weights, engine="reference", device="cpu")
+    track = track_sequence(tracker, open_dataset("folder", data).sequence("second"))
+    assert tracker.calls == [((120, 160), (120, 160)), "init", *["update"] * 4]
+    assert track.boxes[1:] == ((1.0, 2.0, 3.0, 4.0),) * 4
 
 
 class Breaks(Tracker):
