@@ -35,7 +35,7 @@ setup(
         "ckd_fast.kernels",
         "ckd_fast.reference",
     ],
-    package_data={"ckd_fast": ["py.typed"]},
+    package_data={"ckd_fast": ["py.typed"], "ckd_fast.kernels": ["tiles.json"]},
     # Lower bounds only, and none for triton: every torch release pins the triton it was built with, and an upper bound
     # here would make pip replace the torch that a GPU machine already has. Exact versions live in constraints.txt.
     install_requires=[
