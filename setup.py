@@ -11,6 +11,8 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "ckd_fast/__init__.py").
 TEST = ["pytest>=8", "pytest-benchmark>=5", "pytest-timeout>=2.3"]
 PLOT = ["matplotlib>=3.7"]
 COMPLETION = ["shtab"]
+# attributee, which the VOT toolkit builds on, cannot be imported in its version 0.1.10.
+VOT = ["vot-toolkit>=0.7.3", "vot-trax>=4.0.2", "attributee!=0.1.10"]
 LINT = ["ruff>=0.15", "mypy>=1.15", "types-tqdm"]
 
 setup(
@@ -30,12 +32,17 @@ setup(
         "ckd_fast.cli",
         "ckd_fast.datasets",
         "ckd_fast.engines",
+        "ckd_fast.evaluation",
         "ckd_fast.video",
         "ckd_fast.weights",
         "ckd_fast.kernels",
         "ckd_fast.reference",
     ],
-    package_data={"ckd_fast": ["py.typed"], "ckd_fast.kernels": ["tiles.json"]},
+    package_data={
+        "ckd_fast": ["py.typed"],
+        "ckd_fast.evaluation": ["report.css", "report.js"],
+        "ckd_fast.kernels": ["tiles.json"],
+    },
     # Lower bounds only, and none for triton: every torch release pins the triton it was built with, and an upper bound
     # here would make pip replace the torch that a GPU machine already has. Exact versions live in constraints.txt.
     install_requires=[
@@ -50,6 +57,8 @@ setup(
     extras_require={
         "plot": PLOT,
         "completion": COMPLETION,
+        "vot": VOT,
+        "cluster": ["ray>=2.9"],
         "test": [*TEST, *PLOT, *COMPLETION],
         "lint": LINT,
         "dev": [*TEST, *PLOT, *COMPLETION, *LINT],

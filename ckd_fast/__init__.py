@@ -24,13 +24,16 @@ _HOMES = {
     "OutputError": "ckd_fast.errors",
     "PRESETS": "ckd_fast.reference.config",
     "PendingTrack": "ckd_fast.tracker",
+    "ScoringOptions": "ckd_fast.evaluation",
     "Timings": "ckd_fast.types",
     "TrackResult": "ckd_fast.types",
     "Tracker": "ckd_fast.tracker",
     "TrackerConfig": "ckd_fast.config",
     "WeightsError": "ckd_fast.errors",
     "WeightsMismatchError": "ckd_fast.errors",
+    "evaluate": "ckd_fast.evaluation",
     "load_model": "ckd_fast.weights",
+    "open_dataset": "ckd_fast.datasets",
     "save_model": "ckd_fast.weights",
 }
 
@@ -47,6 +50,7 @@ __all__ = [
     "NotInitialisedError",
     "OutputError",
     "PendingTrack",
+    "ScoringOptions",
     "Timings",
     "TrackResult",
     "Tracker",
@@ -54,12 +58,15 @@ __all__ = [
     "WeightsError",
     "WeightsMismatchError",
     "__version__",
+    "evaluate",
     "load_model",
+    "open_dataset",
     "save_model",
 ]
 
 if TYPE_CHECKING:
     from .config import TrackerConfig
+    from .datasets import open_dataset
     from .errors import (
         CkdFastError,
         CorruptWeightsError,
@@ -71,6 +78,7 @@ if TYPE_CHECKING:
         WeightsError,
         WeightsMismatchError,
     )
+    from .evaluation import ScoringOptions, evaluate
     from .multi import MultiTracker
     from .reference.config import PRESETS, ModelConfig
     from .tracker import PendingTrack, Tracker

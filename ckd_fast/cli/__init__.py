@@ -15,8 +15,12 @@ from ckd_fast import __version__
 from ckd_fast.errors import CkdFastError
 
 from .completion import add_completion
+from .data import add_data
+from .evaluate import add_eval
+from .explain import add_explain
 from .info import add_info
 from .parsing import EXIT_INTERRUPTED, OneLineParser
+from .run import add_run
 from .sample import add_sample
 from .track import add_track
 from .weights import add_weights
@@ -57,6 +61,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="ckd-fast", description="RGB-thermal single-object tracking.")
     parser.add_argument("--version", action="version", version=f"ckd-fast {__version__}")
     commands = parser.add_subparsers(title="subcommands", required=True, metavar="SUBCOMMAND")
-    for add in (add_track, add_sample, add_info, add_weights, add_completion):
+    for add in (add_track, add_run, add_eval, add_explain, add_data, add_sample, add_info, add_weights, add_completion):
         add(commands)  # type: ignore[arg-type]  # a subclass of the parser; the class is invariant
     return parser

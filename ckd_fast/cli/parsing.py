@@ -63,6 +63,22 @@ def not_negative(text: str) -> int:
     return int(text)
 
 
+def add_dataset_options(parser: argparse.ArgumentParser) -> None:
+    """Which data set, and where."""
+    from pathlib import Path
+
+    from ckd_fast.datasets.layouts import DATASETS
+
+    group = parser.add_argument_group("data set")
+    group.add_argument(
+        "--dataset", choices=DATASETS, required=True, metavar="NAME", help=f"{', '.join(DATASETS)} (own sequences)"
+    )
+    group.add_argument(
+        "--root", type=Path, metavar="DIR", help="its folder (default: the environment variable of the data set)"
+    )
+    group.add_argument("--sequences", nargs="+", metavar="NAME", help="these alone (default: all)")
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Which weights, and how they are run."""
     group = parser.add_argument_group("model")

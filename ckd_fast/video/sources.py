@@ -6,7 +6,6 @@ about it is the caller's choice.
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -20,6 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ckd_fast.datasets.files import list_images, natural_key
 from ckd_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ Image = NDArray[Any]
 PairBy = Literal["order", "stem"]
 Layout = Literal["rgb-left", "tir-left", "rgb-top", "tir-top"]
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
 NAMES_SHOWN = 5
 QUEUE_FRAMES = 4  # per camera: a slow tracker drops old frames instead of falling behind
 CAMERA_TIMEOUT_S = 10.0
@@ -87,28 +86,8 @@ class PairSource(ABC):
         self.close()
 
 
-def natural_key(name: str) -> list[tuple[int, int | str]]:
-    """Sorts 2.jpg before 10.jpg."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
-
-
 def _shown(names: list[str]) -> str:
     return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
-
-
-def _images(folder: Path) -> list[Path]:
-    try:
-        # Without hidden files: some systems leave companions like ._0001.jpg that are no images.
-        found = [
-            path
-            for path in folder.iterdir()
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-        ]
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror or error})") from error
-    if not found:
-        raise InputError(f"{folder}: no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return sorted(found, key=lambda path: natural_key(path.name))
 
 
 def read_rgb(path: Path) -> Image | None:
@@ -136,7 +115,7 @@ class FolderPairs(PairSource):
     """Two folders of images, paired by sorted order or by file stem."""
 
     def __init__(self, rgb: Path, tir: Path, by: PairBy = "order") -> None:
-        visible, thermal = _images(rgb), _images(tir)
+        visible, thermal = list_images(rgb), list_images(tir)
         self.visible_length = len(visible)
         self._places = {path: index for index, path in enumerate(visible)}
         remarks = []

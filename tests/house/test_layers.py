@@ -21,6 +21,8 @@ ALLOWED = {
         "tqdm",
         "shtab",
         "matplotlib",
+        "trax",
+        "ray",
         "typing_extensions",
         "ckd_fast",
     },

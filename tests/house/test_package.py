@@ -27,6 +27,7 @@ PUBLIC = [
     "OutputError",
     "PRESETS",
     "PendingTrack",
+    "ScoringOptions",
     "Timings",
     "TrackResult",
     "Tracker",
@@ -34,7 +35,9 @@ PUBLIC = [
     "WeightsError",
     "WeightsMismatchError",
     "__version__",
+    "evaluate",
     "load_model",
+    "open_dataset",
     "save_model",
 ]
 
@@ -59,6 +62,12 @@ def test_import_is_light() -> None:
     assert min(times) < 0.3
 
 
+def test_the_command_line_is_parsed_without_numpy() -> None:
+    parse = "from ckd_fast.cli import build_parser; build_parser().parse_args(['info'])"
+    code = f"import sys; {parse}; assert not {{'torch', 'numpy', 'cv2'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_version_is_in_the_changelog() -> None:
     assert f"## {ckd_fast.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
@@ -74,7 +83,8 @@ def test_wheel_works_elsewhere(tmp_path: Path) -> None:
     folders = [ROOT / "ckd_fast", ROOT / "ckd_fast" / "kernels", ROOT / "ckd_fast" / "reference"]
     sources = {str(path.relative_to(ROOT)) for folder in folders for path in folder.rglob("*.py")}
     assert len(sources) > 20
-    assert sources | {"ckd_fast/py.typed"} <= set(names)
+    report = {f"ckd_fast/evaluation/report.{kind}" for kind in ("css", "js")}
+    assert sources | report | {"ckd_fast/py.typed"} <= set(names)
     assert not [n for n in names if n.startswith(("kernels/", "reference/", "bench/", "tests/"))]
 
     home = tmp_path / "env"

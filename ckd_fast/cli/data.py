@@ -1,0 +1,84 @@
+"""`ckd-fast data`: look through a data set."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckd_fast.errors import InputError
+
+from .parsing import add_command
+
+if TYPE_CHECKING:
+    from ckd_fast.datasets.checking import DatasetCheck
+
+    from .parsing import Commands
+
+EXIT_FINDINGS = 1
+LINES_SHOWN = 40
+
+
+def add_data(commands: Commands) -> None:
+    """Declare the subcommand."""
+    from ckd_fast.datasets.layouts import DATASETS
+
+    parser = add_command(commands, "data", "look through a data set", "  ckd-fast data check LasHeR --dataset lasher")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    check = add_command(
+        verbs,
+        "check",
+        "say what of a data set is found, missing, unreadable or mis-sized; headers alone are read, so it is fast",
+        "  ckd-fast data check GTOT\n  ckd-fast data check LasHeR --dataset lasher-train --decode --json report.json",
+    )
+    check.add_argument("root", type=Path, metavar="ROOT", help="the data set's folder, or one of own sequences")
+    check.add_argument("--dataset", choices=DATASETS, metavar="NAME", help=f"{', '.join(DATASETS)} (default: detected)")
+    check.add_argument("--decode", action="store_true", help="decode every image (slow)")
+    check.add_argument("--json", type=Path, metavar="FILE", help="everything that was found")
+    check.add_argument("--quiet", action="store_true", help="no progress bar")
+    check.set_defaults(run=run_data_check)
+
+
+def run_data_check(options: argparse.Namespace) -> int:
+    """`ckd-fast data check`."""
+    from tqdm import tqdm
+
+    from ckd_fast.datasets import open_dataset
+    from ckd_fast.datasets.checking import check_dataset, detect
+    from ckd_fast.evaluation.writing import write_atomically
+
+    root: Path = options.root
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
+    dataset = detect(root) if options.dataset is None else open_dataset(options.dataset, root)
+    with tqdm(total=len(dataset.sequences), unit="sequence", disable=True if options.quiet else None) as bar:
+        found = check_dataset(dataset, decode=options.decode, on_sequence=lambda _one: bar.update())
+    show(found, dataset.layout.title)
+    if options.json:
+        content = dataclasses.asdict(found) | {"root": str(found.root)}
+        write_atomically(options.json, json.dumps(content, indent=1) + "\n")
+    return EXIT_FINDINGS if found.findings or found.remarks else 0
+
+
+def show(found: DatasetCheck, title: str) -> None:
+    """A summary on standard output, what is wrong on standard error."""
+    frames = sum(one.frames for one in found.sequences)
+    boxes, empty = sum(one.boxes for one in found.sequences), sum(one.empty_boxes for one in found.sequences)
+    print(f"{title}: {len(found.sequences)} sequences, {frames} frame pairs, {boxes} boxes ({empty} without area)")
+    sizes = sorted(found.sizes.items(), key=lambda item: -item[1])
+    if sizes:
+        print("visible frames: " + ", ".join(f"{w}x{h} in {count} sequences" for (w, h), count in sizes[:8]))
+    other = sum(
+        one.visible_size != one.infrared_size for one in found.sequences if one.visible_size and one.infrared_size
+    )
+    if other:
+        print(f"thermal frames of another size than the visible ones in {other} sequences")
+    lines = [*found.remarks, *(f"{one.sequence}: {one.kind}: {one.text}" for one in found.findings)]
+    for line in lines[:LINES_SHOWN]:
+        sys.stderr.write(f"ckd-fast: {line}\n")
+    if len(lines) > LINES_SHOWN:
+        sys.stderr.write(f"ckd-fast: and {len(lines) - LINES_SHOWN} more; --json FILE has all\n")
+    print("nothing is wrong" if not lines else f"{len(lines)} findings")

@@ -1,0 +1,110 @@
+"""`ckd-fast eval`: score result files on a benchmark."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckd_fast.errors import InputError
+
+from .parsing import add_command, add_dataset_options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .parsing import Commands
+
+EXIT_STRICT = 1
+
+
+def add_eval(commands: Commands) -> None:
+    """Declare the subcommand."""
+    parser = add_command(
+        commands,
+        "eval",
+        "score result files on a benchmark, as its toolkit does",
+        "  ckd-fast eval results/CKD --dataset lasher --root LasHeR\n"
+        "  ckd-fast eval results/* --dataset rgbt234 --root RGBT234 --html report.html --json scores.json\n"
+        "  ckd-fast eval runs/clean runs/blur-3 --dataset folder --root sequences/ --against clean\n"
+        "  ckd-fast eval results/CKD --dataset gtot --root GTOT --strict-quirk open-corners --strict",
+    )
+    parser.add_argument(
+        "results", nargs="+", type=Path, metavar="RESULTS", help="folder of SEQUENCE.txt files, named after its tracker"
+    )
+    add_dataset_options(parser)
+    reading = parser.add_argument_group("reading")
+    reading.add_argument(
+        "--boxes", choices=("ltwh", "ltrb", "centre"), default="ltwh",
+        help="rows of four are x,y,w,h (default), x1,y1,x2,y2, or cx,cy,w,h; rows of eight are corners",
+    )  # fmt: skip
+    reading.add_argument(
+        "--strict-quirk", action="append", default=[], metavar="NAME",
+        help="switch a quirk of the toolkits to the strict reading, or all (repeatable; docs/evaluation.md lists them)",
+    )  # fmt: skip
+    reading.add_argument(
+        "--missing", choices=("zero", "leave-out"), default="zero",
+        help="a sequence without a usable result counts as 0 (default), or is left out of the mean",
+    )  # fmt: skip
+    reading.add_argument("--strict", action="store_true", help="exit code 1 if anything is wrong with any result")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--html", type=Path, metavar="FILE", help="a report in one file: ranking, plots, every sequence"
+    )
+    output.add_argument("--json", type=Path, metavar="FILE", help="all scores as fractions")
+    output.add_argument("--csv", type=Path, metavar="FILE", help="the same as a table")
+    output.add_argument("--attributes", action="store_true", help="print the scores per attribute too")
+    output.add_argument("--against", metavar="TRACKER", help="print what the others lose against this one of them")
+    output.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=run_eval)
+
+
+def refuse_inputs(outputs: Sequence[Path | None], folders: Sequence[Path]) -> None:
+    """Raise where an output would replace or join the results, or is a folder."""
+    for path in outputs:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise InputError(f"{path}: a folder; expected the name of a file to write")
+        if path.resolve().parent in {folder.resolve() for folder in folders} and path.suffix == ".txt":
+            raise InputError(f"{path}: would be taken for a result; choose another name or folder")
+
+
+def run_eval(options: argparse.Namespace) -> int:
+    """`ckd-fast eval`."""
+    from tqdm import tqdm
+
+    from ckd_fast.datasets import open_dataset
+    from ckd_fast.evaluation import ScoringOptions, evaluate
+    from ckd_fast.evaluation.report import html_report
+    from ckd_fast.evaluation.scores import summarise
+    from ckd_fast.evaluation.tables import attribute_table, loss_table, text_table, to_csv, to_json
+    from ckd_fast.evaluation.writing import write_atomically
+
+    scoring = ScoringOptions(tuple(options.strict_quirk), options.boxes, options.missing)
+    refuse_inputs((options.html, options.json, options.csv), options.results)
+    dataset = open_dataset(options.dataset, options.root)
+    if options.sequences:
+        dataset = dataset.select(tuple(options.sequences))
+    for remark in dataset.remarks:
+        sys.stderr.write(f"ckd-fast: {remark}\n")
+    with tqdm(total=len(options.results), unit="tracker", disable=True if options.quiet else None) as bar:
+        evaluation = evaluate(dataset, options.results, scoring, lambda _name: bar.update())
+    print(f"{dataset.layout.title}, {len(dataset.sequences)} sequences, in percent")
+    print(text_table(evaluation))
+    if options.attributes:
+        print(attribute_table(evaluation))
+    if options.against:
+        print(loss_table(evaluation, options.against))
+    for line in summarise(evaluation.problems):
+        sys.stderr.write(f"ckd-fast: {line}\n")
+    for path, render in ((options.html, html_report), (options.json, to_json), (options.csv, to_csv)):
+        if path is not None:
+            write_atomically(path, render(evaluation))
+            print(f"written: {path}")
+    if options.strict and (evaluation.problems or dataset.remarks):
+        count = len(evaluation.problems) + len(dataset.remarks)
+        sys.stderr.write(f"ckd-fast: {count} problems, and --strict was asked for\n")
+        return EXIT_STRICT
+    return 0

@@ -1,0 +1,127 @@
+"""`ckd-fast run`: one-pass evaluation, the tracker over a whole data set."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from ckd_fast.errors import InputError
+
+from .parsing import add_command, add_dataset_options, add_model_options, not_negative, positive
+
+if TYPE_CHECKING:
+    from ckd_fast.evaluation.running import Outcome
+
+    from .parsing import Commands
+
+EXIT_FAILURES = 1
+
+
+def add_run(commands: Commands) -> None:
+    """Declare the subcommand."""
+    parser = add_command(
+        commands,
+        "run",
+        "track every sequence of a data set once, and write result and time files",
+        "  ckd-fast run --dataset lasher --root LasHeR --weights ckd.safetensors --out results/CKD --workers 4\n"
+        "  ckd-fast run --dataset gtot --root GTOT --weights ckd.safetensors --out results/CKD-blur --corrupt blur:3\n"
+        "  ckd-fast run --dataset folder --root clip/ --weights random --model tiny --out results/random\n"
+        "the same command again goes on where the last one was stopped",
+    )
+    add_dataset_options(parser)
+    add_model_options(parser)
+    running = parser.add_argument_group("running")
+    running.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
+    running.add_argument(
+        "--workers", type=positive, metavar="N", help="processes, spread over the GPUs (default: one per GPU, else one)"
+    )
+    running.add_argument("--ray", metavar="ADDRESS", help="on a Ray cluster: auto, HOST:PORT or local (extra cluster)")
+    running.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads of each worker (1)")
+    running.add_argument(
+        "--corrupt", metavar="NAME:LEVEL", help="damage the frames (docs/evaluation.md), levels 1 to 5"
+    )
+    running.add_argument("--corrupt-seed", type=not_negative, default=0, metavar="N", help="of the damage (0)")
+    running.add_argument("--authors-format", action="store_true", help="boxes truncated to whole numbers, by tabs")
+    running.add_argument("--force", action="store_true", help="replace the results of another run")
+    running.add_argument("--json", action="store_true", help="print the summary as JSON")
+    running.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=run_run)
+
+
+@contextmanager
+def _polite_end() -> Iterator[None]:
+    """A request to end (SIGTERM) is taken as Ctrl-C: workers end, finished sequences stay."""
+
+    def end(_number: int, _frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run_run(options: argparse.Namespace) -> int:
+    """`ckd-fast run`."""
+    from tqdm import tqdm
+
+    from ckd_fast.datasets import open_dataset
+    from ckd_fast.evaluation.corruptions import parse_corruption
+    from ckd_fast.evaluation.running import RunPlan, TrackerSetup, run_dataset
+    from ckd_fast.evaluation.workers import default_workers, devices, local
+
+    setup = TrackerSetup(
+        options.weights, options.model, options.engine, options.dtype, options.seed, threads=options.threads
+    )
+    corruption = parse_corruption(options.corrupt, options.corrupt_seed) if options.corrupt else None
+    plan = RunPlan(setup, corruption, "authors" if options.authors_format else "float")
+    dataset = open_dataset(options.dataset, options.root)
+    if options.sequences:
+        dataset = dataset.select(tuple(options.sequences))
+    for remark in dataset.remarks:
+        sys.stderr.write(f"ckd-fast: {remark}\n")
+    if options.out.resolve() == dataset.root.resolve():
+        raise InputError(f"--out {options.out} is the data set's own folder: choose another")
+    if options.ray:
+        from ckd_fast.evaluation.cluster import on_ray
+
+        backend = on_ray(options.ray, options.device, options.workers)
+    else:
+        backend = local(devices(options.device, options.workers or default_workers(options.device)))
+    with _polite_end(), tqdm(unit="frame", disable=True if options.quiet else None, smoothing=0.05) as bar:
+
+        def total(frames: int, kept: int) -> None:
+            bar.reset(frames)
+            if kept:
+                bar.write(f"ckd-fast: {kept} sequences were finished before", file=sys.stderr)
+
+        def outcome(one: Outcome) -> None:
+            bar.set_postfix_str(one.sequence)
+            if one.failure:
+                bar.write(f"ckd-fast: {one.sequence} failed: {one.failure}", file=sys.stderr)
+            for note in one.notes:
+                bar.write(f"ckd-fast: {one.sequence}: {note}", file=sys.stderr)
+
+        summary = run_dataset(
+            dataset, plan, options.out, backend, force=options.force, on_total=total,
+            on_progress=bar.update, on_outcome=outcome,
+        )  # fmt: skip
+    if options.json:
+        print(json.dumps(dataclasses.asdict(summary)))
+    else:
+        rate = f", {summary.frames / summary.seconds:.1f} frames/s in all" if summary.frames else ""
+        done = f"{len(summary.finished)} sequences finished, {len(summary.kept)} kept, {len(summary.failed)} failed"
+        print(f"{done}: {options.out}")
+        what = "; ".join(summary.engines) or "nothing to do"
+        print(f"{summary.frames} frames in {summary.seconds:.1f} s{rate} ({what})")
+        if summary.failed:
+            print(f"reasons are in {options.out / 'failures.json'}; the same command tries them again")
+    return EXIT_FAILURES if summary.failed else 0

@@ -1,0 +1,306 @@
+"""The published RGBT data sets as their authors lay them out, and own data: sequences, frames, ground truths.
+
+    dataset = open_dataset("lasher", Path("LasHeR"))
+    for sequence in dataset.sequences:
+        sequence.frames()              # paths of the visible and infrared images, paired
+        sequence.boxes("visible")      # [N, 4] x, y, w, h
+
+Nothing here knows of training or evaluation. A folder that holds the ground truths alone opens as well; asking such a
+sequence for frames is an error that says so. What deserves a word (a sequence of the list that is not there, a count
+that differs from the published one) is in `Dataset.remarks`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckd_fast.errors import InputError
+
+from .files import list_images, natural_key, read_names, read_table, read_text
+from .layouts import DATASETS, LAYOUTS, TRUTH_KINDS, Layout, TruthKind
+
+NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class TruthFile:
+    """One file of boxes: `corners` says that its rows are x1 y1 x2 y2 instead of x, y, w, h."""
+
+    path: Path
+    corners: bool
+
+
+@dataclass(frozen=True)
+class FrameFiles:
+    """Paths of paired images, in time order."""
+
+    visible: tuple[Path, ...]
+    infrared: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.visible)
+
+
+@dataclass(frozen=True)
+class SequenceFiles:
+    """One sequence.
+
+    Attributes:
+        name: its name in lists and result files.
+        visible, infrared: folders of frames; None where only the ground truth is there.
+        truths: files of boxes by kind, those that are there.
+        attributes: names of the challenges it has.
+        step: frames per box.
+    """
+
+    name: str
+    visible: Path | None
+    infrared: Path | None
+    truths: Mapping[TruthKind, TruthFile]
+    attributes: frozenset[str]
+    step: int = 1
+
+    def frames(self) -> FrameFiles:
+        """The images of both modalities, paired in natural order; unequal counts are an error."""
+        if self.visible is None or self.infrared is None:
+            raise InputError(f"{self.name}: no folders of frames; this root has the ground truth alone")
+        visible, infrared = list_images(self.visible), list_images(self.infrared)
+        if len(visible) != len(infrared):
+            raise InputError(
+                f"{self.name}: {len(visible)} visible and {len(infrared)} infrared images; expected equally many"
+            )
+        return FrameFiles(tuple(visible), tuple(infrared))
+
+    def kind(self, *preferred: TruthKind) -> TruthKind:
+        """The first of these kinds of truth, then of all, that is there."""
+        for kind in (*preferred, *TRUTH_KINDS):
+            if kind in self.truths:
+                return kind
+        raise InputError(f"{self.name}: no ground truth")
+
+    def boxes(self, kind: TruthKind | None = None, *, inclusive: bool = False) -> NDArray[np.float64]:
+        """Boxes [N, 4] as x, y, w, h, unrounded.
+
+        Args:
+            kind: which truth; None is the first there is of init, visible, infrared.
+            inclusive: where the file has corners, the last pixel belongs to the box: one wider and higher.
+        """
+        wanted = self.kind() if kind is None else kind
+        if wanted not in self.truths:
+            raise InputError(f"{self.name}: no {wanted} ground truth, there is {', '.join(self.truths) or 'none'}")
+        file = self.truths[wanted]
+        values = read_table(file.path).values
+        if values.shape[1] == 8:
+            return corners_to_boxes(values, inclusive=inclusive)
+        if values.shape[1] != 4:
+            raise InputError(f"{file.path}: {values.shape[1]} numbers a line; expected 4 (a box) or 8 (its corners)")
+        return corners_to_boxes(values, inclusive=inclusive) if file.corners else values
+
+    def frame_of_row(self, row: int) -> int:
+        """Index of the frame that a row of the truth belongs to."""
+        return row * self.step
+
+
+def corners_to_boxes(corners: NDArray[np.float64], *, inclusive: bool = False) -> NDArray[np.float64]:
+    """The upright box around two or four corners: [N, 4] or [N, 8] to x, y, w, h."""
+    x, y = corners[:, 0::2], corners[:, 1::2]
+    left, top = x.min(axis=1), y.min(axis=1)
+    extra = 1.0 if inclusive else 0.0
+    return np.stack([left, top, x.max(axis=1) - left + extra, y.max(axis=1) - top + extra], axis=1)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set that was found.
+
+    Attributes:
+        layout: how it is laid out.
+        root: its folder.
+        sequences: in the order of the published list, else by name.
+        attributes: names of all challenges, in the published order.
+        remarks: what a user should know about what is there.
+    """
+
+    layout: Layout
+    root: Path
+    sequences: tuple[SequenceFiles, ...]
+    attributes: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+    def sequence(self, name: str) -> SequenceFiles:
+        """A sequence by name."""
+        for sequence in self.sequences:
+            if sequence.name == name:
+                return sequence
+        raise InputError(f"{name}: no sequence of {self.layout.title} in {self.root}")
+
+    def select(self, names: tuple[str, ...]) -> Dataset:
+        """The same with some sequences alone."""
+        chosen = tuple(self.sequence(name) for name in names)
+        return Dataset(self.layout, self.root, chosen, self.attributes, self.remarks)
+
+
+def layout_of(name: str) -> Layout:
+    """A layout by name."""
+    for layout in LAYOUTS:
+        if layout.name == name:
+            return layout
+    raise InputError(f"data set {name!r}: known are {', '.join(DATASETS)}")
+
+
+def open_dataset(
+    name: str, root: str | os.PathLike[str] | None = None, environ: Mapping[str, str] = os.environ
+) -> Dataset:
+    """Find the sequences of a data set.
+
+    Args:
+        name: one of `DATASETS`; "folder" is own data: `visible/`, `infrared/` and `groundtruth.txt`, or a folder of
+            such folders.
+        root: the data set's folder; None takes it from the environment (docs/environment.md).
+        environ: where the variable is looked up.
+    """
+    layout = layout_of(name)
+    given = root if root is not None else environ.get(layout.variable)
+    if not given:
+        hint = f" or the environment variable {layout.variable}" if layout.variable else ""
+        raise InputError(f"{layout.title}: name its folder by --root{hint}")
+    folder = Path(given)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected the folder of {layout.title}")
+    found = _find(layout, folder)
+    if not found.sequences:
+        expected = ", ".join(
+            f"{part or '.'}/SEQUENCE/{file}" for part in layout.parts for file in layout.truths.values()
+        )
+        raise InputError(f"{folder}: no sequences of {layout.title}; looked for {expected}")
+    return found
+
+
+def _find(layout: Layout, root: Path) -> Dataset:
+    try:
+        folders, remarks = _sequence_folders(layout, root)
+        names, listed_in = _names(layout, root, folders)
+    except OSError as error:
+        raise InputError(f"{root}: cannot be read ({error.strerror or error})") from error
+    attributes, of_sequence = _attributes(layout, root)
+    sequences, absent = [], []
+    for name in names:
+        truths = _truths(layout, root, folders.get(name), name)
+        if not truths:
+            absent.append(name)
+            continue
+        home = folders.get(name)
+        visible, infrared = (home / layout.visible, home / layout.infrared) if home else (None, None)
+        if visible is None or infrared is None or not (visible.is_dir() and infrared.is_dir()):
+            visible = infrared = None
+        sequences.append(
+            SequenceFiles(name, visible, infrared, truths, of_sequence.get(name, frozenset()), layout.step)
+        )
+    if absent:
+        remarks.append(f"{len(absent)} sequences of {listed_in} have no ground truth in {root}: {_shown(absent)}")
+    if layout.published is not None and sequences and len(sequences) != layout.published:
+        remarks.append(f"{len(sequences)} sequences found; {layout.title} was published with {layout.published}")
+    return Dataset(layout, root, tuple(sequences), attributes, tuple(remarks))
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+
+
+def _part_folders(layout: Layout, root: Path) -> Iterator[list[Path]]:
+    for part in layout.parts:
+        yield sorted(root.glob(part)) if "*" in part else [root / part]
+
+
+def _sequence_folders(layout: Layout, root: Path) -> tuple[dict[str, Path], list[str]]:
+    """Folders with a ground truth, by name, from the first part of the layout that has any."""
+    if layout.name == "folder" and _has_truth(layout, root):
+        return {root.resolve().name: root}, []
+    for parts in _part_folders(layout, root):
+        found: dict[str, Path] = {}
+        twice: list[str] = []
+        for part in parts:
+            if not part.is_dir():
+                continue
+            for entry in sorted(part.iterdir(), key=lambda path: natural_key(path.name)):
+                if entry.is_dir() and _has_truth(layout, entry):
+                    if entry.name in found:
+                        twice.append(entry.name)
+                    else:
+                        found[entry.name] = entry
+        if found:
+            remarks = [f"{len(twice)} sequences are there twice, the first is taken: {_shown(twice)}"] if twice else []
+            return found, remarks
+    return {}, []
+
+
+def _has_truth(layout: Layout, folder: Path) -> bool:
+    return any((folder / file).is_file() for file in layout.truths.values())
+
+
+def _names(layout: Layout, root: Path, folders: Mapping[str, Path]) -> tuple[list[str], str]:
+    """Names of the sequences and the file that lists them; without a list, what is there."""
+    for file in layout.lists:
+        if (root / file).is_file():
+            return list(dict.fromkeys(read_names(root / file))), file
+    if folders or not layout.flat:
+        return list(folders), "the folder"
+    before, _, after = Path(layout.flat).name.partition("{name}")
+    home = (root / layout.flat).parent
+    stems = [path.name[len(before) : -len(after)] for path in home.glob(f"{before}*{after}")] if home.is_dir() else []
+    return sorted(stems, key=natural_key), "the folder"
+
+
+def _truths(layout: Layout, root: Path, folder: Path | None, name: str) -> Mapping[TruthKind, TruthFile]:
+    found: dict[TruthKind, TruthFile] = {}
+    if folder is not None:
+        for kind, file in layout.truths.items():
+            if (folder / file).is_file():
+                found[kind] = TruthFile(folder / file, kind in layout.corners)
+    flat = root / layout.flat.format(name=name)
+    if layout.flat and not found and flat.is_file():
+        found["init"] = TruthFile(flat, corners=False)
+    return found
+
+
+def _flags(path: Path) -> list[bool]:
+    cells = read_text(path).replace(",", " ").split()
+    if set(cells) - {"0", "1"}:
+        raise InputError(f"{path}: expected 0 or 1 per entry, got {sorted(set(cells) - {'0', '1'})[:3]}")
+    return [cell == "1" for cell in cells]
+
+
+def _attributes(layout: Layout, root: Path) -> tuple[tuple[str, ...], Mapping[str, frozenset[str]]]:
+    """Names of all attributes, and those of each sequence; nothing where the files are not there."""
+    order = root / layout.attribute_order
+    if layout.attribute_flags and order.is_file() and (root / layout.attribute_flags).is_dir():
+        names = tuple(read_text(order).replace(",", " ").split())
+        of_sequence = {}
+        for path in sorted((root / layout.attribute_flags).glob("*.txt")):
+            flags = _flags(path)
+            if len(flags) != len(names):
+                raise InputError(f"{path}: {len(flags)} flags; {order} names {len(names)} attributes")
+            of_sequence[path.stem] = frozenset(name for name, flag in zip(names, flags, strict=True) if flag)
+        return names, of_sequence
+    folder = root / layout.attribute_files
+    # The flags follow the list beside them, which is not always that of the data set: RGBT210 ships RGBT234's.
+    listed = folder / "SequencesName.txt"
+    if not layout.attribute_files or not listed.is_file():
+        return (), {}
+    sequences = read_names(listed)
+    files = sorted(path for path in folder.glob("*.txt") if path != listed)
+    has: dict[str, set[str]] = {name: set() for name in sequences}
+    for path in files:
+        flags = _flags(path)
+        if len(flags) != len(sequences):
+            raise InputError(f"{path}: {len(flags)} flags; {listed} names {len(sequences)} sequences")
+        for name, flag in zip(sequences, flags, strict=True):
+            if flag:
+                has[name].add(path.stem)
+    return tuple(path.stem for path in files), {name: frozenset(names) for name, names in has.items()}

@@ -1,0 +1,158 @@
+"""Centre errors, overlaps and the curves over their thresholds, for whole sequences at once.
+
+With the centre error e in pixels, e' the same with x and y divided by the truth's width and height, and the overlap o
+(intersection over union), a sequence of N frames has the curves
+
+    precision(t)    share of frames with e  <= t    t = 0, 1, .. 50 pixels        PR       precision(20), GTOT: (5)
+    normalised(t)   share of frames with e' <= t    t = 0, 0.01, .. 0.5           NPR      normalised(0.2)
+                                                                                  NPR_AUC  mean of normalised(t)
+    success(t)      share of frames with o  >  t    t = 0, 0.05, .. 1             SR       mean of success(t)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .rules import Protocol, Quirks
+
+Array = NDArray[np.float64]
+
+PRECISION_PX: Array = np.arange(51, dtype=np.float64)
+NORMALISED: Array = np.arange(51, dtype=np.float64) / 100
+SUCCESS: Array = np.linspace(0, 1, 21)
+NPR_AT = 20  # index of 0.2
+
+
+@dataclass(frozen=True)
+class Distances:
+    """One sequence, frame by frame; a miss has infinite errors and overlap -1.
+
+    Attributes:
+        centre: centre error in pixels.
+        normalised: the same divided by the truth's size.
+        overlap: intersection over union.
+    """
+
+    centre: Array
+    normalised: Array
+    overlap: Array
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Shares of frames over the thresholds; [T] for one sequence, [S, T] for many."""
+
+    precision: Array
+    normalised: Array
+    success: Array
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The numbers of one tracker, as fractions.
+
+    Attributes:
+        pr: precision at the benchmark's limit.
+        npr: normalised precision at 0.2, as the toolkits report it.
+        npr_auc: area under the normalised precision over [0, 0.5], as the CKD paper defines it.
+        sr: area under the success curve.
+    """
+
+    pr: float
+    npr: float
+    npr_auc: float
+    sr: float
+
+
+def overlap(first: Array, second: Array) -> Array:
+    """Intersection over union of boxes [N, 4] (x, y, w, h), row by row; 0 where there is no union."""
+    sides = np.minimum(first[:, :2] + first[:, 2:], second[:, :2] + second[:, 2:]) - np.maximum(
+        first[:, :2], second[:, :2]
+    )
+    shared = np.clip(sides, 0, None).prod(axis=1)
+    union = first[:, 2:].prod(axis=1) + second[:, 2:].prod(axis=1) - shared
+    shares: Array = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return shares
+
+
+def _repeated(boxes: Array) -> Array:
+    """Each box without area replaced by the last one before it that has some; the first stays."""
+    usable: NDArray[np.bool_] = (boxes[:, 2] > 0) & (boxes[:, 3] > 0) | np.isnan(boxes).any(axis=1)
+    places = np.maximum.accumulate(np.where(usable, np.arange(len(boxes)), 0))
+    repeated: Array = boxes[places]
+    return repeated
+
+
+def distances(boxes: Array, truths: Sequence[Array], quirks: Quirks) -> Distances:
+    """Compare a result with one truth, or with several of which each frame takes the closer one.
+
+    Args:
+        boxes: [N, 4] x, y, w, h as written, or rounded already.
+        truths: of one length or another, [M, 4].
+        quirks: which are on. Frames without a truth are left out where no quirk counts them.
+    """
+    rows = min(map(len, truths))
+    if quirks.shorter_counts:
+        rows = min(rows, len(boxes))
+    known = boxes[:rows]
+    boxes = np.concatenate([known, np.full((rows - len(known), 4), np.nan)])
+    truths = [truth[:rows] for truth in truths]
+    if quirks.rounded_truth:
+        truths = [np.rint(truth) for truth in truths]
+    if quirks.given_first_row and rows:
+        boxes[0] = truths[0][0]
+    if quirks.repeated_boxes and rows:
+        boxes = _repeated(boxes)
+
+    counted = np.zeros(rows, bool)
+    centre, normalised = np.full(rows, np.inf), np.full(rows, np.inf)
+    best = np.full(rows, -1.0)
+    unusable = ~np.isfinite(boxes).all(axis=1)
+    if not quirks.empty_boxes_count:
+        unusable |= (boxes[:, 2:] <= 0).any(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        for truth in truths:
+            offset = (boxes[:, :2] + boxes[:, 2:] / 2) - (truth[:, :2] + truth[:, 2:] / 2)
+            error = np.hypot(offset[:, 0], offset[:, 1])
+            relative = np.hypot(offset[:, 0] / truth[:, 2], offset[:, 1] / truth[:, 3])
+            shared = overlap(boxes, truth)
+            miss = unusable.copy()
+            usable = np.isfinite(truth).all(axis=1) & (truth[:, 2] > 0) & (truth[:, 3] > 0)
+            if quirks.bad_truth_hits:
+                odd = (truth <= 0).any(axis=1)
+                error, relative, shared = (np.where(odd, -1.0, values) for values in (error, relative, shared))
+                miss &= ~odd
+            considered = np.ones(rows, bool) if quirks.bad_truth_counts or quirks.bad_truth_hits else usable
+            counted |= considered
+            miss |= ~considered
+            centre = np.minimum(centre, np.where(miss | np.isnan(error), np.inf, error))
+            normalised = np.minimum(normalised, np.where(miss | np.isnan(relative), np.inf, relative))
+            best = np.maximum(best, np.where(miss | np.isnan(shared), -1.0, shared))
+    return Distances(centre[counted], normalised[counted], best[counted])
+
+
+def curves(found: Distances, protocol: Protocol) -> Curves:
+    """Shares over the thresholds; all zero where no frame counts."""
+    frames = max(len(found.centre), 1)
+    # searchsorted counts the values below (left), or below and equal (right).
+    side = "right" if protocol.limit_hits else "left"
+    precision = np.searchsorted(np.sort(found.centre), PRECISION_PX, side=side)  # type: ignore[call-overload]
+    normalised = np.searchsorted(np.sort(found.normalised), NORMALISED, side="right")
+    success = len(found.overlap) - np.searchsorted(np.sort(found.overlap), SUCCESS, side="right")
+    return Curves(precision / frames, normalised / frames, success / frames)
+
+
+def metrics(of: Curves, protocol: Protocol) -> Metrics:
+    """The numbers of averaged curves."""
+    success = of.success
+    if protocol.success_area == "trapezoid":
+        area = float((success[:-1] + success[1:]).sum() / (2 * (len(success) - 1)))
+    else:
+        area = float(success.mean())
+    return Metrics(
+        float(of.precision[protocol.centre_px]), float(of.normalised[NPR_AT]), float(of.normalised.mean()), area
+    )

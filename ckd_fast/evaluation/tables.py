@@ -1,0 +1,171 @@
+"""An evaluation as a table for the terminal, as CSV and as JSON. Files hold fractions, the terminal percent."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+
+from ckd_fast.errors import InputError
+
+from .metrics import Metrics
+from .scores import Evaluation, TrackerScore
+
+DIGITS = 6
+
+
+def metric_names(evaluation: Evaluation) -> tuple[str, str, str, str]:
+    """PR, NPR, NPR_AUC and SR under the benchmark's names."""
+    prefix = evaluation.benchmark.protocol.prefix
+    return f"{prefix}PR", f"{prefix}NPR", f"{prefix}NPR_AUC", f"{prefix}SR"
+
+
+def values(of: Metrics) -> tuple[float, float, float, float]:
+    """The numbers in the order of their names."""
+    return of.pr, of.npr, of.npr_auc, of.sr
+
+
+def describe(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """How the numbers came about: names and sentences."""
+    benchmark = evaluation.benchmark
+    protocol, options = benchmark.protocol, benchmark.options
+    precision, normalised, area, success = metric_names(evaluation)
+    limit = "at most" if protocol.limit_hits else "less than"
+    mean = "trapezoid" if protocol.success_area == "trapezoid" else "mean"
+    averaged = "frames of all sequences" if protocol.weighting == "frames" else "sequences"
+    usual = {"zero": "count as 0", "leave-out": "are left out of the mean"}[options.missing]
+    described = [
+        ("data set", f"{benchmark.dataset.layout.title}, {len(benchmark.names)} sequences"),
+        (precision, f"share of frames with a centre error of {limit} {protocol.centre_px} pixels"),
+        (normalised, "share of frames with a normalised centre error of at most 0.2 (the toolkits' definition)"),
+        (area, "mean of that share over 51 thresholds 0, 0.01 .. 0.5 (the CKD paper's definition)"),
+        (success, f"{mean} over 21 thresholds 0, 0.05 .. 1 of the share of frames with an overlap above"),
+        ("mean over", averaged),
+        ("truth", f"{' or '.join(protocol.truths)}" + ", frame by frame the closer one" * (len(protocol.truths) > 1)),
+        ("rules", protocol.source if not options.strict_quirks else "some quirks are switched to the strict reading"),
+        ("quirks on", ", ".join(protocol.quirks.on()) or "none: the strict reading"),
+        ("rows of four", {"ltwh": "x, y, w, h", "ltrb": "x1, y1, x2, y2", "centre": "cx, cy, w, h"}[options.boxes]),
+        ("missing", f"sequences without a usable result {usual}"),
+    ]
+    return described + [("remark", remark) for remark in benchmark.dataset.remarks]
+
+
+def text_table(evaluation: Evaluation) -> str:
+    """The ranking, in percent."""
+    names = metric_names(evaluation)
+    total = len(evaluation.benchmark.names)
+    rows: list[tuple[str, ...]] = [("", "tracker", *names, "sequences", "frames/s", "problems")]
+    for rank, tracker in enumerate(evaluation.trackers, 1):
+        scores = [f"{100 * value:.1f}" for value in values(evaluation.metrics(tracker))]
+        rows.append(
+            (
+                str(rank),
+                tracker.name,
+                *scores,
+                f"{int(tracker.present.sum())}/{total}",
+                "-" if tracker.fps is None else f"{tracker.fps:.1f}",
+                str(len(tracker.problems)),
+            )
+        )
+    return _aligned(rows, left=1)
+
+
+def attribute_table(evaluation: Evaluation) -> str:
+    """PR and SR of every tracker by attribute, in percent."""
+    precision, _, _, success = metric_names(evaluation)
+    rows = [("attribute", "n", *(f"{t.name} {precision}/{success}" for t in evaluation.trackers))]
+    for name, mask in evaluation.benchmark.masks.items():
+        of = [evaluation.metrics(tracker, mask) for tracker in evaluation.trackers]
+        rows.append((name, str(int(mask.sum())), *(f"{100 * m.pr:.1f}/{100 * m.sr:.1f}" for m in of)))
+    return _aligned(rows, left=0)
+
+
+def loss_table(evaluation: Evaluation, reference: str) -> str:
+    """What every other tracker loses, or gains, against one of them, in points of a percent."""
+    precision, _, _, success = metric_names(evaluation)
+    by_name = {tracker.name: evaluation.metrics(tracker) for tracker in evaluation.trackers}
+    if reference not in by_name:
+        raise InputError(f"{reference!r} is none of the trackers: {', '.join(by_name)}")
+    base = by_name[reference]
+    rows: list[tuple[str, ...]] = [(f"against {reference}", precision, success, f"{success} kept")]
+    for name, of in by_name.items():
+        if name != reference:
+            kept = f"{100 * of.sr / base.sr:.0f} %" if base.sr > 0 else "-"
+            rows.append((name, f"{100 * (of.pr - base.pr):+.1f}", f"{100 * (of.sr - base.sr):+.1f}", kept))
+    return _aligned(rows, left=0)
+
+
+def _aligned(rows: Sequence[Sequence[str]], left: int) -> str:
+    """Columns of text, numbers to the right; one column to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column == left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _numbers(evaluation: Evaluation, of: Metrics) -> dict[str, float]:
+    return {name: round(value, DIGITS) for name, value in zip(metric_names(evaluation), values(of), strict=True)}
+
+
+def _as_dict(evaluation: Evaluation, tracker: TrackerScore) -> dict[str, object]:
+    benchmark = evaluation.benchmark
+    return {
+        "overall": _numbers(evaluation, evaluation.metrics(tracker)),
+        "attributes": {
+            name: {**_numbers(evaluation, evaluation.metrics(tracker, mask)), "n": int(mask.sum())}
+            for name, mask in benchmark.masks.items()
+        },
+        "sequences": {
+            name: {
+                **_numbers(evaluation, evaluation.sequence_metrics(tracker, index)),
+                "frames": int(tracker.frames[index]),
+                "present": bool(tracker.present[index]),
+            }
+            for index, name in enumerate(benchmark.names)
+        },
+        "fps": tracker.fps,
+        "problems": [
+            {"kind": problem.kind, "sequences": list(problem.sequences), "text": problem.text}
+            for problem in tracker.problems
+        ],
+        "scoring": {
+            "dataset": benchmark.dataset.layout.name,
+            "quirks": list(benchmark.protocol.quirks.on()),
+            "missing": benchmark.options.missing,
+        },
+    }
+
+
+def to_json(evaluation: Evaluation) -> str:
+    """{"TRACKER": {"overall": ..., "attributes": ..., "sequences": ...}}, best tracker first."""
+    return json.dumps({tracker.name: _as_dict(evaluation, tracker) for tracker in evaluation.trackers}, indent=1) + "\n"
+
+
+def _csv_rows(evaluation: Evaluation) -> Iterator[tuple[object, ...]]:
+    yield ("tracker", "level", "name", "sequences", *metric_names(evaluation))
+    for tracker in evaluation.trackers:
+
+        def row(level: str, name: str, count: int, of: Metrics, who: str = tracker.name) -> tuple[object, ...]:
+            return (who, level, name, count, *(f"{value:.{DIGITS}f}" for value in values(of)))
+
+        yield row("overall", "", len(evaluation.benchmark.names), evaluation.metrics(tracker))
+        for name, mask in evaluation.benchmark.masks.items():
+            yield row("attribute", name, int(mask.sum()), evaluation.metrics(tracker, mask))
+        for index, name in enumerate(evaluation.benchmark.names):
+            if tracker.present[index]:
+                yield row("sequence", name, 1, evaluation.sequence_metrics(tracker, index))
+            else:
+                yield (tracker.name, "sequence", name, 0, "", "", "", "")
+
+
+def to_csv(evaluation: Evaluation) -> str:
+    """One line per tracker and level: overall, attribute, sequence; a missing sequence has no numbers."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(_csv_rows(evaluation))
+    return text.getvalue()

@@ -1,0 +1,207 @@
+"""What `ckd-fast explain` shows is what the network did; t-SNE by its own definition."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from support import GOLDEN_CONFIG
+
+from ckd_fast import EngineError, InputError, Tracker, load_model, save_model
+from ckd_fast.cli import main
+from ckd_fast.engines.base import Search
+from ckd_fast.engines.reference import ReferenceEngine
+from ckd_fast.evaluation.explain import (
+    Explanation,
+    activity,
+    alive,
+    explain_frame,
+    instance_norm,
+    similarity,
+    style_gap,
+)
+from ckd_fast.evaluation.figures import similarities
+from ckd_fast.evaluation.tsne import neighbour_probabilities, squared_distances, tsne
+from ckd_fast.frames import RawPair, check_pair, settle_form
+from ckd_fast.reference import losses
+from ckd_fast.reference.model import OnStep
+from ckd_fast.video import FolderPairs, Pair
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("clip")
+    assert main(["sample", str(out), "--frames", "4", "--size", "200x160", "--seed", "2"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_model(load_model("random", GOLDEN_CONFIG, seed=3), path)
+    return str(path)
+
+
+def first_box(clip: Path) -> str:
+    return (clip / "groundtruth.txt").read_text().splitlines()[0]
+
+
+def checked(tracker: Tracker, moment: Pair) -> RawPair:
+    return check_pair(moment.rgb, moment.tir, settle_form(moment.rgb, moment.tir, tracker.config), tracker.config)
+
+
+def explained(clip: Path, weights: str) -> tuple[Explanation, Tracker]:
+    """The second frame after the first, and the tracker that has followed as far."""
+    target = tuple(map(float, first_box(clip).split(",")))
+    tracker = Tracker(weights, engine="reference", device="cpu")
+    first, second, third, *_ = list(FolderPairs(clip / "visible", clip / "infrared"))
+    tracker.init(first.rgb, first.tir, target)
+    around = tracker.update(second.rgb, second.tir).box
+    begin, pair = (checked(tracker, moment) for moment in (first, third))
+    of = explain_frame(tracker.engine, begin, target, pair, around)
+    tracker.update(third.rgb, third.tir)
+    return of, tracker
+
+
+def test_explains_the_frame_that_was_tracked(clip: Path, weights: str) -> None:
+    of, tracker = explained(clip, weights)
+    assert of.box == tracker.box
+    assert of.score == pytest.approx(tracker.last.score)
+    assert [(stage.block, stage.before, int(stage.kept.sum())) for stage in of.stages] == [
+        (3, 256, 180), (6, 180, 126), (9, 126, 89),
+    ]  # fmt: skip
+    for earlier, later in zip(of.stages, of.stages[1:], strict=False):
+        assert not (later.kept & ~earlier.kept).any()  # what was dropped stays dropped
+    for block, tokens in enumerate(of.tokens):
+        left = np.ones(256, bool)
+        for stage in of.stages:
+            if stage.block <= block:
+                left = stage.kept
+        assert np.array_equal(alive(tokens), left)
+        assert np.isnan(activity(tokens)[:, ~left]).all()
+    x, y, w, h = of.box_in_crop
+    shown = of.crops.shape[1]
+    assert 0 <= x + w / 2 <= shown
+    assert 0 <= y + h / 2 <= shown
+    assert of.crops.dtype == np.uint8
+    assert of.score_map.max() >= of.score
+
+
+def test_an_engine_that_hides_steps_is_refused(clip: Path, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = ReferenceEngine.find
+
+    def fused(engine: ReferenceEngine, searches: object, frames: object, on_step: OnStep) -> object:
+        return find(engine, searches, frames, lambda name, value: name == "block1.mlp" or on_step(name, value))
+
+    monkeypatch.setattr(ReferenceEngine, "find", fused)
+    tracker = Tracker(weights, engine="reference", device="cpu")
+    first = next(iter(FolderPairs(clip / "visible", clip / "infrared")))
+    target = tuple(map(float, first_box(clip).split(",")))
+    with pytest.raises(EngineError, match=r"does not show its step block1\.mlp: use the engine 'reference'"):
+        explain_frame(tracker.engine, checked(tracker, first), target, checked(tracker, first), target)
+
+
+def test_tokens_are_put_back_where_they_came_from(clip: Path, weights: str) -> None:
+    of, tracker = explained(clip, weights)
+    # The first block drops nothing and its order is the grid's, so a token there must match the network's own output.
+    seen: dict[str, torch.Tensor] = {}
+    target = tuple(map(float, first_box(clip).split(",")))
+    pairs = list(FolderPairs(clip / "visible", clip / "infrared"))
+    again = Tracker(engine=tracker.engine)
+    again.init(pairs[0].rgb, pairs[0].tir, target)
+    slot = tracker.engine.remember(checked(again, pairs[0]), target)
+    around = again.update(pairs[1].rgb, pairs[1].tir).box
+    tracker.engine.find([Search(slot, around, 4.0)], checked(again, pairs[2]), seen.__setitem__)
+    kept = seen["block9.eliminate"][0, 0].numpy()
+    last = seen["block11.mlp"][:, 0, 64:].numpy()
+    for place, position in enumerate(kept):
+        assert np.array_equal(of.tokens[11][:, position], last[:, place])
+
+
+def test_measures_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(2, 3, (2, 40, 6)).astype(np.float32)
+    theirs = losses.instance_norm(torch.from_numpy(tokens), 1e-5).numpy()
+    assert instance_norm(tokens) == pytest.approx(theirs, abs=1e-5)
+    assert style_gap(instance_norm(tokens)) < 1e-9
+    shifted = np.stack([tokens[0], tokens[0] + 2])
+    assert style_gap(shifted) == pytest.approx(4, rel=1e-5)
+    assert similarity(np.array([[1, 0], [1, 1], [0, 0]]), np.array([[0, 2], [3, 3], [1, 0]])) == pytest.approx(
+        [0, 1, 0]
+    )
+    rows = np.array([[[3.0, 4.0], [-3.0, -4.0]], [[1.0, 0.0], [1.0, 0.0]]], np.float32)
+    assert activity(rows).tolist() == [[5, 5], [0, 0]]
+
+
+def test_neighbours_have_the_wanted_perplexity() -> None:
+    points = np.random.default_rng(1).normal(0, 1, (60, 5))
+    probabilities = neighbour_probabilities(points, 12)
+    assert probabilities.sum(axis=1) == pytest.approx(np.ones(60))
+    assert np.diag(probabilities).tolist() == [0] * 60
+    safe = np.where(probabilities > 0, probabilities, 1)
+    assert np.exp(-(safe * np.log(safe)).sum(axis=1)) == pytest.approx(np.full(60, 12), rel=1e-3)
+    (row,) = squared_distances(points)[:1]
+    assert row == pytest.approx(((points - points[0]) ** 2).sum(axis=1), abs=1e-9)
+
+
+def test_tsne_keeps_neighbours_together() -> None:
+    rng = np.random.default_rng(2)
+    centres = rng.normal(0, 10, (3, 20))
+    points = np.concatenate([centre + rng.normal(0, 1, (25, 20)) for centre in centres])
+    found = tsne(points, perplexity=10)
+    assert np.array_equal(found.points, tsne(points, perplexity=10).points)
+    groups = found.points.reshape(3, 25, 2)
+    middles = groups.mean(axis=1)
+    radius = max(np.linalg.norm(group - middle, axis=1).max() for group, middle in zip(groups, middles, strict=True))
+    gaps = [np.linalg.norm(middles[a] - middles[b]) for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert min(gaps) > 2 * radius
+    assert 0 < found.divergence < 0.6
+    assert found.divergence < tsne(points, perplexity=10, steps=20).divergence
+    for count, perplexity, message in ((5, 2, "8 to 2000"), (75, 40, "less than 24.7")):
+        with pytest.raises(InputError, match=message):
+            tsne(points[:count], perplexity)
+
+
+def test_figures_and_numbers_from_the_shell(
+    clip: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "why"
+    command = [
+        "explain",
+        str(clip / "visible"),
+        str(clip / "infrared"),
+        "--init",
+        first_box(clip),
+        "--weights",
+        weights,
+    ]
+    command += ["--engine", "reference", "--device", "cpu"]
+    assert main([*command, "--out", str(out), "--frame", "2", "--baseline", weights]) == 0
+    assert "tokens 256 -> 180 -> 126 -> 89" in capsys.readouterr().out
+    of, _ = explained(clip, weights)
+    about = json.loads((out / "explain.json").read_text())
+    assert about["box"] == list(of.box)
+    assert [stage["kept"] for stage in about["stages"]] == [np.flatnonzero(stage.kept).tolist() for stage in of.stages]
+    assert about["similarity"]["these weights"] == pytest.approx(similarities(of))
+    assert about["similarity"][Path(weights).name] == about["similarity"]["these weights"]
+    assert about["style_gap"]["normalised"] < 1e-3 * about["style_gap"]["as_is"]
+    tokens, features, gap = (cv2.imread(str(out / f"{name}.png")) for name in ("tokens", "features", "gap"))
+    # The veil of dropped tokens makes each later crop of the first row lighter than the one before.
+    columns = np.array_split(tokens[: tokens.shape[0] // 2], 5, axis=1)
+    light = [float((np.abs(column.astype(int) - 235).max(axis=2) < 50).mean()) for column in columns[:4]]
+    assert light == sorted(light)
+    assert light[3] > light[0] + 0.2
+    for image, colour in ((gap, (178, 114, 0)), (gap, (0, 94, 213))):  # both modalities are drawn
+        assert (np.abs(image.astype(int) - colour).max(axis=2) < 60).sum() > 100
+    assert features.std() > 20
+    for more, message in (
+        ([], "tokens.png, features.png, gap.png, explain.json exist"),
+        (["--force", "--frame", "9"], "--frame 9: there are 4 pairs, the last is 3"),
+        (["--force", "--block", "12"], "--block 12: the network has 12, the last is 11"),
+    ):
+        assert main([*command, "--out", str(out), *more]) == 2
+        assert message in capsys.readouterr().err

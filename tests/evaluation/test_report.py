@@ -1,0 +1,249 @@
+"""`ckd-fast eval` as a user meets it: table, JSON, CSV, and the report in a real browser."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from support import shared_data
+
+from ckd_fast.cli import main
+from ckd_fast.datasets import open_dataset
+from ckd_fast.evaluation import evaluate
+from ckd_fast.evaluation.report import html_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+HOSTILE = "<img src=x onerror=alert(1)>&\"'"
+# Scores per sequence: good is perfect, poor hits "walk" only.
+SEQUENCES = {"walk": (10, 10, 20, 20), "run": (40, 30, 10, 30), "</script><b>": (5, 60, 30, 10)}
+
+
+def folder_name(sequence: str) -> str:
+    return sequence.replace("/", "_")  # a name of a file has no slash
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Ground truths laid out like RGBT210, with attributes."""
+    home = tmp_path / "RGBT210"
+    names = [folder_name(name) for name in SEQUENCES]
+    for name, box in zip(names, SEQUENCES.values(), strict=True):
+        (home / "groundtruth" / name).mkdir(parents=True)
+        (home / "groundtruth" / name / "init.txt").write_text((",".join(map(str, box)) + "\n") * 4)
+    (home / "attr_txt").mkdir()
+    (home / "attr_txt" / "SequencesName.txt").write_text("\n".join(names) + "\n")
+    for attribute, flags in (("LI", "1\n1\n0\n"), ("BC", "0\n1\n1\n"), ("TC", "1\n0\n1\n")):
+        (home / "attr_txt" / f"{attribute}.txt").write_text(flags)
+    return home
+
+
+def results(folder: Path, hits: tuple[str, ...]) -> Path:
+    folder.mkdir(parents=True)
+    for name, (x, y, w, h) in SEQUENCES.items():
+        row = (x, y, w, h) if name in hits else (x + 200, y, w, h)
+        first = f"{x},{y},{w},{h}\n"
+        (folder / f"{folder_name(name)}.txt").write_text(first + (",".join(map(str, row)) + "\n") * 3)
+    return folder
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> list[str]:
+    good = results(tmp_path / "results" / "good", tuple(SEQUENCES))
+    (good / "walk_time.txt").write_text("1\n0.02\n0.02\n0.02\n")
+    poor = results(tmp_path / "results" / HOSTILE, ("walk",))
+    return [str(poor), str(good)]
+
+
+def run(both: list[str], root: Path, *more: str) -> int:
+    return main(["eval", *both, "--dataset", "rgbt210", "--root", str(root), "--quiet", *more])
+
+
+def test_table_json_and_csv(both: list[str], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [tmp_path / "out" / name for name in ("s.json", "s.csv", "r.html")]
+    code = run(both, root, "--json", str(files[0]), "--csv", str(files[1]), "--html", str(files[2]), "--attributes")
+    assert code == 0
+    out = capsys.readouterr().out
+    table = [line.split() for line in out.splitlines()]
+    assert table[1] == ["tracker", "PR", "NPR", "NPR_AUC", "SR", "sequences", "frames/s", "problems"]
+    assert table[2] == ["1", "good", "100.0", "100.0", "100.0", "95.2", "3/3", "50.0", "0"]
+    assert table[3][-8:] == [HOSTILE.rsplit(" ", maxsplit=1)[-1], "50.0", "50.0", "50.0", "47.6", "3/3", "-", "0"]
+    assert ["BC", "2", "100.0/95.2", "25.0/23.8"] in table
+
+    scores = json.loads(files[0].read_text())
+    assert list(scores) == ["good", HOSTILE]
+    poor = scores[HOSTILE]
+    # The first row is given: a quarter of the frames hits everywhere.
+    assert poor["overall"] == {"PR": 0.5, "NPR": 0.5, "NPR_AUC": 0.5, "SR": pytest.approx(0.5 * 20 / 21, abs=1e-6)}
+    assert poor["attributes"]["BC"]["PR"] == 0.25
+    assert {name: of["n"] for name, of in poor["attributes"].items()} == {"BC": 2, "LI": 2, "TC": 2}
+    assert poor["sequences"]["walk"]["PR"] == 1
+    assert poor["sequences"]["run"] == {
+        "PR": 0.25, "NPR": 0.25, "NPR_AUC": 0.25, "SR": pytest.approx(0.25 * 20 / 21, abs=1e-6), "frames": 4,
+        "present": True,
+    }  # fmt: skip
+    assert scores["good"]["fps"] == pytest.approx(50)
+    assert (poor["fps"], poor["problems"]) == (None, [])
+    assert "given-first-row" in poor["scoring"]["quirks"]
+
+    rows = list(csv.DictReader(files[1].read_text().splitlines()))
+    assert Counter(row["level"] for row in rows) == {"overall": 2, "attribute": 6, "sequence": 6}
+    (overall,) = [row for row in rows if row["level"] == "overall" and row["tracker"] == HOSTILE]
+    assert (overall["PR"], overall["SR"]) == ("0.500000", "0.476190")
+
+
+def test_strict_ends_with_one_and_names_the_problem(
+    both: list[str], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (Path(both[0]) / "run.txt").unlink()
+    report = tmp_path / "r.html"
+    assert run(both, root, "--html", str(report)) == 0
+    assert "missing sequence: no result of 1 of 3 sequences (run)" in capsys.readouterr().err
+    assert "missing sequence: no result of 1 of 3 sequences (run)" in report.read_text()
+    assert run(both, root, "--strict") == 1
+    assert "--strict was asked for" in capsys.readouterr().err
+
+
+def test_strict_without_problems_is_zero() -> None:
+    arguments = ["eval", str(shared_data("eval", "results", "GTOT", "MTNet")), "--dataset", "gtot", "--quiet"]
+    assert main([*arguments, "--root", str(shared_data("eval", "groundtruth", "GTOT")), "--strict"]) == 0
+
+
+def test_quirks_sequences_and_missing(
+    both: list[str], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "s.json"
+    assert run(both, root, "--json", str(path), "--strict-quirk", "given-first-row", "--sequences", "run") == 0
+    assert json.loads(path.read_text())[HOSTILE]["overall"]["PR"] == 0.25  # the file itself holds the first box
+    (Path(both[0]) / "walk.txt").unlink()
+    assert run(both, root, "--json", str(path), "--missing", "leave-out") == 0
+    assert json.loads(path.read_text())[HOSTILE]["overall"]["PR"] == 0.25
+    assert run(both, root, "--json", str(path)) == 0
+    assert json.loads(path.read_text())[HOSTILE]["overall"]["PR"] == pytest.approx(0.5 / 3, abs=1e-6)
+    capsys.readouterr()
+    assert run(both, root, "--strict-quirk", "round") == 2
+    assert "quirk 'round': known are rounded-results" in capsys.readouterr().err
+    assert run(both, root, "--sequences", "swim") == 2
+    assert "swim: no sequence of RGBT210" in capsys.readouterr().err
+
+
+def test_loss_against_a_tracker(both: list[str], root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(both, root, "--against", "good") == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["against", "good", "PR", "SR", "SR", "kept"] in table
+    assert table[-1][-4:] == ["-50.0", "-47.6", "50", "%"]
+    assert run(both, root, "--against", "best") == 2
+    assert "'best' is none of the trackers: good, " in capsys.readouterr().err
+
+
+def test_bad_calls(
+    both: list[str], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CKD_FAST_RGBT210", raising=False)
+    for arguments, message in (
+        ([str(tmp_path / "absent"), "--dataset", "rgbt210", "--root", str(root)], "no such folder"),
+        ([both[0], "--dataset", "rgbt210"], "environment variable CKD_FAST_RGBT210"),
+        ([both[0], "--dataset", "rgbt210", "--root", str(tmp_path)], "no sequences of RGBT210"),
+        ([both[0], both[0], "--dataset", "rgbt210", "--root", str(root)], "given twice"),
+        ([both[1], "--dataset", "rgbt210", "--root", str(root), "--json", str(tmp_path)], "a folder; expected"),
+        ([both[1], "--dataset", "rgbt210", "--root", str(root), "--csv", f"{both[1]}/new.txt"], "taken for a result"),
+    ):
+        assert main(["eval", *arguments, "--quiet"]) == 2
+        captured = capsys.readouterr()
+        assert message in captured.err
+        assert captured.err.count("ckd-fast: ") == captured.err.count("\n") <= 2  # one may say that 3 of 210 are there
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", both[0], "--dataset", "otb"])
+    assert ended.value.code == 2
+
+
+class Elements(HTMLParser):
+    """Which elements a page has, and what they would load."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.loads: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "onerror")]
+
+
+def page(both: list[str], root: Path) -> str:
+    return html_report(evaluate(open_dataset("rgbt210", root), [Path(folder) for folder in both]))
+
+
+def test_names_stay_text_and_nothing_is_loaded(both: list[str], root: Path) -> None:
+    text = page(both, root)
+    elements = Elements(text)
+    assert elements.loads == []
+    assert (elements.tags["img"], elements.tags["b"], elements.tags["script"]) == (0, 0, 2)
+    assert "default-src 'none'" in text
+    assert set(re.findall(r"https?://[^\"'\s]+", text)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
+    assert [tracker["name"] for tracker in data["trackers"]] == ["good", HOSTILE]
+    assert data["trackers"][1]["curves"][0]["precision"][0] == 0.5
+    assert [sequence["attributes"] for sequence in data["sequences"]] == [[0, 2], [0, 1], [1, 2]]
+
+
+def browse(text: str, folder: Path, script: str = "") -> str:
+    """The page as a browser has it after its scripts, and a further one, have run."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium (Debian: apt-get install chromium)")
+    file = folder / "page.html"
+    file.write_text(text.replace("</body>", f"<script>{script}</script></body>"))
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    done = subprocess.run(
+        [*command, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    return done.stdout
+
+
+def cells(dom: str) -> list[list[str]]:
+    """The table of sequences: name and the trackers' cells."""
+    body = dom.split('id="sequences"')[1].split("<tbody>")[1].split("</tbody>", maxsplit=1)[0]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in body.split("<tr>")[1:]]
+    return [[row[0], *row[4:]] for row in rows]
+
+
+def test_report_in_a_browser(both: list[str], root: Path, tmp_path: Path) -> None:
+    (Path(both[0]) / "run.txt").unlink()
+    text = page(both, root)
+    dom = browse(text, tmp_path)
+    assert 'data-drawn="yes"' in dom
+    assert dom.count('class="curve"') == 3 * 2
+    assert "alert(1)&gt;" in dom
+    assert "<img" not in dom
+    assert cells(dom) == [  # the worst mean first; "run" has no result of the second
+        ["&lt;_script&gt;&lt;b&gt;", "95.2", "23.8"],
+        ["run", "95.2", "missing"],
+        ["walk", "95.2", "95.2"],
+    ]
+    assert "Without SEQUENCE_time.txt files, so not drawn: &lt;img" in dom
+
+
+def test_report_sorts_filters_and_hides(both: list[str], root: Path, tmp_path: Path) -> None:
+    text = page(both, root)
+    press = "[...document.querySelectorAll('#sequences th button')]"
+    dom = browse(text, tmp_path, f"{press}[0].click();")
+    assert [row[0] for row in cells(dom)] == ["&lt;_script&gt;&lt;b&gt;", "run", "walk"]
+    dom = browse(text, tmp_path, f"{press}[0].click(); {press}[0].click();")
+    assert [row[0] for row in cells(dom)] == ["walk", "run", "&lt;_script&gt;&lt;b&gt;"]
+    find = "const box = document.getElementById('search'); box.value = 'UN'; box.oninput({target: box});"
+    dom = browse(text, tmp_path, find)
+    assert [row[0] for row in cells(dom)] == ["run"]
+    assert "1 of 3 sequences" in dom
+    choose = "const list = document.getElementById('choose-challenge-select'); list.value = '2';"
+    dom = browse(text, tmp_path, choose + "list.onchange({target: list});")
+    assert sorted(row[0] for row in cells(dom)) == ["&lt;_script&gt;&lt;b&gt;", "walk"]  # those with TC
+    dom = browse(text, tmp_path, "document.querySelector('#success .legend li').click();")
+    assert dom.count('class="curve"') == 3
+    assert all(len(row) == 2 for row in cells(dom))

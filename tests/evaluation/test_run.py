@@ -1,0 +1,372 @@
+"""`ckd-fast run`: the tracker's own boxes, whoever tracks, whatever breaks in between."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from checkpoints import SMALL
+from support import ROOT
+
+from ckd_fast import InputError, OutputError, Tracker, load_model, save_model
+from ckd_fast.cli import main
+from ckd_fast.datasets import open_dataset
+from ckd_fast.evaluation.corruptions import CORRUPTIONS, Corruption, parse_corruption
+from ckd_fast.evaluation.running import Outcome, RunPlan, Started, TrackerSetup, attempt, run_dataset, track_sequence
+from ckd_fast.evaluation.workers import default_workers, devices, local
+from ckd_fast.evaluation.writing import write_atomically
+from ckd_fast.video.sources import read_rgb, read_tir
+
+LENGTHS = {"first": 9, "second": 5, "third": 7, "fourth": 6}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_model(load_model("random", SMALL, seed=3), path)
+    return str(path)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for seed, (name, frames) in enumerate(LENGTHS.items()):
+        out = str(tmp_path / "data" / name)
+        assert main(["sample", out, "--frames", str(frames), "--size", "160x120", "--seed", str(seed)]) == 0
+    return tmp_path / "data"
+
+
+def command(data: Path, weights: str, out: Path, *more: str) -> list[str]:
+    options = ["--dataset", "folder", "--root", str(data), "--weights", weights, "--out", str(out)]
+    return ["run", *options, "--engine", "reference", "--device", "cpu", "--quiet", *more]
+
+
+def results(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.glob("*.txt") if not path.name.endswith("_time.txt")}
+
+
+def expected(data: Path, weights: str, corruption: Corruption | None = None) -> dict[str, str]:
+    """By the tracker alone, frame by frame."""
+    tracker = Tracker(weights, engine="reference", device="cpu")
+    rows = {}
+    for sequence in open_dataset("folder", data).sequences:
+        frames = sequence.frames()
+        boxes = [tuple(sequence.boxes()[0])]
+        for index in range(len(frames)):
+            source = corruption.delivered(sequence.name, index) if corruption else index
+            pair = read_rgb(frames.visible[source]), read_tir(frames.infrared[source])
+            if corruption:
+                pair = corruption.apply(sequence.name, index, *pair)
+            if index == 0:
+                tracker.init(*pair, boxes[0])
+            else:
+                boxes.append(tracker.update(*pair).box)
+        rows[f"{sequence.name}.txt"] = "".join(",".join(f"{v:.4f}" for v in box) + "\n" for box in boxes)
+    return rows
+
+
+def test_any_number_of_workers_gives_the_trackers_boxes(
+    data: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = expected(data, weights)
+    capsys.readouterr()
+    for workers in (1, 2, 4):
+        out = tmp_path / str(workers)
+        assert main(command(data, weights, out, "--workers", str(workers), "--json")) == 0
+        assert results(out) == truth
+        summary = json.loads(capsys.readouterr().out)
+        assert (sorted(summary["finished"]), summary["kept"], summary["failed"]) == (sorted(LENGTHS), [], {})
+        assert summary["frames"] == sum(LENGTHS.values())
+        assert summary["engines"] == ["reference on cpu, float32"]
+        for name, frames in LENGTHS.items():
+            times = np.loadtxt(out / f"{name}_time.txt")
+            assert times.shape == (frames,)
+            assert (times > 0).all()
+        assert not (out / "failures.json").exists()
+        assert not list(out.glob(".*"))
+
+
+def test_goes_on_where_it_stopped(data: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(command(data, weights, out)) == 0
+    truth = results(out)
+    half = out / "first.txt"
+    half.write_text("".join(half.read_text().splitlines(keepends=True)[:4]))  # half-written, by another program
+    (out / "second_time.txt").unlink()
+    untouched = {name: (out / f"{name}.txt").stat().st_mtime_ns for name in ("third", "fourth")}
+    capsys.readouterr()
+    assert main(command(data, weights, out, "--json")) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (sorted(summary["finished"]), sorted(summary["kept"])) == (["first", "second"], ["fourth", "third"])
+    assert results(out) == truth
+    assert untouched == {name: (out / f"{name}.txt").stat().st_mtime_ns for name in untouched}
+    assert main(command(data, weights, out, "--authors-format", "--corrupt", "blur:1")) == 2
+    assert "results of another run (corruption, format differ)" in capsys.readouterr().err
+    assert results(out) == truth
+    assert main(command(data, weights, out, "--authors-format", "--force")) == 0
+    first = [line.split(",") for line in truth["first.txt"].splitlines()]
+    assert results(out)["first.txt"] == "".join("\t".join(str(int(float(v))) for v in row) + "\n" for row in first)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("1,2,3,4\n")
+    assert main(command(data, weights, tmp_path / "other")) == 2
+    assert "holds results without run.json" in capsys.readouterr().err
+    assert (tmp_path / "other" / "mine.txt").exists()
+
+
+def test_failures_are_recorded_counted_and_tried_again(
+    data: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = expected(data, weights)
+    frame = sorted((data / "second" / "visible").iterdir())[0]
+    good = frame.read_bytes()
+    frame.write_bytes(b"no image")
+    gone = sorted((data / "third" / "infrared").iterdir())[-1]
+    kept = gone.read_bytes()
+    gone.unlink()
+    middle = sorted((data / "fourth" / "visible").iterdir())[2]
+    middle.write_bytes(b"")
+    out = tmp_path / "out"
+    assert main(command(data, weights, out, "--json")) == 1
+    captured = capsys.readouterr()
+    summary = json.loads(captured.out.splitlines()[-1])
+    assert set(summary["failed"]) == {"second", "third"}
+    assert "fourth: 1 images cannot be read" in captured.err
+    reasons = {name: entry["reason"] for name, entry in json.loads((out / "failures.json").read_text()).items()}
+    assert reasons == summary["failed"]
+    assert "the first frame is needed in both modalities" in reasons["second"]
+    assert reasons["third"] == "third: 7 visible and 6 infrared images; expected equally many"
+    assert set(results(out)) == {"first.txt", "fourth.txt"}
+    assert results(out)["first.txt"] == truth["first.txt"]
+    frame.write_bytes(good)
+    gone.write_bytes(kept)
+    assert main(command(data, weights, out)) == 0
+    assert {name: results(out)[name] for name in ("second.txt", "third.txt")} == {
+        name: truth[name] for name in ("second.txt", "third.txt")
+    }
+    assert not (out / "failures.json").exists()
+
+
+class Breaks(Tracker):
+    """Fails as no error of this package does."""
+
+    def update(self, *_frames: object) -> object:
+        raise ZeroDivisionError("second frame")
+
+
+def test_unexpected_errors_are_failures_with_a_traceback(data: Path, weights: str) -> None:
+    sequence = open_dataset("folder", data).sequence("first")
+    outcome = attempt(Breaks(weights, device="cpu", engine="reference"), sequence, RunPlan(TrackerSetup(weights)))
+    assert outcome.failure == "ZeroDivisionError: second frame"
+    assert "in update" in outcome.details
+    assert outcome.boxes == ""
+
+
+def test_bad_weights_and_engines_end_at_once(
+    data: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for more, message in (
+        (["--weights", str(tmp_path / "absent")], "absent"),
+        (["--engine", "triton"], "a worker on cpu: engine 'triton' needs a usable NVIDIA GPU"),
+        (["--corrupt", "fog:3"], "corruption 'fog': known are blur"),
+        (["--corrupt", "blur"], "expected NAME:LEVEL"),
+        (["--corrupt", "blur:6"], "expected a level from 1 to 5"),
+        (["--sequences", "fifth"], "fifth: no sequence"),
+        (["--out", str(data)], "the data set's own folder"),
+    ):
+        assert main([*command(data, weights, out), *more]) == 2
+        assert message in capsys.readouterr().err
+    assert results(out) == {}
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def long_data(tmp_path: Path) -> Path:
+    """Two sequences that take a second or two."""
+    for name in ("long", "longer"):
+        out = str(tmp_path / "data" / name)
+        assert main(["sample", out, "--frames", "12", "--size", "160x120", "--seed", "5"]) == 0
+        for folder in ("visible", "infrared"):
+            first = sorted((tmp_path / "data" / name / folder).iterdir())
+            for number in range(13, 150 if name == "long" else 170):
+                os.link(first[number % 12], first[0].with_name(f"{number:06d}.jpg"))
+    return tmp_path / "data"
+
+
+def start(data: Path, weights: str, out: Path, *more: str) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-m", "ckd_fast", *command(data, weights, out), *more]
+    return subprocess.Popen(arguments, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def workers_of(pid: int) -> list[int]:
+    """Children that track; not the one that watches over shared resources."""
+    return [child for child in children(pid) if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
+def test_killed_workers_and_killed_runs_lose_nothing(long_data: Path, weights: str, tmp_path: Path) -> None:
+    calm = tmp_path / "calm"
+    assert main(command(long_data, weights, calm, "--workers", "2")) == 0
+
+    run = start(long_data, weights, tmp_path / "worker", "--workers", "1")
+    wait_for(lambda: workers_of(run.pid), "no worker started")
+    (worker,) = workers_of(run.pid)
+    wait_for((tmp_path / "worker" / "longer.txt").exists, "the first sequence was not finished")
+    os.kill(worker, signal.SIGKILL)
+    out, err = run.communicate(timeout=90)
+    assert run.returncode == 0, err
+    assert "2 sequences finished, 0 kept, 0 failed" in out
+    assert results(tmp_path / "worker") == results(calm)
+
+    whole = start(long_data, weights, tmp_path / "whole", "--workers", "1")
+    wait_for((tmp_path / "whole" / "longer.txt").exists, "the first sequence was not finished")
+    whole.kill()
+    whole.communicate(timeout=90)
+    assert set(results(tmp_path / "whole")) == {"longer.txt"}
+    assert main(command(long_data, weights, tmp_path / "whole")) == 0
+    assert results(tmp_path / "whole") == results(calm)
+
+    asked = start(long_data, weights, tmp_path / "asked", "--workers", "1")
+    wait_for((tmp_path / "asked" / "longer.txt").exists, "the first sequence was not finished")
+    asked.terminate()
+    _, err = asked.communicate(timeout=90)
+    assert asked.returncode == 130
+    assert err.splitlines()[-1] == "ckd-fast: interrupted"
+    assert set(results(tmp_path / "asked")) == {"longer.txt"}
+
+
+def dies(*_arguments: object) -> None:
+    raise AssertionError("nothing is left to do")
+
+
+def test_nothing_is_done_twice(data: Path, weights: str, tmp_path: Path) -> None:
+    dataset, plan = open_dataset("folder", data), RunPlan(TrackerSetup(weights, engine="reference"))
+    heard: list[object] = []
+    run_dataset(dataset, plan, tmp_path / "out", local(["cpu"]), on_outcome=heard.append)
+    assert sorted(one.sequence for one in heard if isinstance(one, Outcome)) == sorted(LENGTHS)
+    # The longest first, so that none is left over at the end.
+    assert [one.sequence for one in heard] == ["first", "third", "fourth", "second"]
+    summary = run_dataset(dataset, plan, tmp_path / "out", dies)
+    assert sorted(summary.kept) == sorted(LENGTHS)
+    assert Started("x").engine == "x"
+
+
+def test_workers_go_round_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert devices("cpu", 3) == ("cpu",) * 3
+    assert devices("cuda:1", 2) == ("cuda:1", "cuda:1")
+    assert default_workers("cpu") == default_workers("cuda:1") == 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert devices("auto", 4) == ("cuda:0", "cuda:1", "cuda:2", "cuda:0")
+    assert default_workers("auto") == default_workers("cuda") == 3
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert devices("auto", 2) == ("auto", "auto")
+    assert default_workers("auto") == 1
+
+
+# --- corruption --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["noise:2", "dropped:4", "stutter:4", "shift:3"])
+def test_damaged_runs_are_the_tracker_on_damaged_frames(data: Path, weights: str, name: str) -> None:
+    corruption = parse_corruption(name, seed=4)
+    dataset = open_dataset("folder", data)
+    tracker = Tracker(weights, engine="reference", device="cpu")
+    truth = expected(data, weights, corruption)
+    assert truth != expected(data, weights)
+    for sequence in dataset.sequences:
+        boxes = track_sequence(tracker, sequence, corruption).boxes
+        rows = "".join(",".join(f"{v:.4f}" for v in box) + "\n" for box in boxes)
+        assert rows == truth[f"{sequence.name}.txt"]
+
+
+def pair(dtype: type = np.uint8) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    high = 256 if dtype == np.uint8 else 4000
+    return rng.integers(40, 200, (60, 80, 3), np.uint8), rng.integers(high // 8, high - high // 8, (60, 80), dtype)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_damage_is_seeded_and_keeps_the_form(name: str, dtype: type) -> None:
+    rgb, tir = pair(dtype)
+    kept = rgb.copy(), tir.copy()
+    one, again, other = Corruption(name, 3, 1), Corruption(name, 3, 1), Corruption(name, 3, 2)
+    for frame in (0, 1, 7):
+        first, second = one.apply("walk", frame, rgb, tir), again.apply("walk", frame, rgb, tir)
+        for mine, yours, source in zip(first, second, (rgb, tir), strict=True):
+            if mine is None:
+                assert yours is None
+                assert name == "dropped"
+            else:
+                assert np.array_equal(mine, yours)
+                assert (mine.shape, mine.dtype) == (source.shape, source.dtype)
+    assert np.array_equal(rgb, kept[0])
+    assert np.array_equal(tir, kept[1])
+    assert one.apply("walk", 3, None, None) == (None, None)
+    if name in ("noise", "darkness", "stripes"):
+        changed = 0 if name != "stripes" else 1
+        assert not np.array_equal(one.apply("a", 1, rgb, tir)[changed], other.apply("a", 1, rgb, tir)[changed])
+        assert not np.array_equal(one.apply("a", 1, rgb, tir)[changed], one.apply("b", 1, rgb, tir)[changed])
+
+
+def test_what_each_damage_does() -> None:
+    rgb, tir = pair()
+    dark, same = Corruption("darkness", 2).apply("s", 0, rgb, tir)
+    assert same is tir
+    assert dark.mean() == pytest.approx(0.3 * rgb.mean(), abs=0.5)
+    noisy = Corruption("noise", 2).apply("s", 5, np.full_like(rgb, 128), tir)[0]
+    assert noisy.std() == pytest.approx(16, rel=0.05)
+    blurred = Corruption("blur", 3).apply("s", 0, rgb, tir)
+    assert np.array_equal(blurred[0], cv2.GaussianBlur(rgb, (0, 0), 3))
+    same, striped = Corruption("stripes", 3).apply("s", 0, rgb, np.full_like(tir, 128))
+    assert same is rgb
+    assert (striped == striped[:1]).all()  # whole columns
+    assert striped[0].std() == pytest.approx(16, rel=0.25)
+    later = Corruption("stripes", 3).apply("s", 9, rgb, np.full_like(tir, 128))[1]
+    assert np.array_equal(striped, later)  # a fixed pattern
+    grid = np.zeros((60, 80), np.uint8)
+    grid[30, 40] = 255
+    (y,), (x,) = np.nonzero(Corruption("shift", 2).apply("s", 0, rgb, grid)[1])
+    assert np.hypot(y - 30, x - 40) == pytest.approx(8, abs=0.8)
+    gone = [Corruption("dropped", 4).apply("s", frame, rgb, tir) for frame in range(400)]
+    assert gone[0][0] is rgb  # the first is always there
+    assert gone[0][1] is tir
+    without = [sum(images[side] is None for images in gone) / 400 for side in (0, 1)]
+    assert without == pytest.approx([0.3, 0.3], abs=0.07)
+    assert not any(images[0] is None and images[1] is None for images in gone)
+    late = Corruption("stutter", 4)
+    arrivals = [late.delivered("s", frame) for frame in range(400)]
+    assert arrivals[0] == 0
+    assert all(a <= b for a, b in itertools.pairwise(arrivals))
+    assert sum(a != frame for frame, a in enumerate(arrivals)) / 400 == pytest.approx(0.5, abs=0.08)
+
+
+def test_corruptions_by_name() -> None:
+    assert parse_corruption("stripes:5", 9) == Corruption("stripes", 5, 9)
+    assert str(Corruption("blur", 2)) == "blur:2"
+    assert [Corruption("shift", level).strength for level in range(1, 6)] == [4, 8, 16, 24, 32]
+    with pytest.raises(InputError, match="known are blur, noise, darkness, stripes, dropped, shift, stutter"):
+        parse_corruption("fog:1")
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_atomically(Path("/proc/nothing/file"), "x")
