@@ -38,7 +38,11 @@ setup(
         "ckd_fast.kernels",
         "ckd_fast.reference",
     ],
-    package_data={"ckd_fast": ["py.typed"], "ckd_fast.evaluation": ["report.css", "report.js"]},
+    package_data={
+        "ckd_fast": ["py.typed"],
+        "ckd_fast.evaluation": ["report.css", "report.js"],
+        "ckd_fast.kernels": ["tiles.json"],
+    },
     # Lower bounds only, and none for triton: every torch release pins the triton it was built with, and an upper bound
     # here would make pip replace the torch that a GPU machine already has. Exact versions live in constraints.txt.
     install_requires=[

@@ -139,7 +139,7 @@ def run_track(options: argparse.Namespace) -> int:
 
     from ckd_fast.config import TrackerConfig
     from ckd_fast.frames import check_pair, register, settle_form
-    from ckd_fast.tracker import Tracker
+    from ckd_fast.multi import MultiTracker
     from ckd_fast.video import open_source
     from ckd_fast.video.plot import require_matplotlib
     from ckd_fast.video.select import require_display, select_boxes
@@ -198,7 +198,7 @@ def run_track(options: argparse.Namespace) -> int:
             )
         for remark in remarks:
             sys.stderr.write(f"ckd-fast: {remark}\n")
-        tracker = Tracker(
+        tracker = MultiTracker(
             options.weights, options.model, options.engine, options.device, options.dtype, config, seed=options.seed
         )
         length = source.length if options.limit is None else min(options.limit, source.length or options.limit)

@@ -25,7 +25,7 @@ from typing import Literal, TextIO
 from ckd_fast.adapters.authors import truncated_row
 from ckd_fast.errors import CkdFastError, InputError, OutputError
 from ckd_fast.frames import FramePair
-from ckd_fast.tracker import Tracker
+from ckd_fast.multi import MultiTracker
 from ckd_fast.types import Box, TrackResult
 
 from .sources import Pair, PairSource
@@ -192,7 +192,7 @@ def _interruptible() -> Iterator[threading.Event]:
 
 def run_session(
     source: PairSource,
-    tracker: Tracker,
+    tracker: MultiTracker,
     first: Callable[[Pair], Sequence[Sequence[float]]],
     options: SessionOptions,
     *,
@@ -204,7 +204,7 @@ def run_session(
 
     Args:
         source: where frames come from.
-        tracker: follows the first target; others of its engine and behaviour are made for further ones.
+        tracker: follows the targets.
         first: the targets' boxes, given the first pair.
         options: what is written.
         truth: the first target's true box per frame, None where it is not in view.
@@ -218,7 +218,7 @@ def run_session(
     scores: list[list[float | None]] = []
     results_files: _Results | None = None
     shown: FramePair | None = None
-    active: list[Tracker] = []
+    targets: list[int] = []
     refuse_overwrite(options)
     with ExitStack() as files, _interruptible() as stop:
         source.stopped = stop.is_set
@@ -234,26 +234,25 @@ def run_session(
                     if pair.rgb is None or pair.tir is None:
                         raise InputError(f"the first frame is needed in both modalities: {pair.problem}")
                     given = [tuple(float(v) for v in box) for box in first(pair)]
-                    active = [tracker, *(Tracker(engine=tracker.engine, config=tracker.config) for _ in given[1:])]
-                    for one, box in zip(active, given, strict=True):
-                        one.init(pair.rgb, pair.tir, box)
+                    targets = tracker.init(pair.rgb, pair.tir, given)
                     fps = options.fps or source.fps or DEFAULT_FPS
-                    results_files = _Results(options, len(active), fps, files)
-                    results, lost = [None] * len(active), [0] * len(active)
-                    scores = [[] for _ in active]
+                    results_files = _Results(options, len(targets), fps, files)
+                    results, lost = [None] * len(targets), [0] * len(targets)
+                    scores = [[] for _ in targets]
                 elif pair.rgb is None and pair.tir is None:
-                    results, skipped = [None] * len(active), skipped + 1
+                    results, skipped = [None] * len(targets), skipped + 1
                 else:
                     begin = time.perf_counter()
-                    results = [one.update(pair.rgb, pair.tir) for one in active]
+                    found = tracker.update(pair.rgb, pair.tir)
+                    results = [found[number] for number in targets]
                     seconds += time.perf_counter() - begin
-                boxes = [one.box for one in active if one.box is not None]  # every one has a target by now
+                boxes = [tracker.boxes[number] for number in targets]
                 place = pair.index if pair.visible_index is None else pair.visible_index
                 true_box = truth[place] if truth is not None and place < len(truth) else None
                 if pair.rgb is None and pair.tir is None:
                     shown = FramePair(None, None, shown.size) if shown is not None else None
                 else:
-                    shown = active[0].registered(pair.rgb, pair.tir) if options.video else None
+                    shown = tracker.registered(pair.rgb, pair.tir) if options.video else None
                 results_files.write(pair, shown, boxes, results, true_box)
                 overlaps.append(overlap(boxes[0], true_box) if true_box is not None else None)
                 for number, result in enumerate(results):

@@ -16,7 +16,7 @@ import pytest
 from checkpoints import SMALL
 from support import shared_data
 
-from ckd_fast import InputError, Tracker, load_model, save_model
+from ckd_fast import InputError, MultiTracker, Tracker, load_model, save_model
 from ckd_fast.cli import main
 from ckd_fast.cli.track import read_boxes
 from ckd_fast.video.session import SessionOptions, overlap, run_session
@@ -248,7 +248,7 @@ class Endless(PairSource):
 
 
 def test_ctrl_c_keeps_what_was_written(clip: Path, weights: str, tmp_path: Path) -> None:
-    tracker = Tracker(weights, engine="reference", device="cpu")
+    tracker = MultiTracker(weights, engine="reference", device="cpu")
 
     def on_frame(pair: Pair) -> None:
         if pair.index == 4:
@@ -281,7 +281,7 @@ class Stalled(Endless):
 
 
 def test_ctrl_c_while_a_source_stalls(clip: Path, weights: str, tmp_path: Path) -> None:
-    tracker = Tracker(weights, engine="reference", device="cpu")
+    tracker = MultiTracker(weights, engine="reference", device="cpu")
     summary = run_session(Stalled(clip), tracker, lambda _pair: [(40, 30, 24, 20)], SessionOptions(tmp_path))
     assert (summary.interrupted, summary.frames) == (True, 3)
 
@@ -292,7 +292,7 @@ def test_an_error_midway_says_what_is_kept(clip: Path, weights: str, tmp_path: P
             for index, pair in enumerate(super().__iter__()):
                 yield pair if index < 4 else Pair(index, pair.name, pair.rgb[:-3], pair.tir)
 
-    tracker = Tracker(weights, engine="reference", device="cpu")
+    tracker = MultiTracker(weights, engine="reference", device="cpu")
     with pytest.raises(InputError, match=r"rgb frame is 160x117.*\(after 4 frames, which are in"):
         run_session(Shrinking(clip), tracker, lambda _pair: [(40, 30, 24, 20)], SessionOptions(tmp_path))
     assert len((tmp_path / "boxes.txt").read_text().splitlines()) == 4
