@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -60,18 +61,33 @@ def machine(device: str) -> dict[str, str]:
         "date": datetime.now(tz=timezone.utc).isoformat(timespec="seconds"),
     }
     if device.startswith("cuda"):
+        import triton
+
         described["cuda"] = str(torch.version.cuda)
+        described["triton"] = triton.__version__
+        described["driver"] = driver()
+        described["tf32_convolutions"] = str(torch.backends.cudnn.allow_tf32)
     return described
 
 
+def driver() -> str:
+    """The NVIDIA driver's version, "unknown" where its tool is absent."""
+    ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(ask, capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip().splitlines()[0] if done.stdout.strip() else "unknown"
+
+
 def commit() -> str:
-    """The checkout's commit; "-dirty" where files differ from it; "unknown" outside a checkout."""
+    """The checkout's commit; "-dirty" where files differ from it; CKD_FAST_COMMIT, or "unknown", outside a checkout."""
     describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     try:
         done = subprocess.run(describe, capture_output=True, text=True, check=False)
     except OSError:
-        return "unknown"
-    return done.stdout.strip() or "unknown"
+        return os.environ.get("CKD_FAST_COMMIT", "unknown")
+    return done.stdout.strip() or os.environ.get("CKD_FAST_COMMIT", "unknown")
 
 
 def cpu_name() -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from .config import TrackerConfig
 from .engines import Engine, Found, Pending, Search, Slot, build_engine
-from .errors import EngineError, InputError, NotInitialisedError
+from .errors import InputError, NotInitialisedError
 from .frames import FrameForm, FramePair, RawPair, check_box, check_pair, register, settle_form
 from .reference.config import ModelConfig
 from .types import Box, Timings, TrackResult
@@ -95,10 +95,11 @@ class Follower(ABC):
         side = max(min(frame_size) / 4, 1.0)
         box = (frame_size[1] / 2 - side / 2, frame_size[0] / 2 - side / 2, side, side)
         slot = self.engine.remember(frames, box)
-        for _ in range(MOST_PENDING):  # engines with two frame buffers have something to do for each
-            for start in range(0, targets, self.engine.most_targets or targets):
-                count = min(targets - start, self.engine.most_targets or targets)
-                self.engine.find([Search(slot, box, self.engine.config.search_factor)] * count, frames)
+        most = self.engine.most_targets or targets
+        for start in range(0, targets, most):
+            searches = [Search(slot, box, self.engine.config.search_factor)] * min(targets - start, most)
+            for _ in range(MOST_PENDING):  # an engine with two frame buffers has something to do for each
+                self.engine.find(searches, frames)
 
     def _search(self, target: Target, frames: RawPair, form: FrameForm) -> Search:
         """Where to look for a target whose box belongs to frames of the size `form`."""
@@ -140,7 +141,7 @@ class _Flight:
     frames: RawPair
     begin: float
     prepare_ms: float
-    outcome: TrackResult | EngineError | None = None
+    outcome: TrackResult | Exception | None = None
 
 
 class PendingTrack:
@@ -154,7 +155,7 @@ class PendingTrack:
         """Wait for the target's place in these frames; asked again, the same answer or error."""
         while self._flight.outcome is None:
             self._settle_oldest()
-        if isinstance(self._flight.outcome, EngineError):
+        if isinstance(self._flight.outcome, Exception):
             raise self._flight.outcome
         return self._flight.outcome
 
@@ -303,16 +304,17 @@ class Tracker(Follower):
 
     def _settle_oldest(self) -> None:
         """Take in the result of the oldest frames on their way; their handle has it then."""
-        oldest = self._flights.pop(0)
+        oldest = self._flights[0]
         target, _ = self._following()
         try:
             (found,) = oldest.pending.result()
-        except EngineError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the handle tells it
             # What was searched from a box that does not exist is worth nothing.
-            for flight in (oldest, *self._flights):
+            for flight in self._flights:
                 flight.outcome = error
             self._flights.clear()
             return
+        self._flights.pop(0)
         self._form = oldest.frames.form
         oldest.outcome = self._accept(target, found, oldest.frames, oldest.begin, oldest.prepare_ms)
 

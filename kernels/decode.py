@@ -63,7 +63,7 @@ def _decode_kernel(
     maps = maps_ptr + target.to(tl.int64) * 6 * cells
     score = tl.load(maps + cell, mask=ok, other=0.0)
     ranked = tl.where(ok, score * tl.load(window_ptr + cell, mask=ok, other=0.0), float("-inf"))
-    best = tl.argmax(ranked, 0, tie_break_left=True)
+    best = tl.minimum(tl.argmax(ranked, 0, tie_break_left=True), cells - 1)  # NaN everywhere may choose a lane beyond
     chosen = tl.load(maps + best)
     dx, dy = tl.load(maps + 2 * cells + best), tl.load(maps + 3 * cells + best)
     across, down = tl.load(maps + 4 * cells + best), tl.load(maps + 5 * cells + best)

@@ -233,6 +233,7 @@ def distillation_forward(
         TOKENS=triton.next_power_of_2(tokens),
         COLUMNS=tile_columns,
         num_warps=warps,
+        enable_fp_fusion=False,  # equal features differ by nothing, also after rounding
     )
     return partial.sum((1, 2)) / (samples * channels), moments
 
@@ -276,5 +277,6 @@ def distillation_backward(
         TOKENS=tile_tokens,
         COLUMNS=tile_columns,
         num_warps=4,
+        enable_fp_fusion=False,  # equal features differ by nothing, also after rounding
     )
     return grad

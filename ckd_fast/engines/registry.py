@@ -60,8 +60,7 @@ def build_engine(
             in `str(engine)` and in one log line.
         model: the weights.
         device: "auto", "cpu", "cuda", "cuda:N" or a torch device.
-        dtype: "float32", "float16", "bfloat16" or torch's; None is bfloat16 on engine "triton" where the GPU has it,
-            else float32.
+        dtype: "float32", "float16", "bfloat16" or torch's; None is bfloat16 on engine "triton", else float32.
         compile_mode: torch.compile's mode for "compiled".
     """
     if name not in ENGINES:
@@ -97,6 +96,14 @@ def _fastest(model: LoadedModel, target: torch.device, precision: torch.dtype | 
     return _reference(model, target, precision, f"auto: {reason}")
 
 
+def _tf32_asked() -> bool:
+    """Whether the user let float32 products be rounded, by either of torch's switches."""
+    newer = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    if newer is not None:  # the older switch sets it too, and cannot be asked once this one was used
+        return bool(newer == "tf32")
+    return torch.get_float32_matmul_precision() != "highest"
+
+
 def _triton(model: LoadedModel, target: torch.device, precision: torch.dtype | None) -> Engine:
     if target.type != "cuda":
         raise EngineError("engine 'triton' needs a usable NVIDIA GPU and found none: use 'reference' or 'compiled'")
@@ -113,19 +120,13 @@ def _triton(model: LoadedModel, target: torch.device, precision: torch.dtype | N
     properties = torch.cuda.get_device_properties(target)
     capability = (properties.major, properties.minor)
     notes = []
-    has_bfloat16, overlap = capability >= (8, 0), capability >= (9, 0)
-    if precision is None:
-        precision = torch.bfloat16 if has_bfloat16 else torch.float16
-        if not has_bfloat16:
-            notes.append("float16, since this GPU has no bfloat16")
-    elif precision == torch.bfloat16 and not has_bfloat16:
-        raise EngineError(f"dtype='bfloat16': {properties.name} has no bfloat16 (it comes with sm_80): use 'float16'")
+    overlap = capability >= (9, 0)
+    precision = precision or torch.bfloat16
     if not overlap:
         notes.append("launches do not overlap, which needs sm_90")
-    # torch's own switch: "highest" keeps float32 products whole.
-    tf32 = precision == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    tf32 = precision == torch.float32 and _tf32_asked()
     if tf32:
-        notes.append("float32 products in tf32, as torch.set_float32_matmul_precision asks")
+        notes.append("float32 products in tf32, as torch's settings ask")
     index = torch.cuda.current_device() if target.index is None else target.index
     where = torch.device("cuda", index)
     return TritonEngine(

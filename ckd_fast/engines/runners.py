@@ -6,12 +6,15 @@ import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .upload import FrameBuffer
 
+# CUDA allows one capture at a time in a process, whichever engine and thread it is for.
+CAPTURING = threading.Lock()
 MOST_GRAPHS = 24  # two frame buffers x six numbers of targets, and other kinds of frames; the oldest goes
 
 
@@ -42,6 +45,10 @@ class Runner(ABC):
         """
 
     @abstractmethod
+    def observe(self, buffer: FrameBuffer, work: Callable[[], None], result: Tensor) -> Ticket:
+        """As `run`, launch by launch and awaited, for a caller that looks at values in between."""
+
+    @abstractmethod
     def network(self, key: Hashable, work: Callable[[], None]) -> None:
         """Launches alone, without frames and without waiting."""
 
@@ -66,6 +73,10 @@ class PlainRunner(Runner):
         work()
 
     def run(self, key: Hashable, buffer: FrameBuffer, work: Callable[[], None], result: Tensor) -> Ticket:  # noqa: ARG002
+        """See `Runner`."""
+        return self.observe(buffer, work, result)
+
+    def observe(self, buffer: FrameBuffer, work: Callable[[], None], result: Tensor) -> Ticket:
         """See `Runner`."""
         buffer.upload()
         work()
@@ -96,6 +107,11 @@ class _Download(Ticket):
             return self._rows
 
 
+def _work_and_download(work: Callable[[], None], result: Tensor, host: Tensor) -> None:
+    work()
+    host.copy_(result, non_blocking=True)
+
+
 class GraphRunner(Runner):
     """One CUDA graph per key on a stream of its own; uploads on another, so that they overlap with computation.
 
@@ -108,7 +124,8 @@ class GraphRunner(Runner):
         with torch.cuda.device(device):
             self._compute = torch.cuda.Stream(device)
             self._copy = torch.cuda.Stream(device)
-        self._graphs: OrderedDict[Hashable, tuple[torch.cuda.CUDAGraph, Tensor | None]] = OrderedDict()
+        self._graphs: OrderedDict[Hashable, torch.cuda.CUDAGraph] = OrderedDict()
+        self._hosts: dict[Hashable, Tensor] = {}  # where each graph leaves its result
 
     def prepare(self, work: Callable[[], None]) -> None:
         """See `Runner`."""
@@ -127,14 +144,27 @@ class GraphRunner(Runner):
                 buffer.upload()
             self._compute.wait_stream(self._copy)
             with torch.cuda.stream(self._compute):
-                host = self._replay(key, work, result)
+                host = self._hosts.get(key)
+                if host is None:
+                    host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+                self._replay(key, partial(_work_and_download, work, result, host))
+                self._hosts[key] = host
                 done = torch.cuda.Event()
                 done.record()
             if buffer.from_device:  # the caller may write to its frames once they are copied
                 torch.cuda.current_stream(self._device).wait_stream(self._copy)
-        if host is None:
-            raise AssertionError("a frame's graph has a result")
         return _Download(host, done)
+
+    def observe(self, buffer: FrameBuffer, work: Callable[[], None], result: Tensor) -> Ticket:
+        """See `Runner`."""
+        with torch.cuda.device(self._device):
+            self._compute.wait_stream(torch.cuda.current_stream(self._device))
+            with torch.cuda.stream(self._compute):
+                buffer.upload()
+                work()
+                rows = result.tolist()
+            torch.cuda.current_stream(self._device).wait_stream(self._compute)
+        return _Done(rows)
 
     def network(self, key: Hashable, work: Callable[[], None]) -> None:
         """See `Runner`."""
@@ -142,35 +172,29 @@ class GraphRunner(Runner):
             caller = torch.cuda.current_stream(self._device)
             self._compute.wait_stream(caller)
             with torch.cuda.stream(self._compute):
-                self._replay(key, work, None)
+                self._replay(key, work)
             caller.wait_stream(self._compute)
 
     def forget(self) -> None:
         """See `Runner`."""
         self._compute.synchronize()
         self._graphs.clear()
+        self._hosts.clear()
 
-    def _replay(self, key: Hashable, work: Callable[[], None], result: Tensor | None) -> Tensor | None:
+    def _replay(self, key: Hashable, work: Callable[[], None]) -> None:
         """Replay the key's graph, or run the work and capture it for the next time."""
-        known = self._graphs.get(key)
-        if known is not None:
+        graph = self._graphs.get(key)
+        if graph is not None:
             self._graphs.move_to_end(key)
-            known[0].replay()
-            return known[1]
-        host = None if result is None else torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
-
-        def everything() -> None:
-            work()
-            if host is not None and result is not None:
-                host.copy_(result, non_blocking=True)
-
-        everything()
+            graph.replay()
+            return
+        work()
         self._compute.synchronize()  # compiled and loaded: nothing of that may happen during a capture
         graph = torch.cuda.CUDAGraph()
         # Other threads of the caller may use the device meanwhile.
-        with torch.cuda.graph(graph, stream=self._compute, capture_error_mode="thread_local"):
-            everything()
-        self._graphs[key] = (graph, host)
+        with CAPTURING, torch.cuda.graph(graph, stream=self._compute, capture_error_mode="thread_local"):
+            work()
+        self._graphs[key] = graph
         while len(self._graphs) > MOST_GRAPHS:
-            self._graphs.popitem(last=False)
-        return host
+            oldest, _ = self._graphs.popitem(last=False)
+            self._hosts.pop(oldest, None)

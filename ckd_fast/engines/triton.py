@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from ckd_fast.errors import InputError
+from ckd_fast.errors import CkdFastError, EngineError, InputError
 from ckd_fast.frames import RawPair
 from ckd_fast.kernels.attention import template_rows
 from ckd_fast.kernels.crop import STATE, FrameKind
+from ckd_fast.kernels.requirements import launch_errors
 from ckd_fast.reference.elimination import template_mask
 from ckd_fast.reference.head import HeadMaps
 from ckd_fast.reference.model import OnStep, ignore_step
@@ -70,22 +72,15 @@ class TritonSlot(Slot):
 
 
 class _Searching(Pending):
-    def __init__(
-        self, engine: TritonEngine, ticket: Ticket, slots: Sequence[TritonSlot], started: float, upload_ms: float
-    ) -> None:
-        self._engine, self._ticket = engine, ticket
-        self._slots = slots  # kept, since the device may still read from them
+    def __init__(self, engine: TritonEngine, ticket: Ticket, count: int, started: float, upload_ms: float) -> None:
+        self._engine, self._ticket, self._count = engine, ticket, count
         self._started, self._upload_ms = started, upload_ms
         self._found: list[Found] | None = None
-
-    def land(self) -> None:
-        """Fetch the result; what it came from may be used anew."""
-        self._ticket.wait()
 
     def result(self) -> list[Found]:
         """See `Pending`."""
         if self._found is None:
-            rows = self._ticket.wait()[: len(self._slots)]
+            rows = self._ticket.wait()[: self._count]
             network_ms = (time.perf_counter() - self._started) * 1e3
             found = [
                 Found((x, y, w, h), score, int(cell), 0.0, self._upload_ms, network_ms, 0.0)
@@ -147,10 +142,11 @@ class TritonEngine(Engine):
         self._occupants: dict[FrameNetwork, list[weakref.ref[TritonSlot] | None]] = {}
         self._buffers: list[FrameBuffer] = []
         self._turn = 0
-        self._flying: list[_Searching | None] = [None] * BUFFERS
+        # Frames on their way, by buffer, with the targets whose memory the device may still read.
+        self._flying: list[tuple[Ticket, list[TritonSlot]] | None] = [None] * BUFFERS
         self._kind = FrameKind()
         self._most = self._most_deciding()
-        self._measured: _Measured | None = None
+        self._measured: dict[int, _Measured] = {}
 
     # --- what an engine does -------------------------------------------------------------------------------------
 
@@ -170,10 +166,11 @@ class TritonEngine(Engine):
                 buffer.upload()
                 embedded.append(self._template.embed_frames(buffer, self._kind))
 
-            self._runner.prepare(work)
-            if self.device.type == "cuda":
-                # The buffer goes to the next frame, and the tokens to whatever stream asks for them.
-                torch.cuda.synchronize(self.device)
+            with self._launching():
+                self._runner.prepare(work)
+                if self.device.type == "cuda":
+                    # The buffer goes to the next frame, and the tokens to whatever stream asks for them.
+                    torch.cuda.synchronize(self.device)
             return TritonSlot(
                 template=embedded[0].tokens,
                 mask=mask.to(self.device),
@@ -199,18 +196,19 @@ class TritonEngine(Engine):
         """See `Engine`. The maps are overwritten by the next call."""
         targets = template_images.shape[1]
         with self._lock:
-            if self._measured is None or self._measured.network.targets != targets:
-                self._measured = _Measured(self._build, self._model, targets)
-            measured = self._measured
-            self._runner.prepare(lambda: measured.take(template_images, search_images))
-            self._runner.network(("network", targets), measured.run)
+            if targets not in self._measured:  # kept, since a graph refers to its memory
+                self._measured[targets] = _Measured(self._build, self._model, targets)
+            measured = self._measured[targets]
+            with self._launching():
+                self._runner.prepare(lambda: measured.take(template_images, search_images))
+                self._runner.network(("network", targets), measured.run)
             maps = measured.network.maps.unflatten(-1, (self.config.search_grid,) * 2)
         return HeadMaps(score=maps[:, 0, :1], size=maps[:, 2], offset=maps[:, 1])
 
     def memory(self) -> Memory:
         """Device memory that this engine holds now."""
 
-        networks = [*self._networks.values(), *([self._measured.network] if self._measured else [])]
+        networks = [*self._networks.values(), *(measured.network for measured in self._measured.values())]
         return Memory(
             weights=self._build.packed.bytes,
             networks=sum(network.bytes for network in networks),
@@ -240,12 +238,30 @@ class TritonEngine(Engine):
             wanted = [Wanted(s.box, s.factor, s.lost_threshold, s.lost_scale) for s in searches]
             wanted = [self._with_base_factor(want) for want in wanted]
             buffer.fill(frames, wanted, lanes)
-            runner = self._runner if on_step is ignore_step else PlainRunner()
             uploaded = time.perf_counter()
-            ticket = runner.run((lanes, turn, kind), buffer, lambda: network.run(buffer, kind, on_step), network.result)
-            flight = _Searching(self, ticket, slots, uploaded, (uploaded - started) * 1e3)
-            self._flying[turn] = flight
-        return flight
+
+            def work() -> None:
+                network.run(buffer, kind, on_step)
+
+            with self._launching():
+                if on_step is ignore_step:
+                    ticket = self._runner.run((lanes, turn, kind), buffer, work, network.result)
+                else:
+                    ticket = self._runner.observe(buffer, work, network.result)
+            self._flying[turn] = (ticket, slots)
+        return _Searching(self, ticket, len(searches), uploaded, (uploaded - started) * 1e3)
+
+    @contextmanager
+    def _launching(self) -> Iterator[None]:
+        """Errors of the device as errors of the engine."""
+        try:
+            yield
+        except CkdFastError:
+            raise
+        except launch_errors() as error:
+            lines = str(error).strip().splitlines()
+            reason = lines[0] if lines else type(error).__name__
+            raise EngineError(f"engine {self} could not run: {reason}") from error
 
     def _with_base_factor(self, want: Wanted) -> Wanted:
         return want if want.box is not None else replace(want, factor=self.config.search_factor)
@@ -265,25 +281,32 @@ class TritonEngine(Engine):
     def _next_buffer(self, frames: RawPair) -> tuple[FrameBuffer, int]:
         """The buffer whose turn it is, free and large enough."""
         self._turn = turn = (self._turn + 1) % BUFFERS
-        flying = self._flying[turn]
-        if flying is not None:
-            flying.land()
-            self._flying[turn] = None
+        self._land(turn)
         (height, width), (tir_height, tir_width) = frames.form.rgb_size, frames.form.tir_size
         need = (height * width * 3, tir_height * tir_width * 3 * (1 if frames.form.tir_range is None else 2))
         if not self._buffers or any(n > has for n, has in zip(need, self._buffers[0].capacity, strict=True)):
-            for other in self._flying:
-                if other is not None:
-                    other.land()
-            self._flying = [None] * BUFFERS
+            for other in range(BUFFERS):
+                self._land(other)
             self._runner.forget()
             had = self._buffers[0].capacity if self._buffers else (0, 0)
             rgb_bytes, tir_bytes = (max(n, h) for n, h in zip(need, had, strict=True))
             self._buffers = [FrameBuffer(rgb_bytes, tir_bytes, MOST_TARGETS, self.device) for _ in range(BUFFERS)]
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # cleared before another stream writes to it
         return self._buffers[turn], turn
 
+    def _land(self, turn: int) -> None:
+        """Fetch the result of the frame in a buffer; the buffer may be used anew."""
+        flying = self._flying[turn]
+        if flying is not None:
+            flying[0].wait()
+            self._flying[turn] = None
+
     def _assign(self, network: FrameNetwork, slots: Sequence[TritonSlot]) -> None:
-        """Put targets into lanes; who is there already costs nothing."""
+        """Put targets into lanes; who is there already costs nothing.
+
+        Targets of other lanes leave: decoding writes to every lane, and their box must not be lost.
+        """
         occupants = self._occupants[network]
         moves: list[Callable[[], None]] = []
 
@@ -295,19 +318,29 @@ class TritonEngine(Engine):
             self._occupants[place.network][place.lane] = None
             place.network = None
 
-        for lane, slot in enumerate(slots):
+        for lane in range(network.targets):
             here = occupants[lane]
             old = here() if here is not None else None
-            if old is slot:
+            new = slots[lane] if lane < len(slots) else None
+            if old is new:
                 continue
             if old is not None:
                 leave(old)
-            leave(slot)
-            moves.append(partial(_enter, network, lane, slot))
-            slot.place.network, slot.place.lane = network, lane
-            occupants[lane] = weakref.ref(slot)
-        if moves:
-            self._runner.prepare(lambda: _run_all(moves))
+            if new is not None:
+                leave(new)
+                moves.append(partial(_enter, network, lane, new))
+                new.place.network, new.place.lane = network, lane
+                occupants[lane] = weakref.ref(new)
+        if not moves:
+            return
+        try:
+            with self._launching():
+                self._runner.prepare(lambda: _run_all(moves))
+        except EngineError:
+            for slot in slots:  # nobody knows what is where: everything is copied again next time
+                slot.place.network = None
+            occupants[:] = [None] * network.targets
+            raise
 
 
 def _run_all(moves: Sequence[Callable[[], None]]) -> None:

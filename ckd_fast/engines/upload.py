@@ -187,7 +187,7 @@ class FrameBuffer:
         present_at = given_at + lanes * GIVEN * 8
         self._rgb_at = -(-(present_at + 2 * lanes * 4) // 256) * 256
         self._tir_at = -(-(self._rgb_at + rgb_bytes) // 256) * 256
-        total = self._tir_at + tir_bytes
+        total = self._tir_at + -(-tir_bytes // 16) * 16  # it may be read as 16-bit values
         self._host = torch.zeros(total, dtype=torch.uint8, pin_memory=pinned)
         self._device = torch.zeros(total, dtype=torch.uint8, device=device)
         self._bytes = self._host.numpy()

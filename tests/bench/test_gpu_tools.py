@@ -45,7 +45,7 @@ def options(monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     monkeypatch.setattr(gpu, "load_model", lambda *_: __import__("ckd_fast").load_model("random", CONFIG, 1))
     monkeypatch.setattr(gpu, "awaited", lambda call: call() and 2.0)
     monkeypatch.setattr(timing, "matmul_ceiling_tflops", lambda: 700.0)
-    return argparse.Namespace(model="base", weights=None, dtype="float32", counts=[1, 3], frames=2, turns=1)
+    return argparse.Namespace(model="base", weights=None, dtype="float32", counts=[1, 3], frames=2, turns=1, failed=[])
 
 
 def test_targets(options: argparse.Namespace) -> None:
@@ -59,6 +59,14 @@ def test_agreement(options: argparse.Namespace) -> None:
     assert set(told) == {"reference bfloat16", "triton float32", "triton float16", "triton bfloat16"}
     assert told["triton float32"]["least_iou"] > 0.999
     assert told["triton float32"]["same_cell"] == 1
+    assert not [failure for failure in options.failed if "float32" in failure]
+
+
+def test_disagreement_fails(options: argparse.Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "overlap", lambda *_: 0.5)
+    gpu.agreement(options)
+    assert options.failed[0] == "triton float32: mean IoU 0.50000 is below 0.999"
+    assert len(options.failed) == 3
 
 
 def test_overlap_of_boxes() -> None:

@@ -11,6 +11,7 @@ from checkpoints import SMALL
 
 from ckd_fast import EngineError, InputError, MultiTracker, NotInitialisedError, Tracker, TrackerConfig, load_model
 from ckd_fast.datasets import ClipConfig, SyntheticClip
+from ckd_fast.engines import Found, Pending
 
 MODEL = load_model("random", SMALL, seed=4)
 CLIP = SyntheticClip(ClipConfig(width=160, height=120, frames=6, seed=9))
@@ -156,3 +157,34 @@ def test_frames_may_be_overwritten_at_once() -> None:
     for buffer in buffers:
         buffer[:] = 0
     assert [handle.result().box for handle in handles] == [single.update(*pair).box for pair in PAIRS[1:3]]
+
+
+class Broken(Pending):
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def result(self) -> list[Found]:
+        raise self.error
+
+
+def test_any_failure_is_told_by_all_handles_that_follow_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = alone(BOXES[0])
+    monkeypatch.setattr(tracker.engine, "carries", True)
+    monkeypatch.setattr(tracker.engine, "start", lambda *_: Broken(RuntimeError("the device is gone")))
+    handles = [tracker.track_async(*pair) for pair in PAIRS[1:3]]
+    for handle in (*handles, *handles):
+        with pytest.raises(RuntimeError, match="the device is gone"):
+            handle.result()
+    assert tracker.box == BOXES[0]
+    assert tracker.update(*PAIRS[1]).frame == 1
+
+
+def test_an_interrupted_wait_can_be_taken_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker, single = alone(BOXES[0]), alone(BOXES[0])
+    handle = tracker.track_async(*PAIRS[1])
+    pending = tracker._flights[0].pending
+    monkeypatch.setattr(tracker._flights[0], "pending", Broken(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        handle.result()
+    tracker._flights[0].pending = pending
+    assert handle.result().box == single.update(*PAIRS[1]).box
