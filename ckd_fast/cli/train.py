@@ -27,7 +27,7 @@ def add_train(commands: Commands) -> None:
         "train",
         "train students and teachers, from a recipe or a configuration file",
         "  ckd-fast train ckd --data LasHeR --init DropTrack_k700_800E.pth.tar --out runs/ckd\n"
-        "  torchrun --nproc-per-node 2 -m ckd_fast train ckd --data LasHeR --init OSTrack_ep0300.pth.tar --out runs/ckd\n"
+        "  torchrun --nproc-per-node 2 -m ckd_fast train ckd --data LasHeR --init OSTrack_ep0300.pth.tar --out run\n"
         "  ckd-fast train my.json --init ckd.safetensors --out runs/mine     # fine-tune on what my.json names\n"
         "  ckd-fast train my.json --out runs/mine --resume\n"
         "  ckd-fast train ckd-paper --print > my.json                        # a configuration to start from\n"
@@ -119,9 +119,7 @@ def run_train(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({**dataclasses.asdict(trained), "final": str(trained.final)}))
         return 0
-    print(
-        f"{trained.final}: the student after {trained.steps} steps; best validation {trained.best:.3f} (best.safetensors)"
-    )
+    print(f"{trained.final}: the student after {trained.steps} steps; best validation {trained.best:.3f}")
     if trained.bad_samples:
         sys.stderr.write(f"ckd-fast: {trained.bad_samples} samples could not be read; log.jsonl names them\n")
     return 0

@@ -1,7 +1,7 @@
 """Training: recipes, samples, batches, the run itself, its checkpoints and logs.
 
-Reading order: config (what a run computes), recipes, samples and rendering (where pairs come from), batches, distillation,
-model, trainer, checkpoints, processes, logs. Names are imported on first use.
+Reading order: config (what a run computes), recipes, samples and rendering (where pairs come from), batches,
+distillation, model, trainer, checkpoints, processes, logs. Names are imported on first use.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """From samples to batches on the device: mixing real and rendered samples, augmentation, normalisation.
 
 The batches of a run are numbered; what batch number m holds depends on (seed, stage, m) alone. With several processes,
-or several batches per step, they are dealt out in turn, so one process that takes two batches per step computes what two
-processes compute that take one each.
+or several batches per step, they are dealt out in turn, so one process that takes two batches per step computes what
+two processes compute that take one each.
 """
 
 from __future__ import annotations

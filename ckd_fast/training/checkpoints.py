@@ -6,8 +6,8 @@
                               state.json             where the run stands
     best.safetensors                                 the student that scored best on validation
 
-Nothing is pickled, so a checkpoint from elsewhere can be resumed without running what is in it. Nothing random is stored
-either: what a step draws depends on the seed and on its number.
+Nothing is pickled, so a checkpoint from elsewhere can be resumed without running what is in it. Nothing random is
+stored either: what a step draws depends on the seed and on its number.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def find_place(device: str, environ: Mapping[str, str] = os.environ) -> Place:
     """Where this process stands, by the variables that torchrun sets.
 
     Args:
-        device: "auto", "cpu", "cuda" or "cuda:N"; under torchrun, "auto" and "cuda" give every process a GPU of its own.
+        device: "auto", "cpu", "cuda" or "cuda:N"; under torchrun, "auto" and "cuda" give every process its own GPU.
         environ: where the variables are looked up.
     """
     try:

@@ -69,11 +69,11 @@ RECIPES: Mapping[str, TrainConfig] = MappingProxyType(
             model=PACKAGED_MODEL,
             stages=(
                 Stage(
-                    "distil", epochs=1, pairs=44800, batch=16, hidden=0.1, schedule="cosine", warmup=0.03,
-                    head_rate=1e-3, backbone_rate=5e-4,
+                    "distil", epochs=1, pairs=40000, batch=10, hidden=0.1, schedule="cosine", warmup=0.03,
+                    head_rate=1e-3, backbone_rate=6e-4,
                 ),
                 Stage(
-                    "eliminate", epochs=1, pairs=6400, batch=16, hidden=0.0, schedule="cosine", elimination=True,
+                    "eliminate", epochs=1, pairs=5000, batch=10, hidden=0.0, schedule="cosine", elimination=True,
                     heads_only=True, head_rate=3e-4,
                 ),
             ),
@@ -86,8 +86,9 @@ RECIPES: Mapping[str, TrainConfig] = MappingProxyType(
             clip_norm=1.0,
             drop_path=0.0,
             ema=0.998,
+            precision="bfloat16",
             workers=0,
-            upkeep=Upkeep(log_every=20, checkpoint_every=200, validate_every=200, validation_pairs=256),
+            upkeep=Upkeep(log_every=50, checkpoint_every=200, validate_every=400, validation_pairs=256),
         ),
     }
 )  # fmt: skip

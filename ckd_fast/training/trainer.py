@@ -1,7 +1,8 @@
 """A training run, from its configuration to a student that tracks.
 
 What is random in a batch depends on the seed, the stage and the batch's number (see batches.py). So a run that is
-killed and resumed ends with the weights of one that was not, and several processes compute what one computes that accumulates.
+killed and resumed ends with the weights of one that was not, and several processes compute what one computes that
+accumulates.
 """
 
 from __future__ import annotations
