@@ -2,7 +2,7 @@
 
     checkpoints/step-00001000/weights.safetensors    student and teachers; `load_model` reads it
                               ema.safetensors        their running mean, if the run keeps one
-                              optimiser.safetensors  AdamW's moments
+                              optimiser.safetensors  AdamW's moments; none between stages
                               state.json             where the run stands
     best.safetensors                                 the student that scored best on validation
 
@@ -121,7 +121,8 @@ class Checkpoints:
             save_model(model, draft / "weights.safetensors", teachers=True)
             if ema is not None:
                 save_model(ema, draft / "ema.safetensors", teachers=True)
-            write_safetensors(draft / "optimiser.safetensors", {n: v.cpu() for n, v in moments.items()}, {})
+            if moments:  # safetensors cannot hold nothing
+                write_safetensors(draft / "optimiser.safetensors", {n: v.cpu() for n, v in moments.items()}, {})
             with (draft / "state.json").open("w", encoding="utf-8") as handle:
                 json.dump(dataclasses.asdict(standing), handle)
                 handle.flush()
@@ -150,10 +151,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise InputError(
             f"{folder / 'state.json'}: cannot be used ({error}); remove {folder} to go on before it"
         ) from error
-    ema = folder / "ema.safetensors"
+    ema, optimiser = folder / "ema.safetensors", folder / "optimiser.safetensors"
     return Checkpoint(
         standing,
         open_weights(folder / "weights.safetensors").tensors,
         open_weights(ema).tensors if ema.exists() else {},
-        open_weights(folder / "optimiser.safetensors").tensors,
+        open_weights(optimiser).tensors if optimiser.exists() else {},
     )
