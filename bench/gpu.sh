@@ -6,6 +6,7 @@
 #   compiled  the same with torch.compile max-autotune, which is slow to build                  150 s
 #   targets   1 to 32 targets in a frame pair                                                    45 s
 #   kernels   every launch against its floor and the vendor's library                            50 s
+#   losses    distillation terms of a training step, fused and eager, time and memory           40 s
 #   first     first frames with a cold and a warm kernel cache; memory                           45 s
 #   sanitize  compute-sanitizer, memcheck and racecheck, on a reduced frame                      45 s
 #   profile   the profiler's table of a frame                                                    20 s
@@ -16,7 +17,7 @@
 set -u
 cd "$(dirname "$0")/.."
 if [ $# -lt 1 ]; then
-    sed -n '2,15p' "$0" >&2
+    sed -n '2,16p' "$0" >&2
     exit 2
 fi
 out=$(mkdir -p "$1" && cd "$1" && pwd) || exit 2
@@ -67,7 +68,7 @@ parity() {
 }
 
 sections=("$@")
-[ ${#sections[@]} = 0 ] && sections=(parity fps targets kernels first sanitize profile compiled)
+[ ${#sections[@]} = 0 ] && sections=(parity fps targets kernels losses first sanitize profile compiled)
 export -f sanitize parity
 export out python
 for name in "${sections[@]}"; do
@@ -83,12 +84,13 @@ for name in "${sections[@]}"; do
         ;;
     targets) section targets 45 "$python" bench/gpu.py targets --json "$out/targets.json" ;;
     kernels) section kernels 50 "$python" bench/kernels.py --json "$out/kernels.json" ;;
+    losses) section losses 40 "$python" bench/losses.py --json "$out/losses.json" ;;
     first) section first 45 "$python" bench/gpu.py first --json "$out/first.json" ;;
     sanitize) section sanitize 45 bash -c sanitize ;;
     profile) section profile 20 "$python" bench/gpu.py profile --json "$out/profile.json" ;;
     tune) section tune 310 "$python" bench/tune.py --targets 1 32 --seconds 290 ;;
     *)
-        echo "unknown section '$name'; known: parity fps compiled targets kernels first sanitize profile tune" >&2
+        echo "unknown section '$name'; known: parity fps compiled targets kernels losses first sanitize profile tune" >&2
         exit 2
         ;;
     esac

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 
+import losses
 import pytest
 import torch
-from runs import config
+from runs import MODEL, config
 from support import assert_as_exact
 from torch import Tensor
 
@@ -63,6 +64,21 @@ def test_raw_features_are_what_fd_imitates() -> None:
     assert block.grad[:2].abs().max() == 0  # teachers stand still
     expected = 2 * (block[3] - block[1]) / block[3].numel()
     assert torch.allclose(block.grad[3], expected.detach())
+
+
+def test_the_benchmark_times_equal_things() -> None:
+    """Both engines of bench/losses.py make the same step on the same features."""
+    small = dataclasses.replace(MODEL, depth=1, eliminate_at=())
+    results = {}
+    for name, distil in losses.ENGINES.items():
+        blocks_ = losses.features(small, 2, DEVICE)
+        total = losses.step(distil, blocks_, LossConfig())
+        assert blocks_[0].grad is not None
+        results[name] = (float(total), blocks_[0].grad)
+    assert results["fused"][0] == pytest.approx(results["reference"][0], rel=1e-5)
+    assert torch.allclose(results["fused"][1], results["reference"][1], atol=1e-7)
+    row = losses.measure("small", small, 2, "reference", torch.device("cpu"), 4)
+    assert (row.times.count, row.engine, row.peak_mb) == (4, "reference", None)
 
 
 def test_the_configuration_names_the_engine() -> None:
