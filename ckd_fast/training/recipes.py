@@ -69,11 +69,11 @@ RECIPES: Mapping[str, TrainConfig] = MappingProxyType(
             model=PACKAGED_MODEL,
             stages=(
                 Stage(
-                    "distil", epochs=1, pairs=30000, batch=10, hidden=0.1, schedule="cosine", warmup=0.02,
+                    "distil", epochs=1, pairs=19000, batch=10, hidden=0.1, schedule="cosine", warmup=0.02,
                     head_rate=8e-4, backbone_rate=5e-4,
                 ),
                 Stage(
-                    "eliminate", epochs=1, pairs=3000, batch=10, hidden=0.0, schedule="cosine", elimination=True,
+                    "eliminate", epochs=1, pairs=2500, batch=10, hidden=0.0, schedule="cosine", elimination=True,
                     heads_only=True, head_rate=3e-4,
                 ),
             ),
@@ -82,7 +82,7 @@ RECIPES: Mapping[str, TrainConfig] = MappingProxyType(
                 Source("dataset", share=0.18, name="folder", root="sequences", sequences=TRAINED_ON),
                 Source("stills", share=0.12, root="pairs/msrs"),
             ),
-            sampling=Sampling(centre_jitter=1.5, scale_jitter=0.2),
+            sampling=Sampling(centre_jitter=1.5, scale_jitter=0.35),
             clip_norm=1.0,
             drop_path=0.0,
             ema=0.998,

@@ -290,7 +290,7 @@ class _Scene:
         self.random = state
         reach = np.sqrt(target.half_width * target.half_height)
         for _ in range(view + 1):  # elsewhere in the search view
-            bearing, distance = random.uniform(0, 2 * math.pi, count), random.uniform(2.0, 5.0, count)
+            bearing, distance = random.uniform(0, 2 * math.pi, count), random.uniform(1.3, 5.0, count)
         size = np.exp(random.normal(0, 0.15, (2, count)))
         pose = Poses(
             target.x + np.where(there, np.cos(bearing) * distance * reach, 1e6),
