@@ -23,7 +23,6 @@ from ckd_fast.datasets.synthetic import BOUNDARY_ANGLES, EDGE_PX, TEXTURE_CELLS
 from .config import Sampling, SceneConfig
 
 BACKGROUND_CELLS = 64
-VIEWS = ("template", "search")
 Floats = NDArray[np.float64]
 
 
