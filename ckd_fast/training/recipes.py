@@ -69,16 +69,16 @@ RECIPES: Mapping[str, TrainConfig] = MappingProxyType(
             model=PACKAGED_MODEL,
             stages=(
                 Stage(
-                    "distil", epochs=1, pairs=19000, batch=10, hidden=0.1, schedule="cosine", warmup=0.02,
-                    head_rate=8e-4, backbone_rate=5e-4,
+                    "distil", epochs=1, pairs=12500, batch=10, hidden=0.1, schedule="cosine", warmup=0.02,
+                    head_rate=6e-4, backbone_rate=4e-4,
                 ),
                 Stage(
-                    "eliminate", epochs=1, pairs=2500, batch=10, hidden=0.0, schedule="cosine", elimination=True,
+                    "eliminate", epochs=1, pairs=1500, batch=10, hidden=0.0, schedule="cosine", elimination=True,
                     heads_only=True, head_rate=3e-4,
                 ),
             ),
             sources=(
-                Source("synthetic", share=0.7, scene=SceneConfig()),
+                Source("synthetic", share=0.7, scene=SceneConfig(distractors=4)),
                 Source("dataset", share=0.18, name="folder", root="sequences", sequences=TRAINED_ON),
                 Source("stills", share=0.12, root="pairs/msrs"),
             ),

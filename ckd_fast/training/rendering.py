@@ -126,7 +126,7 @@ class _Scene:
         angle = random.uniform(-0.5, 0.5, count)
         shape = random.uniform(-0.1, 0.1, (4, count))
         here = Poses(np.zeros(count), np.zeros(count), half_width, half_height, angle, shape)
-        grown = np.exp(random.normal(0, 0.12, count))
+        grown = np.exp(random.normal(0, 0.2, count))
         reach = np.sqrt(half_width * half_height) * 2
         later = Poses(
             random.normal(0, 1, count) * reach,
@@ -282,14 +282,14 @@ class _Scene:
         """Something that looks like the target, elsewhere in each view."""
         random = np.random.default_rng([self._key, 10 + number])
         target, count = self.target[view], self.count
-        there = random.random(count) < 0.6
+        there = random.random(count) < 0.7
         difference = torch.from_numpy(random.uniform(0.15, 0.7, count)).float()[:, None, None, None]
         state, self.random = self.random, random
         look = self.looks.lerp(self._look(random.uniform(120, 225, count)), difference)
         self.random = state
         reach = np.sqrt(target.half_width * target.half_height)
         for _ in range(view + 1):  # elsewhere in the search view
-            bearing, distance = random.uniform(0, 2 * math.pi, count), random.uniform(1.3, 5.0, count)
+            bearing, distance = random.uniform(0, 2 * math.pi, count), random.uniform(0.8, 4.0, count)
         size = np.exp(random.normal(0, 0.15, (2, count)))
         pose = Poses(
             target.x + np.where(there, np.cos(bearing) * distance * reach, 1e6),
