@@ -167,21 +167,7 @@ class _Scene:
         """Most targets are warmer than what is around them."""
         warm = self.random.random(self.count) < 0.85
         low, high = np.where(warm, 165, 20), 230
-        return self._look(self.random.uniform(low, high))
-
-    def _look(self, warmth: Floats) -> Tensor:
-        """Two colours in a random pattern, and warmth about a level [B, 4, cells, cells]."""
-        count, random, cells = self.count, self.random, (TEXTURE_CELLS, TEXTURE_CELLS)
-        colours = torch.from_numpy(random.uniform(10, 245, (2, count, 3, 1, 1))).float()
-        pattern = (self._noise(1, 4, cells) * 1.5).clamp(-1, 1) * 0.5 + 0.5
-        visible = colours[0] * pattern + colours[1] * (1 - pattern) + self._noise(3, 6, cells) * 25
-        warm = torch.from_numpy(warmth).float()[:, None, None, None] + self._noise(1, 5, cells) * 22
-        return torch.cat([visible, warm], dim=1)
-
-    def _noise(self, channels: int, cells: int, size: tuple[int, int]) -> Tensor:
-        """Smooth noise in -1..1 [B, channels, H, W]."""
-        coarse = torch.from_numpy(self.random.uniform(-1, 1, (self.count, channels, cells, cells))).float()
-        return functional.interpolate(coarse, size, mode="bicubic", align_corners=True)
+        return _looks(self.random, self.random.uniform(low, high))
 
     def background(self, device: torch.device) -> Tensor:
         """Texture of the scene around the target [B, 4, cells, cells]."""
@@ -190,13 +176,20 @@ class _Scene:
         tint = torch.from_numpy(random.uniform(40, 190, (self.count, 3, 1, 1))).float()
         octaves = ((4, 55), (14, 40), (48, 25))
         contrast = torch.from_numpy(random.uniform(0.3, 1.2, (self.count, 1, 1, 1))).float()
-        light = torch.stack([self._noise(1, cells, size) * strength for cells, strength in octaves]).sum(0)
-        colour = torch.stack([self._noise(3, cells, size) * strength * 0.4 for cells, strength in octaves]).sum(0)
+        light = torch.stack([_noise(random, self.count, 1, cells, size) * strength for cells, strength in octaves]).sum(
+            0
+        )
+        colour = torch.stack(
+            [_noise(random, self.count, 3, cells, size) * strength * 0.4 for cells, strength in octaves]
+        ).sum(0)
         visible = tint + (light + colour) * contrast
         shared = visible.mean(1, keepdim=True)
         level = torch.from_numpy(random.uniform(40, 110, (self.count, 1, 1, 1))).float()
         warm = level + 0.25 * (shared - shared.mean((2, 3), keepdim=True))
-        warm = warm + (self._noise(1, 5, size) * 25 + self._noise(1, 24, size) * 14) * contrast
+        warm = (
+            warm
+            + (_noise(random, self.count, 1, 5, size) * 25 + _noise(random, self.count, 1, 24, size) * 14) * contrast
+        )
         return torch.cat([visible, warm], dim=1).to(device)
 
     def paint(self, background: Tensor, view: int, size: int) -> Tensor:
@@ -284,9 +277,7 @@ class _Scene:
         target, count = self.target[view], self.count
         there = random.random(count) < 0.7
         difference = torch.from_numpy(random.uniform(0.15, 0.7, count)).float()[:, None, None, None]
-        state, self.random = self.random, random
-        look = self.looks.lerp(self._look(random.uniform(120, 225, count)), difference)
-        self.random = state
+        look = self.looks.lerp(_looks(random, random.uniform(120, 225, count)), difference)
         reach = np.sqrt(target.half_width * target.half_height)
         for _ in range(view + 1):  # elsewhere in the search view
             bearing, distance = random.uniform(0, 2 * math.pi, count), random.uniform(0.8, 4.0, count)
@@ -313,6 +304,22 @@ class _Scene:
         alpha, _, _ = coverages(pose, xs, ys, pixel)
         base = torch.from_numpy(colour).float().to(canvas.device)[:, :, None, None]
         canvas.lerp_(base.expand_as(canvas), alpha[:, None])
+
+
+def _looks(random: np.random.Generator, warmth: Floats) -> Tensor:
+    """Two colours in a random pattern, and warmth about a level [B] -> [B, 4, cells, cells]."""
+    count, cells = len(warmth), (TEXTURE_CELLS, TEXTURE_CELLS)
+    colours = torch.from_numpy(random.uniform(10, 245, (2, count, 3, 1, 1))).float()
+    pattern = (_noise(random, count, 1, 4, cells) * 1.5).clamp(-1, 1) * 0.5 + 0.5
+    visible = colours[0] * pattern + colours[1] * (1 - pattern) + _noise(random, count, 3, 6, cells) * 25
+    warm = torch.from_numpy(warmth).float()[:, None, None, None] + _noise(random, count, 1, 5, cells) * 22
+    return torch.cat([visible, warm], dim=1)
+
+
+def _noise(random: np.random.Generator, count: int, channels: int, cells: int, size: tuple[int, int]) -> Tensor:
+    """Smooth noise in -1..1 [B, channels, H, W]."""
+    coarse = torch.from_numpy(random.uniform(-1, 1, (count, channels, cells, cells))).float()
+    return functional.interpolate(coarse, size, mode="bicubic", align_corners=True)
 
 
 def coverages(poses: Poses, xs: Tensor, ys: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
