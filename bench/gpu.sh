@@ -10,6 +10,7 @@
 #   first     first frames with a cold and a warm kernel cache; memory                           45 s
 #   sanitize  compute-sanitizer, memcheck and racecheck, on a reduced frame                      45 s
 #   profile   the profiler's table of a frame                                                    12 s
+#   losses    (only by name) distillation terms of a training step, fused and eager               40 s
 #   tune      (only by name) measure tiles, write kernels/tiles.json                            310 s
 #
 # A section that fails or runs out of its time does not stop the others; the exit code is the number that did.
@@ -17,7 +18,7 @@
 set -u
 cd "$(dirname "$0")/.."
 if [ $# -lt 1 ]; then
-    sed -n '2,16p' "$0" >&2
+    sed -n '2,17p' "$0" >&2
     exit 2
 fi
 out=$(mkdir -p "$1" && cd "$1" && pwd) || exit 2
@@ -113,9 +114,10 @@ for name in "${sections[@]}"; do
     first) section first 45 "$python" bench/gpu.py first --json "$out/first.json" ;;
     sanitize) section sanitize 45 bash -c sanitize ;;
     profile) section profile 12 "$python" bench/gpu.py profile --json "$out/profile.json" ;;
+    losses) section losses 40 "$python" bench/losses.py --json "$out/losses.json" ;;
     tune) section tune 310 "$python" bench/tune.py --targets 1 32 --seconds 290 ;;
     *)
-        echo "unknown section '$name'; known: parity agreement fps compiled targets kernels first sanitize profile tune" >&2
+        echo "unknown section '$name'; known: parity agreement fps compiled targets kernels first sanitize profile losses tune" >&2
         exit 2
         ;;
     esac

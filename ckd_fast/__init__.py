@@ -29,6 +29,7 @@ _HOMES = {
     "TrackResult": "ckd_fast.types",
     "Tracker": "ckd_fast.tracker",
     "TrackerConfig": "ckd_fast.config",
+    "TrainingError": "ckd_fast.errors",
     "WeightsError": "ckd_fast.errors",
     "WeightsMismatchError": "ckd_fast.errors",
     "evaluate": "ckd_fast.evaluation",
@@ -55,6 +56,7 @@ __all__ = [
     "TrackResult",
     "Tracker",
     "TrackerConfig",
+    "TrainingError",
     "WeightsError",
     "WeightsMismatchError",
     "__version__",
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
         MissingModelError,
         NotInitialisedError,
         OutputError,
+        TrainingError,
         WeightsError,
         WeightsMismatchError,
     )

@@ -5,6 +5,7 @@ CkdFastError
 ├── NotInitialisedError         a tracker was asked for a target that it was not given
 ├── EngineError                 the machine lacks what an engine needs
 ├── OutputError                 something cannot be written, or would be overwritten
+├── TrainingError               a training run cannot go on: its numbers or its samples went bad
 └── WeightsError                a file of weights cannot be used
     ├── MissingModelError       there is no such file, or no packaged model
     ├── CorruptWeightsError     the file is broken, hostile, or no weights at all
@@ -35,6 +36,10 @@ class EngineError(CkdFastError, RuntimeError):
 
 class OutputError(CkdFastError, ValueError):
     """Something cannot be written, or would be overwritten."""
+
+
+class TrainingError(CkdFastError, RuntimeError):
+    """A training run cannot go on: its numbers or its samples went bad."""
 
 
 class WeightsError(CkdFastError, ValueError):

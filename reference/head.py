@@ -50,11 +50,14 @@ class CenterHead(nn.Module):
     def forward(self, features: Tensor) -> HeadMaps:
         """[B, in_channels, g, g] -> maps."""
         low, high = SCORE_MARGIN, 1 - SCORE_MARGIN
-        return HeadMaps(
-            score=self.score(features).sigmoid().clamp(low, high),
-            size=self.size(features).sigmoid().clamp(low, high),
-            offset=self.offset(features),
-        )
+        # In the weights' precision also under autocast: to bfloat16, 1 - 1e-4 is 1, and its loss is infinite.
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.to(self.score[0][0].weight.dtype)  # type: ignore[index]
+            return HeadMaps(
+                score=self.score(features).sigmoid().clamp(low, high),
+                size=self.size(features).sigmoid().clamp(low, high),
+                offset=self.offset(features),
+            )
 
 
 def search_features(tokens: Tensor, search_tokens: int) -> Tensor:

@@ -16,6 +16,7 @@ from ckd_fast.errors import CkdFastError
 
 from .completion import add_completion
 from .data import add_data
+from .demo import add_demo
 from .evaluate import add_eval
 from .explain import add_explain
 from .info import add_info
@@ -23,6 +24,7 @@ from .parsing import EXIT_INTERRUPTED, OneLineParser
 from .run import add_run
 from .sample import add_sample
 from .track import add_track
+from .train import add_train
 from .weights import add_weights
 
 EXIT_BAD_INPUT = 2
@@ -61,6 +63,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="ckd-fast", description="RGB-thermal single-object tracking.")
     parser.add_argument("--version", action="version", version=f"ckd-fast {__version__}")
     commands = parser.add_subparsers(title="subcommands", required=True, metavar="SUBCOMMAND")
-    for add in (add_track, add_run, add_eval, add_explain, add_data, add_sample, add_info, add_weights, add_completion):
+    adders = (
+        add_demo, add_track, add_train, add_run, add_eval, add_explain, add_data, add_sample, add_info, add_weights,
+        add_completion,
+    )  # fmt: skip
+    for add in adders:
         add(commands)  # type: ignore[arg-type]  # a subclass of the parser; the class is invariant
     return parser

@@ -36,6 +36,7 @@ RUN_SETTINGS = (
     "share_students",
 )
 NAMES_SHOWN = 5
+PACKAGED = Path(__file__).with_name("packaged.safetensors")
 
 HalfPrecision = Literal["float16", "bfloat16"]
 
@@ -128,15 +129,23 @@ def load_model(
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63):
         raise InputError(f"seed={seed!r}: expected a whole number from 0")
     if weights is None:
-        raise MissingModelError(
-            "no weights were named, and this version brings no packaged model: give the path of a checkpoint "
-            "(the authors' .pth.tar or a .safetensors file), or weights='random' to try without one"
-        )
+        return _packaged(config)
     if not isinstance(weights, str | os.PathLike):
         raise InputError(f"weights is a {type(weights).__name__}: expected a path, 'random' or None")
     if weights == "random":
         return _random_model(config or PRESETS["base"], 0 if seed is None else seed)
     return model_from_file(open_weights(weights), config, seed)
+
+
+def _packaged(config: ModelConfig | None) -> LoadedModel:
+    """The model that comes with the package."""
+    if not PACKAGED.exists():
+        raise MissingModelError(
+            f"no weights were named, and {PACKAGED.name}, the packaged model, is not in this installation: give the "
+            "path of a checkpoint (the authors' .pth.tar or a .safetensors file), or weights='random' to try one"
+        )
+    loaded = model_from_file(open_weights(PACKAGED), config, None)
+    return dataclasses.replace(loaded, provenance=dataclasses.replace(loaded.provenance, source="packaged"))
 
 
 def resolve_config(model: str | ModelConfig | None) -> ModelConfig | None:

@@ -32,6 +32,7 @@ PUBLIC = [
     "TrackResult",
     "Tracker",
     "TrackerConfig",
+    "TrainingError",
     "WeightsError",
     "WeightsMismatchError",
     "__version__",

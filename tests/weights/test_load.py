@@ -170,7 +170,8 @@ def test_random_weights() -> None:
     assert first.student().training is False
 
 
-def test_no_packaged_model_yet() -> None:
+def test_an_installation_without_the_packaged_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ckd_fast.weights.load.PACKAGED", tmp_path / "packaged.safetensors")
     with pytest.raises(MissingModelError, match="give the path of a checkpoint"):
         load_model(None)
 

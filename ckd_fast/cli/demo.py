@@ -1,0 +1,98 @@
+"""`ckd-fast demo`: the packaged model on a generated clip, on whatever machine this is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckd_fast.errors import InputError, OutputError
+
+from .parsing import add_command, add_model_options, not_negative, positive
+
+if TYPE_CHECKING:
+    from .parsing import Commands
+
+VIDEO_FPS = 25.0
+
+
+def add_demo(commands: Commands) -> None:
+    """Declare the subcommand."""
+    parser = add_command(
+        commands,
+        "demo",
+        "track a generated clip with the packaged model; write an annotated video and a plot",
+        "  ckd-fast demo\n"
+        "  ckd-fast demo --seed 7 --frames 200 --out elsewhere/\n"
+        "  ckd-fast demo --weights ckd.safetensors --engine triton",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("ckd-fast-demo"), metavar="DIR", help="default: ckd-fast-demo/"
+    )
+    parser.add_argument("--frames", type=positive, default=90, metavar="N", help="length of the clip (90)")
+    parser.add_argument("--clip", type=not_negative, default=0, metavar="SEED", help="which clip (0)")
+    add_model_options(parser)
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    parser.add_argument("--force", action="store_true", help="overwrite a demo that is there")
+    parser.set_defaults(run=run_demo)
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """`ckd-fast demo`."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from ckd_fast import Tracker, TrackerConfig
+    from ckd_fast.datasets import ClipConfig, SyntheticClip
+    from ckd_fast.frames import FramePair
+    from ckd_fast.video import AnnotatedVideo
+    from ckd_fast.video.plot import plot_track, require_matplotlib
+    from ckd_fast.video.session import overlap
+    from ckd_fast.video.writers import Mark, annotate
+
+    require_matplotlib()
+    if options.frames < 2:
+        raise InputError(f"--frames {options.frames}: expected at least 2, the first one is given")
+    video_path, plot_path = options.out / "video.mp4", options.out / "plot.png"
+    present = [path.name for path in (video_path, plot_path) if path.exists()]
+    if present and not options.force:
+        raise OutputError(f"{options.out}: {', '.join(present)} exist; choose another --out or use --force")
+    config = TrackerConfig()
+    tracker = Tracker(
+        options.weights, options.model, options.engine, options.device, options.dtype, config, seed=options.seed
+    )
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{options.out}: cannot be written ({error.strerror or error})") from error
+    clip = SyntheticClip(ClipConfig(frames=options.frames, seed=options.clip))
+    video = AnnotatedVideo(video_path, VIDEO_FPS)
+    scores: list[float | None] = [None]
+    overlaps: list[float] = []
+    seconds = 0.0
+    for index, frame in enumerate(tqdm(clip, unit="frame", disable=None)):
+        tir = np.repeat(frame.tir[:, :, None], 3, axis=2)
+        mark = Mark(frame.box, "start", truth=frame.box)
+        if index == 0:
+            tracker.warmup(frame.rgb.shape[:2])
+            tracker.init(frame.rgb, tir, frame.box)
+        else:
+            begin = time.perf_counter()
+            result = tracker.update(frame.rgb, tir)
+            seconds += time.perf_counter() - begin
+            scores.append(result.score)
+            overlaps.append(overlap(result.box, frame.box))
+            mark = Mark(result.box, f"{result.score:.2f}", result.lost, frame.box)
+        video.write(annotate(FramePair(frame.rgb, tir, frame.rgb.shape[:2]), [mark]))
+    video.close()
+    plot_track(plot_path, [scores], config.lost_threshold, [1.0, *overlaps])
+    mean, speed = sum(overlaps) / len(overlaps), len(overlaps) / seconds
+    if options.json:
+        shown = {"mean_iou": mean, "frames_per_second": speed, "frames": len(overlaps), "engine": str(tracker.engine)}
+        print(json.dumps({**shown, "video": str(video_path), "plot": str(plot_path)}))
+        return 0
+    print(f"mean IoU {mean:.3f} over {len(overlaps)} frames, {speed:.1f} frames/s ({tracker.engine})")
+    print(f"look at {video_path} and {plot_path}")
+    return 0

@@ -1,0 +1,125 @@
+"""`ckd-fast train`: a training run from a recipe or a configuration file."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckd_fast.errors import InputError
+
+from .parsing import add_command, not_negative, positive
+
+if TYPE_CHECKING:
+    from ckd_fast.training import Progress, TrainConfig
+
+    from .parsing import Commands
+
+
+def add_train(commands: Commands) -> None:
+    """Declare the subcommand."""
+    parser = add_command(
+        commands,
+        "train",
+        "train students and teachers, from a recipe or a configuration file",
+        "  ckd-fast train ckd --data LasHeR --init DropTrack_k700_800E.pth.tar --out runs/ckd\n"
+        "  torchrun --nproc-per-node 2 -m ckd_fast train ckd --data LasHeR --init OSTrack_ep0300.pth.tar --out run\n"
+        "  ckd-fast train my.json --init ckd.safetensors --out runs/mine     # fine-tune on what my.json names\n"
+        "  ckd-fast train my.json --out runs/mine --resume\n"
+        "  ckd-fast train ckd-paper --print > my.json                        # a configuration to start from\n"
+        "  ckd-fast train --list\n"
+        "recipes, settings and files of a run: docs/training.md",
+    )
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="name of a recipe, or a JSON file")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run: log, checkpoints, weights")
+    parser.add_argument(
+        "--init", metavar="FILE", help="first weights: a checkpoint, or 'random' (default: the recipe's)"
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder that relative roots of the recipe's sources start at"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    parser.add_argument("--seed", type=not_negative, metavar="N", help="instead of the configuration's")
+    parser.add_argument("--workers", type=not_negative, metavar="N", help="processes that read samples, per GPU")
+    parser.add_argument("--losses", choices=("reference", "fused"), help="engine of the distillation terms")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of this process")
+    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard events too (extra tensorboard)")
+    parser.add_argument("--print", action="store_true", dest="show", help="print the configuration as JSON and stop")
+    parser.add_argument("--list", action="store_true", help="name the recipes and stop")
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=run_train)
+
+
+def configured(options: argparse.Namespace) -> TrainConfig:
+    """The configuration that the command line asks for."""
+    from ckd_fast.training import RECIPES, config_from_file, recipe
+
+    if options.config is None:
+        raise InputError(f"which CONFIG? A JSON file or one of the recipes {', '.join(RECIPES)}")
+    path = Path(options.config)
+    config = config_from_file(path) if path.suffix == ".json" or path.is_file() else recipe(options.config)
+    named = {"init": options.init, "seed": options.seed, "workers": options.workers, "loss_engine": options.losses}
+    config = dataclasses.replace(config, **{name: value for name, value in named.items() if value is not None})
+    if options.data is not None:
+        sources = tuple(
+            source if source.kind == "synthetic" else dataclasses.replace(source, root=str(options.data / source.root))
+            for source in config.sources
+        )
+        config = dataclasses.replace(config, sources=sources)
+    return config
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """`ckd-fast train`."""
+    from ckd_fast.training import RECIPES, Trainer, find_place
+
+    if options.list:
+        print("\n".join(RECIPES))
+        return 0
+    config = configured(options)
+    if options.show:
+        print(config.to_json())
+        return 0
+    if options.out is None:
+        raise InputError("--out: expected the folder of the run")
+    import torch
+    from tqdm import tqdm
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    place = find_place(options.device)
+    board = None
+    if options.tensorboard and place.first:
+        from ckd_fast.training.logs import open_board
+
+        board = open_board(options.out / "tensorboard")
+    hidden = True if options.quiet or not place.first else None
+    with tqdm(unit="pair", disable=hidden, smoothing=0.1) if place.first else nullcontext() as bar:
+
+        def show(progress: Progress) -> None:
+            if bar is None:
+                return
+            bar.total = progress.of
+            bar.update(progress.done - bar.n)
+            scored = f" IoU {progress.validation:.3f}" if progress.validation is not None else ""
+            bar.set_postfix_str(
+                f"{progress.stage}: loss {progress.loss:.3f}{scored} {progress.pairs_per_second:.0f} pairs/s "
+                f"{progress.memory_mb:.0f} MB"
+            )
+
+        trained = Trainer(config, options.out, place, board=board, on_progress=show).run(resume=options.resume)
+    if not place.first:
+        return 0
+    if options.json:
+        print(json.dumps({**dataclasses.asdict(trained), "final": str(trained.final)}))
+        return 0
+    print(f"{trained.final}: the student after {trained.steps} steps; best validation {trained.best:.3f}")
+    if trained.bad_samples:
+        sys.stderr.write(f"ckd-fast: {trained.bad_samples} samples could not be read; log.jsonl names them\n")
+    return 0

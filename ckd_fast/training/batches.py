@@ -1,0 +1,232 @@
+"""From samples to batches on the device: mixing real and rendered samples, augmentation, normalisation.
+
+The batches of a run are numbered; what batch number m holds depends on (seed, stage, m) alone. With several processes,
+or several batches per step, they are dealt out in turn, so one process that takes two batches per step computes what
+two processes compute that take one each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from ckd_fast.errors import InputError
+from ckd_fast.reference.labels import visible_patches
+from ckd_fast.reference.preprocess import PIXEL_MEAN, PIXEL_STD
+from ckd_fast.reference.training import Batch
+
+from .config import Augmentation, SceneConfig, Stage, TrainConfig
+from .rendering import Renderer
+from .samples import PairDataset, PairSample
+
+GRAY = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Samples of one batch before augmentation: [2, B, 3, h, w] and [2, B, 3, H, W] uint8, targets [B, 4]."""
+
+    template: Tensor
+    search: Tensor
+    target_xywh: Tensor
+    bad: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class NumberedBatch:
+    """A batch, its number, and what could not be read on the way."""
+
+    number: int
+    batch: Batch
+    bad: tuple[str, ...]
+
+
+def collate(samples: Sequence[PairSample]) -> Crops:
+    """Stack samples read by the workers."""
+
+    def stacked(images: list[NDArray[np.uint8]]) -> Tensor:
+        return torch.from_numpy(np.stack(images)).permute(1, 0, 4, 2, 3).contiguous()  # [2, B, 3, H, W]
+
+    return Crops(
+        stacked([sample.template for sample in samples]),
+        stacked([sample.search for sample in samples]),
+        torch.tensor([sample.target_xywh for sample in samples], dtype=torch.float32),
+        tuple(name for sample in samples for name in sample.bad),
+    )
+
+
+def make_renderer(config: TrainConfig, scene: SceneConfig, device: torch.device) -> Renderer:
+    """A renderer of crops in the model's sizes."""
+    model = config.model
+    sizes, factors = (model.template_size, model.search_size), (model.template_factor, model.search_factor)
+    return Renderer(scene, config.sampling, sizes, factors, device)
+
+
+class Feed:
+    """Batches of one stage.
+
+    Args:
+        config: of the run.
+        stage: number of the stage.
+        device: where the batches are used and synthetic samples are rendered.
+    """
+
+    def __init__(self, config: TrainConfig, stage: int, device: torch.device) -> None:
+        self._config, self._number, self._device = config, stage, device
+        self._stage: Stage = config.stages[stage]
+        synthetic = [source for source in config.sources if source.kind == "synthetic"]
+        if len(synthetic) > 1:
+            raise InputError(f"{len(synthetic)} synthetic sources; expected at most one: its scene says what is drawn")
+        whole = sum(source.share for source in config.sources)
+        batch = self._stage.batch
+        self.rendered = round(batch * sum(source.share for source in synthetic) / whole)
+        self.read = batch - self.rendered
+        self._renderer = make_renderer(config, synthetic[0].scene, device) if synthetic else None
+        self._dataset = PairDataset(config, stage) if self.read else None
+
+    def batches(self, numbers: Sequence[int]) -> Iterator[NumberedBatch]:
+        """The batches of these numbers, in order."""
+        if self._dataset is None:
+            for number in numbers:
+                yield self._finish(number, None)
+            return
+        groups = [list(range(number * self.read, (number + 1) * self.read)) for number in numbers]
+        loader: DataLoader[Any] = DataLoader(
+            self._dataset,  # type: ignore[arg-type]  # map-style by duck typing: __getitem__ alone
+            batch_sampler=groups,
+            num_workers=self._config.workers,
+            collate_fn=collate,
+            pin_memory=self._device.type == "cuda",
+            worker_init_fn=_one_thread if self._config.workers else None,
+            generator=torch.Generator(),  # the loader must not move the global one
+            # Forked workers inherit what this process opened; a fork with CUDA in use is fine as they never touch it.
+            multiprocessing_context="fork" if self._config.workers else None,
+        )
+        for number, crops in zip(numbers, loader, strict=True):
+            yield self._finish(number, crops)
+
+    def _finish(self, number: int, crops: Crops | None) -> NumberedBatch:
+        parts = [] if crops is None else [self._moved(crops)]
+        if self.rendered and self._renderer is not None:
+            made = self._renderer.render(self.rendered, (self._config.seed, 2, self._number, number))
+            parts.append(Crops(made.template, made.search, made.target_xywh))
+        joined = Crops(
+            torch.cat([part.template for part in parts], dim=1),
+            torch.cat([part.search for part in parts], dim=1),
+            torch.cat([part.target_xywh for part in parts]),
+        )
+        batch = augment(joined, self._config.augmentation, (self._config.seed, 3, self._number, number))
+        hidden = self._stage.hidden
+        if hidden:
+            # On the host, so that every device hides the same patches.
+            generator = torch.Generator().manual_seed(_seed_of(self._config.seed, 4, self._number, number))
+            seen = visible_patches(self._stage.batch, self._config.model.search_tokens, hidden, generator)
+            batch = Batch(batch.template, batch.search, batch.target_xywh, visible=seen.to(self._device))
+        return NumberedBatch(number, batch, crops.bad if crops is not None else ())
+
+    def _moved(self, crops: Crops) -> Crops:
+        device = self._device
+        return Crops(
+            crops.template.to(device, non_blocking=True),
+            crops.search.to(device, non_blocking=True),
+            crops.target_xywh.to(device),
+        )
+
+
+def _one_thread(_worker: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+def _seed_of(*parts: int) -> int:
+    """One number for a tuple of them."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def seed_batch(seed: int, stage: int, number: int) -> None:
+    """Make what the model draws itself (dropped paths) depend on the number of the batch alone."""
+    torch.manual_seed(_seed_of(seed, 5, stage, number))
+
+
+def normalised(images: Tensor) -> Tensor:
+    """[..., 3, H, W] in 0..255 -> ImageNet's mean and standard deviation, float32."""
+    mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (PIXEL_MEAN, PIXEL_STD))
+    return (images.float() / 255.0 - mean) / std
+
+
+def augment(crops: Crops, config: Augmentation, seed: tuple[int, ...]) -> Batch:
+    """Augmented and normalised, the whole batch at once. The numbers are drawn on the host."""
+    random, device = np.random.default_rng(seed), crops.template.device
+    count = crops.target_xywh.shape[0]
+
+    def chosen(probability: float) -> Tensor:
+        return torch.from_numpy(random.random(count) < probability).to(device)
+
+    gray, both = chosen(config.grayscale), chosen(config.flip)
+    target = crops.target_xywh
+    views = []
+    for images in (crops.template, crops.search):
+        pixels = images.float()  # [2, B, 3, H, W]
+        weights = torch.tensor(GRAY, device=device)[:, None, None]
+        shade = (pixels * weights).sum(2, keepdim=True).expand_as(pixels)
+        pixels = torch.where(gray[None, :, None, None, None], shade, pixels)
+        flip = both ^ chosen(config.flip)
+        pixels = torch.where(flip[None, :, None, None, None], pixels.flip(-1), pixels)
+        if images is crops.search:
+            x, y, w, h = target.unbind(-1)
+            target = torch.stack([torch.where(flip, 1 - x - w, x), y, w, h], dim=-1)
+        factor = torch.from_numpy(random.uniform(1 - config.brightness, 1 + config.brightness, count)).float()
+        views.append((pixels * factor.to(device)[None, :, None, None, None]).clamp(0, 255))
+    template, search = views
+    if config.rotation_degrees:
+        angles = np.deg2rad(random.uniform(-config.rotation_degrees, config.rotation_degrees, count))
+        search, target = rotated(search, target, torch.from_numpy(angles).float().to(device))
+    return Batch(normalised(template), normalised(search), target)
+
+
+def rotated(images: Tensor, target_xywh: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn crops [2, B, 3, H, W] about their centres; the box becomes the upright one around the turned corners.
+
+    Args:
+        images: both modalities turn alike.
+        target_xywh: in units of the crop [B, 4].
+        angles: radians, clockwise on the screen [B].
+    """
+    cos, sin = angles.cos(), angles.sin()
+    zero = torch.zeros_like(cos)
+    # Where each pixel of the result comes from: the inverse turn.
+    matrix = torch.stack([torch.stack([cos, sin, zero], -1), torch.stack([-sin, cos, zero], -1)], dim=1)  # [B, 2, 3]
+    turned = []
+    for modality in images:
+        grid = functional.affine_grid(matrix, list(modality.shape), align_corners=False)
+        turned.append(functional.grid_sample(modality, grid, align_corners=False))
+    x, y, w, h = (target_xywh - torch.tensor([0.5, 0.5, 0, 0], device=angles.device)).unbind(-1)
+    corner_x = torch.stack([x, x + w, x, x + w], dim=-1)  # [B, 4]
+    corner_y = torch.stack([y, y, y + h, y + h], dim=-1)
+    new_x = cos[:, None] * corner_x - sin[:, None] * corner_y
+    new_y = sin[:, None] * corner_x + cos[:, None] * corner_y
+    left, top = new_x.amin(-1), new_y.amin(-1)
+    box = torch.stack([left + 0.5, top + 0.5, new_x.amax(-1) - left, new_y.amax(-1) - top], dim=-1)
+    return torch.stack(turned), box
+
+
+def rate_factor(stage: Stage, step: int, steps: int) -> float:
+    """What the learning rates are multiplied with in this step of the stage."""
+    warm = round(stage.warmup * steps)
+    if step < warm:
+        return (step + 1) / warm
+    if stage.schedule == "constant":
+        return 1.0
+    progress = (step - warm) / max(steps - warm, 1)
+    return 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2

@@ -1,0 +1,160 @@
+"""Checkpoints of a run: folders that are complete or not there, in safetensors and JSON alone.
+
+    checkpoints/step-00001000/weights.safetensors    student and teachers; `load_model` reads it
+                              ema.safetensors        their running mean, if the run keeps one
+                              optimiser.safetensors  AdamW's moments; none between stages
+                              state.json             where the run stands
+    best.safetensors                                 the student that scored best on validation
+
+Nothing is pickled, so a checkpoint from elsewhere can be resumed without running what is in it. Nothing random is
+stored either: what a step draws depends on the seed and on its number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ckd_fast.errors import CorruptWeightsError, InputError, OutputError
+from ckd_fast.weights import LoadedModel, save_model
+from ckd_fast.weights.files import open_weights, write_safetensors
+
+FOLDER = "checkpoints"
+_NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands.
+
+    Attributes:
+        stage: number of the stage that comes next or goes on.
+        step: steps of that stage that are done.
+        total: steps done in all stages.
+        best: best validation so far; -1 before the first.
+        bad_samples: that could not be read so far.
+    """
+
+    stage: int = 0
+    step: int = 0
+    total: int = 0
+    best: float = -1.0
+    bad_samples: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is needed to go on exactly.
+
+    Attributes:
+        standing: where the run stands.
+        weights: by the names of our files.
+        ema: the running mean, empty if the run keeps none.
+        optimiser: moments by `parameter number.name`, empty between stages.
+    """
+
+    standing: Standing
+    weights: Mapping[str, Tensor]
+    ema: Mapping[str, Tensor]
+    optimiser: Mapping[str, Tensor]
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of an optimiser as tensors by name."""
+    state = optimiser.state_dict()["state"]
+    return {f"{number}.{name}": value for number, values in state.items() for name, value in values.items()}
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], where: str) -> None:
+    """The inverse; moments of other shapes are an error."""
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        number, _, entry = name.partition(".")
+        if not number.isdigit() or int(number) >= len(parameters):
+            raise CorruptWeightsError(f"{where}: {name} belongs to no parameter of this run")
+        if entry != "step" and value.shape != parameters[int(number)].shape:
+            raise CorruptWeightsError(f"{where}: {name} is {tuple(value.shape)}, which no parameter of this run is")
+        state.setdefault(int(number), {})[entry] = value
+    if tensors and len(state) != len(parameters):
+        raise CorruptWeightsError(f"{where}: moments of {len(state)} parameters; this run trains {len(parameters)}")
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+class Checkpoints:
+    """The checkpoints in a run's folder.
+
+    Args:
+        out: the run's folder.
+        keep: how many stay.
+    """
+
+    def __init__(self, out: Path, keep: int) -> None:
+        self._home, self._keep = out / FOLDER, keep
+
+    def all(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        if not self._home.is_dir():
+            return []
+        return sorted(path for path in self._home.iterdir() if _NAME.fullmatch(path.name))
+
+    def write(
+        self, standing: Standing, model: LoadedModel, ema: LoadedModel | None, moments: Mapping[str, Tensor]
+    ) -> Path:
+        """Add one; older ones go when it is complete."""
+        target = self._home / f"step-{standing.total:08d}"
+        try:
+            self._home.mkdir(parents=True, exist_ok=True)
+            for stale in self._home.glob(".writing-*"):  # of a run that was killed while it wrote
+                shutil.rmtree(stale, ignore_errors=True)
+            draft = Path(tempfile.mkdtemp(prefix=".writing-", dir=self._home))
+            save_model(model, draft / "weights.safetensors", teachers=True)
+            if ema is not None:
+                save_model(ema, draft / "ema.safetensors", teachers=True)
+            if moments:  # safetensors cannot hold nothing
+                write_safetensors(draft / "optimiser.safetensors", {n: v.cpu() for n, v in moments.items()}, {})
+            with (draft / "state.json").open("w", encoding="utf-8") as handle:
+                json.dump(dataclasses.asdict(standing), handle)
+                handle.flush()
+                os.fsync(handle.fileno())
+            if target.exists():
+                shutil.rmtree(target)
+            draft.replace(target)
+        except OSError as error:
+            raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from error
+        for old in self.all()[: -self._keep]:
+            shutil.rmtree(old)
+        return target
+
+    def last(self) -> Checkpoint | None:
+        """The newest, None if there is none."""
+        found = self.all()
+        return read_checkpoint(found[-1]) if found else None
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """One checkpoint."""
+    try:
+        values = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        standing = Standing(**values)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{folder / 'state.json'}: cannot be used ({error}); remove {folder} to go on before it"
+        ) from error
+    ema, optimiser = folder / "ema.safetensors", folder / "optimiser.safetensors"
+    return Checkpoint(
+        standing,
+        open_weights(folder / "weights.safetensors").tensors,
+        open_weights(ema).tensors if ema.exists() else {},
+        open_weights(optimiser).tensors if optimiser.exists() else {},
+    )

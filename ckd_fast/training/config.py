@@ -1,0 +1,366 @@
+"""`TrainConfig`: everything that decides what a training run computes, read from and written to JSON.
+
+JSON, because checkpoints, logs and metadata are JSON already and Python 3.10 reads it without another package (its
+standard library has no TOML reader). A file needs to name only what differs from the recipe it starts from:
+
+    {"recipe": "ckd", "model": "tiny", "sources": [{"kind": "dataset", "name": "lasher-train", "root": "LasHeR"}]}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from ckd_fast.errors import InputError
+from ckd_fast.reference.config import ModelConfig, preset
+from ckd_fast.reference.losses import LossConfig
+
+Schedule = Literal["constant", "cosine"]
+Precision = Literal["float32", "bfloat16"]
+SourceKind = Literal["dataset", "stills", "synthetic"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How template and search are taken from a sequence; the defaults are the published ones.
+
+    Attributes:
+        longest_gap: the search frame is 1 to longest_gap - 1 frames after the template.
+        widen_by: where none of these has a box, the window grows by so many frames until one has.
+        centre_jitter: the search crop's centre moves by up to half of this, in multiples of sqrt(w h).
+        scale_jitter: w and h are multiplied by exp(scale_jitter * normal), each by its own.
+    """
+
+    longest_gap: int = 200
+    widen_by: int = 5
+    centre_jitter: float = 3.0
+    scale_jitter: float = 0.25
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drawn."""
+        if self.longest_gap < 2 or self.widen_by < 1:
+            raise InputError(f"longest_gap={self.longest_gap}, widen_by={self.widen_by}: expected at least 2 and 1")
+        if not 0 <= self.centre_jitter <= 4 or not 0 <= self.scale_jitter <= 1:
+            raise InputError(
+                f"centre_jitter={self.centre_jitter}, scale_jitter={self.scale_jitter}: expected them in [0, 4] and "
+                "[0, 1]; beyond, the target leaves the search crop"
+            )
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Changes of the crops. Grayscale is drawn once per sample, brightness and flip for template and search apart.
+
+    Attributes:
+        grayscale: probability.
+        flip: probability of a mirror image; both modalities take part.
+        brightness: factors are drawn from 1 - brightness to 1 + brightness.
+        rotation_degrees: the search crop turns by up to this about its centre; the program has none.
+    """
+
+    grayscale: float = 0.05
+    flip: float = 0.5
+    brightness: float = 0.2
+    rotation_degrees: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no probability."""
+        for name in ("grayscale", "flip", "brightness"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name}={getattr(self, name)}: expected a number in [0, 1]")
+        if not 0 <= self.rotation_degrees <= 180:
+            raise InputError(f"rotation_degrees={self.rotation_degrees}: expected degrees in [0, 180]")
+
+
+@dataclass(frozen=True)
+class SceneConfig:
+    """What rendered pairs of views contain; probabilities are per sample."""
+
+    clutter: int = 6
+    distractors: int = 3
+    dark: float = 0.15
+    crossover: float = 0.12
+    occlusion: float = 0.15
+    noise: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drawn."""
+        if self.clutter < 0 or self.distractors < 0 or not 0 <= self.noise <= 64:
+            raise InputError("clutter and distractors: expected numbers from 0; noise: expected levels in [0, 64]")
+        for name in ("dark", "crossover", "occlusion"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name}={getattr(self, name)}: expected a probability in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where samples come from.
+
+    Attributes:
+        kind: "dataset": sequences of a published layout or own folders; "stills": single pairs of images with boxes
+            (`visible/`, `infrared/`, `boxes.json`), two views of the same pair; "synthetic": rendered pairs of views.
+        share: weight among all sources.
+        name: the layout of a "dataset", see `ckd_fast.datasets.DATASETS`.
+        root: the folder; for a data set with an environment variable it may be left out.
+        sequences: these alone; empty for all.
+        exclude: without these.
+        scene: what is rendered.
+    """
+
+    kind: SourceKind
+    share: float = 1.0
+    name: str = "folder"
+    root: str = ""
+    sequences: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    scene: SceneConfig = field(default_factory=SceneConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse a source that gives nothing."""
+        if not self.share > 0:
+            raise InputError(f"share={self.share}: expected a positive number")
+        if self.kind == "stills" and not self.root:
+            raise InputError("a source of stills needs its folder: root")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the recipe; each begins with a new optimiser.
+
+    Attributes:
+        name: in logs.
+        epochs, pairs: an epoch is so many pairs, over all processes.
+        batch: pairs per process and forward pass.
+        accumulate: forward passes per step of the optimiser.
+        elimination: tokens are dropped as the model's configuration says; otherwise all stay.
+        hidden: probability with which the students do not see a search patch.
+        heads_only: the backbones are frozen.
+        head_rate, backbone_rate: learning rates.
+        schedule: "constant", as published, or "cosine" down to a hundredth.
+        warmup: share of the stage in which the rates grow linearly from zero.
+        eliminate_from, eliminate_fully_at: epochs between which the share of kept tokens falls to `keep_ratio`; equal
+            (as published): at once.
+    """
+
+    name: str = "distil"
+    epochs: int = 30
+    pairs: int = 60000
+    batch: int = 10
+    accumulate: int = 1
+    elimination: bool = False
+    hidden: float = 0.25
+    heads_only: bool = False
+    head_rate: float = 5e-5
+    backbone_rate: float = 5e-6
+    schedule: Schedule = "constant"
+    warmup: float = 0.0
+    eliminate_from: int = 0
+    eliminate_fully_at: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a stage that does nothing."""
+        for name in ("epochs", "pairs", "batch", "accumulate"):
+            if getattr(self, name) < 1:
+                raise InputError(f"stage {self.name!r}: {name}={getattr(self, name)}: expected at least 1")
+        if self.batch < 2:
+            raise InputError(f"stage {self.name!r}: batch=1: batch norm in the heads needs at least 2 samples")
+        if not 0 <= self.hidden < 1 or not 0 <= self.warmup < 1:
+            raise InputError(f"stage {self.name!r}: hidden and warmup: expected numbers in [0, 1)")
+        if not (self.head_rate > 0 and self.backbone_rate > 0):
+            raise InputError(f"stage {self.name!r}: head_rate and backbone_rate: expected positive numbers")
+
+    def steps_per_epoch(self, world: int) -> int:
+        """Steps of the optimiser in an epoch on so many processes."""
+        return max(1, self.pairs // (self.batch * self.accumulate * world))
+
+
+@dataclass(frozen=True)
+class Upkeep:
+    """What happens beside the steps.
+
+    Attributes:
+        log_every: steps between lines of the log.
+        checkpoint_every: steps between checkpoints; one more is written at the end of every stage.
+        keep_last: checkpoints that stay, besides the best.
+        validate_every: steps between validations; 0 is never.
+        validation_pairs: rendered pairs, the same ones every time.
+        most_bad_samples: the run ends when more samples than this could not be read.
+        cache_mb: decoded frames that a loading process keeps.
+    """
+
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    keep_last: int = 2
+    validate_every: int = 1000
+    validation_pairs: int = 256
+    most_bad_samples: int = 100
+    cache_mb: int = 512
+
+    def __post_init__(self) -> None:
+        """Refuse intervals of nothing."""
+        for name in ("log_every", "checkpoint_every", "keep_last", "validation_pairs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)}: expected at least 1")
+        for name in ("validate_every", "most_bad_samples", "cache_mb"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}={getattr(self, name)}: expected a number from 0")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run; the defaults are the authors' recipe.
+
+    Attributes:
+        model: sizes, or in a file a preset's name.
+        init: "random", or a file of weights (a CKD checkpoint with or without teachers, OSTrack, DropTrack, MAE).
+        seed: of weights, samples, masks and dropped paths; equal seeds give equal runs.
+        stages: in order.
+        sources: of samples.
+        sampling, augmentation: of samples.
+        losses: the program's values or the paper's.
+        distillation: "coupled", the paper's method, or "features": students imitate their teachers' raw features (FD).
+        loss_engine: "reference" (PyTorch) or "fused" (one kernel per block and direction; needs a GPU).
+        weight_decay, clip_norm: of AdamW and of all gradients together.
+        drop_path: stochastic depth of the last block.
+        precision: of the backbones; heads and losses are always float32.
+        ema: decay of the running mean of all weights that is validated and shipped; 0 is without.
+        workers: processes that read samples.
+        upkeep: logs, checkpoints, validation.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    init: str = "random"
+    seed: int = 0
+    stages: tuple[Stage, ...] = (
+        Stage(),
+        Stage(name="eliminate", epochs=10, pairs=30000, batch=64, elimination=True, hidden=0.0, heads_only=True),
+    )
+    sources: tuple[Source, ...] = (Source("dataset", name="lasher-train"),)
+    sampling: Sampling = field(default_factory=Sampling)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    losses: LossConfig = field(default_factory=LossConfig)
+    distillation: Literal["coupled", "features"] = "coupled"
+    loss_engine: Literal["reference", "fused"] = "reference"
+    weight_decay: float = 1e-4
+    clip_norm: float = 0.1
+    drop_path: float = 0.1
+    precision: Precision = "float32"
+    ema: float = 0.0
+    workers: int = 4
+    upkeep: Upkeep = field(default_factory=Upkeep)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run."""
+        if not self.stages or not self.sources:
+            raise InputError("a run needs at least one stage and one source of samples")
+        if self.seed < 0 or self.workers < 0:
+            raise InputError(f"seed={self.seed}, workers={self.workers}: expected whole numbers from 0")
+        if not 0 <= self.ema < 1 or not 0 <= self.drop_path < 1:
+            raise InputError(f"ema={self.ema}, drop_path={self.drop_path}: expected numbers in [0, 1)")
+        if not self.clip_norm > 0 or self.weight_decay < 0:
+            raise InputError(f"clip_norm={self.clip_norm}: expected a positive number; weight_decay: one from 0")
+        if self.loss_engine == "fused" and self.distillation != "coupled":
+            raise InputError(
+                "loss_engine='fused' computes the coupled distillation: use distillation='coupled' with it"
+            )
+        if self.model.template_range == "GT_BOX":
+            raise InputError("template_range='GT_BOX' has no meaning for a batch: use CTR_POINT, CTR_REC or ALL")
+
+    def to_json(self) -> str:
+        """All values; `from_json` reads them back."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+
+def read_config(text: str, where: str, base: TrainConfig | None = None) -> TrainConfig:
+    """A configuration in JSON.
+
+    Args:
+        text: of the file.
+        where: its name, for messages.
+        base: what is not named keeps its value from here.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: expected a JSON object of settings")
+    made: TrainConfig = _read(TrainConfig, values, where, base)
+    return made
+
+
+def config_from_file(path: Path) -> TrainConfig:
+    """A configuration file; its "recipe" (default "ckd") is what it starts from."""
+    from .recipes import recipe
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    name = values.pop("recipe", "ckd") if isinstance(values, dict) else "ckd"
+    return read_config(json.dumps(values), str(path), recipe(str(name)))
+
+
+def _read(kind: Any, value: Any, where: str, base: Any = None) -> Any:  # noqa: ANN401
+    """A value of a type hint from plain JSON; every message names the place."""
+    origin = get_origin(kind)
+    if kind is ModelConfig:
+        return _read_model(value, where)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _read_dataclass(kind, value, where, base)
+    if origin is Literal:
+        if value not in get_args(kind):
+            raise InputError(f"{where}: {value!r}; known are {', '.join(map(repr, get_args(kind)))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise InputError(f"{where}: expected a list")
+        return tuple(_read(get_args(kind)[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    if origin in (Union, types.UnionType):
+        inner = [part for part in get_args(kind) if part is not type(None)]
+        return None if value is None else _read(inner[0], value, where)
+    accepted = (int, float) if kind is float else (kind,)
+    if not isinstance(value, accepted) or isinstance(value, bool) != (kind is bool):
+        raise InputError(f"{where}: {value!r}; expected {kind.__name__}")
+    return value
+
+
+def _read_dataclass(kind: type, value: Any, where: str, base: Any) -> Any:  # noqa: ANN401
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected an object of settings")
+    hints = get_type_hints(kind)
+    fields = {one.name: one for one in dataclasses.fields(kind)}
+    unknown = sorted(set(value) - set(fields))
+    if unknown:
+        raise InputError(f"{where}: unknown setting {unknown[0]!r}; known are {', '.join(fields)}")
+    made = {
+        name: _read(hints[name], item, f"{where}: {name}", getattr(base, name, None)) for name, item in value.items()
+    }
+    try:
+        return dataclasses.replace(base, **made) if base is not None else kind(**made)
+    except TypeError as error:
+        raise InputError(f"{where}: a setting is missing ({error})") from error
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{where}: {error}") from error
+
+
+def _read_model(value: Any, where: str) -> ModelConfig:  # noqa: ANN401
+    try:
+        if isinstance(value, str):
+            return preset(value)
+        if isinstance(value, Mapping):
+            return ModelConfig.from_dict(value)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
+    raise InputError(f"{where}: expected a preset's name or an object of sizes")

@@ -1,0 +1,101 @@
+"""Recipes by name: the authors' training, the paper's reading of it, the paper's ablations, and the packaged model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from ckd_fast.errors import InputError
+from ckd_fast.reference.config import ModelConfig
+from ckd_fast.reference.losses import LossConfig
+
+from .config import Augmentation, Sampling, SceneConfig, Source, Stage, TrainConfig, Upkeep
+
+AUTHORS = TrainConfig()
+_DISTIL, _ELIMINATE = AUTHORS.stages
+# The terms that an ablation is without have weight zero; the teachers stay, so that the runs differ in nothing else.
+_NO_STYLE = dataclasses.replace(AUTHORS.losses, style_weight=0.0)
+_NO_CONTENT = dataclasses.replace(AUTHORS.losses, content_weight=0.0)
+_NEITHER = dataclasses.replace(AUTHORS.losses, style_weight=0.0, content_weight=0.0)
+
+
+def _masked(share: float, losses: LossConfig = AUTHORS.losses) -> TrainConfig:
+    return dataclasses.replace(AUTHORS, losses=losses, stages=(dataclasses.replace(_DISTIL, hidden=share), _ELIMINATE))
+
+
+def _eliminating(kind: str) -> TrainConfig:
+    model = ModelConfig.from_dict({**AUTHORS.model.to_dict(), "elimination": kind})
+    return dataclasses.replace(AUTHORS, model=model)
+
+
+# What two cores learn from nothing in an hour: a quarter of the published crops' side, four blocks of 128 channels.
+PACKAGED_MODEL = ModelConfig(
+    dim=128, depth=4, heads=2, head_channels=64, eliminate_at=(2,), template_size=64, search_size=128
+)
+HELD_OUT = ("m3svd_0111_1716", "m3svd_0113_1714_black", "m3svd_0113_1714_red")
+TRAINED_ON = ("m3svd_0111_1753", "m3svd_0111_1803", "m3svd_0117_1605_a", "m3svd_0117_1605_b")
+
+RECIPES: Mapping[str, TrainConfig] = MappingProxyType(
+    {
+        "ckd": AUTHORS,
+        # The paper's text: 1/N, 1/L, 2:1, rotation (it does not say how far), and 40 pairs per step on two GPUs.
+        "ckd-paper": dataclasses.replace(
+            AUTHORS,
+            losses=LossConfig.paper(),
+            augmentation=Augmentation(rotation_degrees=10.0),
+            stages=(dataclasses.replace(_DISTIL, batch=20), _ELIMINATE),
+        ),
+        "ckd-vtuav": dataclasses.replace(
+            AUTHORS,
+            sources=(Source("dataset", name="vtuav-train"),),
+            stages=(dataclasses.replace(_DISTIL, epochs=5), _ELIMINATE),
+        ),
+        "baseline": _masked(0.0, _NEITHER),
+        "sd": _masked(0.0, _NO_CONTENT),
+        "sd-cd": _masked(0.0),
+        "sd-cd-mm": _masked(0.25),
+        # Content through instance norm without the style term; and imitation of raw features.
+        "in": _masked(0.0, _NO_STYLE),
+        "fd": dataclasses.replace(_masked(0.0, _NO_STYLE), distillation="features"),
+        "mask-0": _masked(0.0),
+        "mask-25": _masked(0.25),
+        "mask-50": _masked(0.5),
+        "mask-75": _masked(0.75),
+        "eliminate-none": _eliminating("none"),
+        "eliminate-ce": _eliminating("ce"),
+        "eliminate-mce": _eliminating("mce"),
+        "packaged": TrainConfig(
+            model=PACKAGED_MODEL,
+            stages=(
+                Stage(
+                    "distil", epochs=1, pairs=12500, batch=10, hidden=0.1, schedule="cosine", warmup=0.02,
+                    head_rate=6e-4, backbone_rate=4e-4,
+                ),
+                Stage(
+                    "eliminate", epochs=1, pairs=1500, batch=10, hidden=0.0, schedule="cosine", elimination=True,
+                    heads_only=True, head_rate=3e-4,
+                ),
+            ),
+            sources=(
+                Source("synthetic", share=0.7, scene=SceneConfig(distractors=4)),
+                Source("dataset", share=0.18, name="folder", root="sequences", sequences=TRAINED_ON),
+                Source("stills", share=0.12, root="pairs/msrs"),
+            ),
+            sampling=Sampling(centre_jitter=1.5, scale_jitter=0.35),
+            clip_norm=1.0,
+            drop_path=0.0,
+            ema=0.998,
+            precision="bfloat16",
+            workers=0,
+            upkeep=Upkeep(log_every=50, checkpoint_every=200, validate_every=400, validation_pairs=256),
+        ),
+    }
+)  # fmt: skip
+
+
+def recipe(name: str) -> TrainConfig:
+    """A recipe by name; an unknown one lists the known."""
+    if name not in RECIPES:
+        raise InputError(f"unknown recipe {name!r}: known are {', '.join(RECIPES)}")
+    return RECIPES[name]

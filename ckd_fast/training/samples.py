@@ -1,0 +1,255 @@
+"""Real samples: a template and a search view of one target, read from sequences or still pairs, cut and jittered.
+
+What a sample is depends on (seed, stage, position) alone, whichever process reads it. A sample that cannot be read is
+named and replaced by another draw; never is the same one tried for ever.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ckd_fast.datasets import SequenceFiles, open_dataset
+from ckd_fast.errors import InputError, TrainingError
+from ckd_fast.reference.config import ModelConfig
+from ckd_fast.reference.preprocess import Crop, box_in_crop, crop, crop_window
+from ckd_fast.types import Box
+
+from .config import Sampling, Source, TrainConfig
+
+MOST_ATTEMPTS = 20
+
+
+@dataclass(frozen=True)
+class View:
+    """One moment: visible and thermal frame [H, W, 3] uint8 on one grid, and the target's box in each."""
+
+    rgb: NDArray[np.uint8]
+    tir: NDArray[np.uint8]
+    box: Box
+
+
+@dataclass(frozen=True)
+class PairSample:
+    """One sample as the network will see it, before augmentation.
+
+    Attributes:
+        template: rgb and tir [2, h, w, 3] uint8.
+        search: the same [2, H, W, 3].
+        target_xywh: the target in units of the search crop.
+        bad: what was drawn before and could not be used, by name and reason.
+    """
+
+    template: NDArray[np.uint8]
+    search: NDArray[np.uint8]
+    target_xywh: Box
+    bad: tuple[str, ...] = ()
+
+
+class FrameCache:
+    """Decoded frames, the most recently used up to a number of bytes."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most, self._held = most_bytes, 0
+        self._frames: OrderedDict[Path, NDArray[np.uint8]] = OrderedDict()
+
+    def read(self, path: Path) -> NDArray[np.uint8]:
+        """A frame in RGB order [H, W, 3]; what cannot be decoded is an error."""
+        if path in self._frames:
+            self._frames.move_to_end(path)
+            return self._frames[path]
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if image is None:
+            raise InputError(f"{path}: {'cannot be decoded' if path.exists() else 'no such file'}")
+        frame: NDArray[np.uint8] = cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+        self._frames[path] = frame
+        self._held += frame.nbytes
+        while self._held > self._most and self._frames:
+            _, old = self._frames.popitem(last=False)
+            self._held -= old.nbytes
+        return frame
+
+    def read_pair(self, visible: Path, infrared: Path, box: Box) -> View:
+        """Both modalities on the visible frame's grid; a box that shows nothing of it is an error."""
+        rgb, tir = self.read(visible), self.read(infrared)
+        height, width = rgb.shape[:2]
+        if tir.shape != rgb.shape:
+            tir = cv2.resize(tir, (width, height)).astype(np.uint8, copy=False)
+        x, y, w, h = box
+        if not (w > 0 and h > 0 and x < width and y < height and x + w > 0 and y + h > 0):
+            raise InputError(f"{visible}: box {box} lies outside of the frame of {width}x{height}")
+        return View(rgb, tir, box)
+
+
+class SampleSource(ABC):
+    """Draws template and search views."""
+
+    @abstractmethod
+    def draw(self, random: np.random.Generator) -> tuple[View, View]:
+        """Two views of one target; `InputError` where what was drawn cannot be used."""
+
+
+class SequenceSource(SampleSource):
+    """Sequences of a data set: two frames of one, the search frame after the template."""
+
+    def __init__(self, sequences: Sequence[SequenceFiles], sampling: Sampling, cache: FrameCache) -> None:
+        if not sequences:
+            raise InputError("a data set without sequences: check its root, `sequences` and `exclude`")
+        self._sequences, self._sampling, self._cache = tuple(sequences), sampling, cache
+        self._opened: dict[int, tuple[tuple[Path, ...], tuple[Path, ...], NDArray[np.float64]]] = {}
+
+    def draw(self, random: np.random.Generator) -> tuple[View, View]:
+        """A sequence, a template frame with a box, and a later one within the longest gap."""
+        index = int(random.integers(len(self._sequences)))
+        sequence = self._sequences[index]
+        if index not in self._opened:
+            frames = sequence.frames()
+            self._opened[index] = (frames.visible, frames.infrared, sequence.boxes())
+        visible, infrared, boxes = self._opened[index]
+        rows = min(len(boxes), (len(visible) - 1) // sequence.step + 1)
+        usable = np.flatnonzero(np.isfinite(boxes[:rows]).all(1) & (boxes[:rows, 2] > 0) & (boxes[:rows, 3] > 0))
+        if len(usable) < 2:
+            raise InputError(f"{sequence.name}: fewer than two frames with a box")
+        first = int(random.choice(usable[:-1]))
+        gap = math.ceil(self._sampling.longest_gap / sequence.step)
+        later = usable[(usable > first) & (usable < first + gap)]
+        while len(later) == 0:
+            gap += self._sampling.widen_by
+            later = usable[(usable > first) & (usable < first + gap)]
+        second = int(random.choice(later))
+        views = []
+        for row in (first, second):
+            frame = sequence.frame_of_row(row)
+            x, y, w, h = (float(value) for value in boxes[row])
+            views.append(self._cache.read_pair(visible[frame], infrared[frame], (x, y, w, h)))
+        return views[0], views[1]
+
+
+class StillSource(SampleSource):
+    """Single pairs with boxes: both views are of the same pair, and differ by jitter and augmentation.
+
+    The folder has `visible/NAME`, `infrared/NAME` and `boxes.json`: {"NAME without suffix": {"boxes": [[x, y, w, h,
+    label], ...]}}. Boxes under `smallest` pixels on a side are left out: there is nothing to recognise in them.
+    """
+
+    smallest = 12.0
+
+    def __init__(self, root: Path, cache: FrameCache) -> None:
+        self._cache = cache
+        try:
+            listed = json.loads((root / "boxes.json").read_text(encoding="utf-8"))
+            self._targets = [
+                (name, tuple(float(value) for value in box[:4]))
+                for name, entry in sorted(listed.items())
+                for box in entry["boxes"]
+                if min(float(box[2]), float(box[3])) >= self.smallest
+            ]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise InputError(
+                f"{root / 'boxes.json'}: expected {{name: {{boxes: [[x, y, w, h], ...]}}}} ({error!r})"
+            ) from None
+        if not self._targets:
+            raise InputError(f"{root / 'boxes.json'}: no boxes of at least {self.smallest:g} pixels")
+        self._files = {
+            folder: {path.stem: path for path in (root / folder).iterdir()} if (root / folder).is_dir() else {}
+            for folder in ("visible", "infrared")
+        }
+
+    def draw(self, random: np.random.Generator) -> tuple[View, View]:
+        """A box, twice."""
+        name, box = self._targets[int(random.integers(len(self._targets)))]
+        for folder, files in self._files.items():
+            if name not in files:
+                raise InputError(f"{folder}/{name}: no such image")
+        x, y, w, h = box
+        view = self._cache.read_pair(self._files["visible"][name], self._files["infrared"][name], (x, y, w, h))
+        return view, view
+
+
+def open_source(source: Source, sampling: Sampling, cache: FrameCache) -> SampleSource:
+    """A reader of a source that is not synthetic."""
+    if source.kind == "stills":
+        return StillSource(Path(source.root), cache)
+    dataset = open_dataset(source.name, source.root or None)
+    if source.sequences:
+        dataset = dataset.select(source.sequences)
+    for name in source.exclude:
+        dataset.sequence(name)  # a name that is not there is a mistake
+    return SequenceSource([one for one in dataset.sequences if one.name not in source.exclude], sampling, cache)
+
+
+def jittered(box: Box, sampling: Sampling, random: np.random.Generator) -> Box:
+    """Where the tracker might believe the target to be when it searches."""
+    w, h = (size * math.exp(sampling.scale_jitter * random.normal()) for size in box[2:])
+    reach = math.sqrt(w * h) * sampling.centre_jitter
+    cx, cy = (box[i] + box[i + 2] / 2 + reach * (random.random() - 0.5) for i in range(2))
+    return cx - w / 2, cy - h / 2, w, h
+
+
+def cut(
+    template: View, search: View, model: ModelConfig, sampling: Sampling, random: np.random.Generator
+) -> PairSample:
+    """Crops of both views; `InputError` where the search crop would show nothing of the frame."""
+    around = jittered(search.box, sampling, random)
+    window = crop_window(around, model.search_factor)
+    height, width = search.rgb.shape[:2]
+    if window.left >= width or window.top >= height or window.left + window.side <= 0 or window.top + window.side <= 0:
+        raise InputError("the jittered search crop shows nothing of the frame")
+    templates = _crops(template, template.box, model.template_factor, model.template_size)
+    searches = _crops(search, around, model.search_factor, model.search_size)
+    return PairSample(
+        template=np.stack([one.image for one in templates]),
+        search=np.stack([one.image for one in searches]),
+        target_xywh=box_in_crop(search.box, around, searches[0].resize_factor, model.search_size),
+    )
+
+
+def _crops(view: View, box: Box, factor: float, size: int) -> list[Crop]:
+    return [crop(frame, box, factor, size) for frame in (view.rgb, view.tir)]
+
+
+class PairDataset:
+    """Samples by position; a map-style data set for `torch.utils.data`.
+
+    Args:
+        config: sources and their shares, sampling, seed.
+        stage: number of the stage; every stage has samples of its own.
+    """
+
+    def __init__(self, config: TrainConfig, stage: int) -> None:
+        self._config, self._stage = config, stage
+        cache = FrameCache(config.upkeep.cache_mb << 20)
+        real = [source for source in config.sources if source.kind != "synthetic"]
+        self._sources = [open_source(source, config.sampling, cache) for source in real]
+        shares = np.array([source.share for source in real])
+        self._shares = shares / shares.sum()
+
+    def __getitem__(self, position: int) -> PairSample:
+        """The sample of this position, with the names of those that could not be used."""
+        bad: list[str] = []
+        for attempt in range(MOST_ATTEMPTS):
+            random = np.random.default_rng([self._config.seed, 1, self._stage, position, attempt])
+            source = self._sources[int(random.choice(len(self._sources), p=self._shares))]
+            try:
+                template, search = source.draw(random)
+            except InputError as error:
+                bad.append(str(error))
+                continue
+            try:
+                made = cut(template, search, self._config.model, self._config.sampling, random)
+            except InputError:
+                continue  # a matter of jitter: the published sampling draws again, too
+            return PairSample(made.template, made.search, made.target_xywh, tuple(bad))
+        raise TrainingError(
+            f"{MOST_ATTEMPTS} draws in a row gave no sample; the last reasons: {'; '.join(bad[-3:]) or 'empty crops'}. "
+            "Check the data with `ckd-fast data check`"
+        )

@@ -1,0 +1,90 @@
+"""Rendered pairs against the generator of clips, and against what they say of themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ckd_fast.datasets.synthetic import Pose, coverage
+from ckd_fast.training.config import Sampling, SceneConfig
+from ckd_fast.training.rendering import Poses, Renderer, coverages
+
+BARE = SceneConfig(clutter=0, distractors=0, dark=0, crossover=0, occlusion=0, noise=0)
+
+
+def renderer(scene: SceneConfig = BARE, sampling: Sampling | None = None) -> Renderer:
+    return Renderer(scene, sampling or Sampling(), (64, 128), (2.0, 4.0), torch.device("cpu"))
+
+
+def test_outlines_and_boxes_are_those_of_the_generator() -> None:
+    random = np.random.default_rng(3)
+    poses = Poses(
+        random.uniform(20, 40, 3), random.uniform(20, 40, 3), random.uniform(8, 12, 3), random.uniform(8, 15, 3),
+        random.uniform(-1, 1, 3), random.uniform(-0.1, 0.1, (4, 3)),
+    )  # fmt: skip
+    steps = torch.arange(64).float() + 0.5
+    xs, ys = steps[None, None, :].expand(3, 1, -1), steps[None, :, None].expand(3, -1, 1)
+    together = coverages(poses, xs, ys, torch.ones(3, 1, 1))
+    for index in range(3):
+        values = [float(v[index]) for v in (poses.x, poses.y, poses.half_width, poses.half_height, poses.angle)]
+        pose = Pose(*values, tuple(poses.shape[:, index].tolist()))  # type: ignore[arg-type]
+        for batched, alone in zip(together, coverage(pose, steps[None, :], steps[:, None]), strict=True):
+            assert torch.allclose(batched[index], alone, atol=2e-4)
+        assert np.allclose(poses.boxes()[index], pose.box())
+
+
+def test_the_target_is_where_the_label_says() -> None:
+    """Without anything else in the scene, what is warm and what the box covers are the same."""
+    pairs = renderer(sampling=Sampling(centre_jitter=1.0, scale_jitter=0.1)).render(48, (5,))
+    thermal = pairs.search[1, :, 0].float()  # [B, 128, 128]
+    overlaps = []
+    for image, box in zip(thermal, pairs.target_xywh * 128, strict=True):
+        x, y, w, h = box.tolist()
+        inside = image[round(y + h * 0.35) : round(y + h * 0.65), round(x + w * 0.35) : round(x + w * 0.65)]
+        around = float(image[image > 0].median())
+        if abs(float(inside.mean()) - around) < 60 or min(x, y, 128 - x - w, 128 - y - h) < 2:
+            continue  # hardly warmer, or cut by the crop: thresholding would not find it
+        level = (around + float(inside.mean())) / 2
+        rows, columns = torch.where((image > level) if float(inside.mean()) > around else (image < level) & (image > 0))
+        found = (float(columns.min()), float(rows.min()), float(columns.max()) + 1, float(rows.max()) + 1)
+        low = (max(found[0], x), max(found[1], y))
+        high = (min(found[2], x + w), min(found[3], y + h))
+        shared = max(high[0] - low[0], 0) * max(high[1] - low[1], 0)
+        overlaps.append(shared / ((found[2] - found[0]) * (found[3] - found[1]) + w * h - shared))
+    assert len(overlaps) > 15
+    assert np.median(overlaps) > 0.9
+
+
+def test_equal_seeds_give_equal_scenes() -> None:
+    scene = SceneConfig()
+    first, again, other = (renderer(scene).render(3, seed) for seed in ((1, 2), (1, 2), (1, 3)))
+    assert torch.equal(first.search, again.search)
+    assert torch.equal(first.template, again.template)
+    assert not torch.equal(first.search, other.search)
+
+
+def test_darkness_blinds_the_visible_camera_alone() -> None:
+    bright = renderer(BARE).render(16, (2,))
+    dark = renderer(SceneConfig(clutter=0, distractors=0, dark=1, crossover=0, occlusion=0, noise=0)).render(16, (2,))
+    seen = bright.search[0].float().mean((1, 2, 3)) > 20  # some windows lie beyond the frame's edge
+    ratio = dark.search[0].float().mean((1, 2, 3)) / bright.search[0].float().mean((1, 2, 3)).clamp(min=1)
+    assert float(ratio[seen].max()) < 0.35
+    assert torch.equal(dark.search[1], bright.search[1])
+
+
+def test_crossover_hides_the_target_from_the_thermal_camera_alone() -> None:
+    scene = SceneConfig(clutter=0, distractors=0, dark=0, crossover=1, occlusion=0, noise=0)
+    plain, hidden = renderer(BARE).render(24, (4,)), renderer(scene).render(24, (4,))
+    assert torch.equal(plain.search[0], hidden.search[0])
+    assert torch.equal(plain.template, hidden.template)
+    contrast = []
+    for pairs in (plain, hidden):
+        values = []
+        for image, box in zip(pairs.search[1, :, 0].float(), pairs.target_xywh * 128, strict=True):
+            x, y = (float(box[i] + box[i + 2] / 2) for i in range(2))
+            if 4 < x < 124 and 4 < y < 124:
+                values.append(
+                    abs(float(image[int(y) - 2 : int(y) + 3, int(x) - 2 : int(x) + 3].mean() - image.median()))
+                )
+        contrast.append(np.median(values))
+    assert contrast[1] < 0.4 * contrast[0]
