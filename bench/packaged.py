@@ -1,4 +1,4 @@
-"""What a model is worth: unseen synthetic clips, real clips, one modality alone, no elimination, OpenCV's trackers.
+"""What a model is worth: unseen synthetic clips, real clips, one modality alone, elimination, OpenCV's trackers.
 
     python bench/packaged.py --clips 8 --data SEQUENCES --sequences NAME ... --json FILE            the packaged model
     python bench/packaged.py --weights run/best.safetensors --clips 8                               another
@@ -194,12 +194,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(options.threads)
     model = load_model(options.weights)
-    whole = dataclasses.replace(model, config=dataclasses.replace(model.config, elimination="none"))
+    dropping = dataclasses.replace(model, config=dataclasses.replace(model.config, elimination="mce"))
     trackers: dict[str, Callable[[Image, Image, Box], Find]] = {"ckd_fast": ours(model)}
     missing = []
     if not options.only_ours:
         trackers |= {
-            "no elimination": ours(whole),
+            "with MCE": ours(dropping),
             "RGB alone": ours(model, tir_seen=False),
             "TIR alone": ours(model, rgb_seen=False),
             "still": still,
