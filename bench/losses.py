@@ -79,7 +79,7 @@ def measure(name: str, config: ModelConfig, batch: int, engine: str, device: tor
     return Row(name, batch, engine, percentiles(times), peak)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--models", nargs="+", default=["base", "tiny"])
@@ -90,6 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("losses.py: measures on a GPU, and torch sees none; --device cpu measures the reference", file=sys.stderr)
+        return 2
     rows = []
     for model in options.models:
         for batch in options.batches:
@@ -102,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     torch.cuda.empty_cache()
     if options.json:
         write_json(options.json, {"machine": machine(options.device), "rows": [asdict(row) for row in rows]})
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -326,12 +326,16 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     assert [line["step"] for line in one] == [line["step"] for line in two] == [1, 2, 3, 4, 5]
     for a, b in zip(one, two, strict=True):
         assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-4), a["step"]
-    weights, others = (read_checkpoint(Checkpoints(tmp_path / name, 9).all()[-1]).weights for name in ("alone", "pair"))
-    compared = 0
-    for name, value in weights.items():
-        # Statistics of batch norm are those of the first process; a bias before one has a gradient of rounding noise.
-        if "running_" in name or (".head." in f".{name}" and name.endswith(".0.bias")):
-            continue
-        assert torch.allclose(others[name], value, atol=2e-5), name
-        compared += 1
-    assert compared > 80
+    first, *_, last = (read_checkpoint(path).weights for path in Checkpoints(tmp_path / "alone", 9).all())
+    others = read_checkpoint(Checkpoints(tmp_path / "pair", 9).all()[-1]).weights
+    # Statistics of batch norm are those of the first process; a bias before one has a gradient of rounding noise, which
+    # AdamW blows up to whole steps. All others together: single ones may have next to no gradient.
+    compared = [
+        name for name in last
+        if "running_" not in name and not (".head." in f".{name}" and name.endswith(".0.bias"))
+    ]  # fmt: skip
+    apart = sum(float((others[name] - last[name]).double().square().sum()) for name in compared) ** 0.5
+    moved = sum(float((first[name] - last[name]).double().square().sum()) for name in compared) ** 0.5
+    assert moved > 0.01
+    assert apart < 0.01 * moved
+    assert len(compared) > 80
