@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from ckd_fast.errors import InputError
-
 from .parsing import add_command, add_dataset_options, add_model_options, not_negative, positive
 
 if TYPE_CHECKING:
@@ -88,8 +86,6 @@ def run_run(options: argparse.Namespace) -> int:
         dataset = dataset.select(tuple(options.sequences))
     for remark in dataset.remarks:
         sys.stderr.write(f"ckd-fast: {remark}\n")
-    if options.out.resolve() == dataset.root.resolve():
-        raise InputError(f"--out {options.out} is the data set's own folder: choose another")
     if options.ray:
         from ckd_fast.evaluation.cluster import on_ray
 

@@ -12,6 +12,7 @@ that differs from the published one) is in `Dataset.remarks`.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -125,6 +126,7 @@ class Dataset:
         sequences: in the order of the published list, else by name.
         attributes: names of all challenges, in the published order.
         remarks: what a user should know about what is there.
+        names: of all its sequences, also those that `select` left out.
     """
 
     layout: Layout
@@ -132,6 +134,7 @@ class Dataset:
     sequences: tuple[SequenceFiles, ...]
     attributes: tuple[str, ...]
     remarks: tuple[str, ...]
+    names: tuple[str, ...]
 
     def sequence(self, name: str) -> SequenceFiles:
         """A sequence by name."""
@@ -141,9 +144,9 @@ class Dataset:
         raise InputError(f"{name}: no sequence of {self.layout.title} in {self.root}")
 
     def select(self, names: tuple[str, ...]) -> Dataset:
-        """The same with some sequences alone."""
-        chosen = tuple(self.sequence(name) for name in names)
-        return Dataset(self.layout, self.root, chosen, self.attributes, self.remarks)
+        """The same with some sequences alone; one that is named twice is there once."""
+        chosen = tuple(self.sequence(name) for name in dict.fromkeys(names))
+        return dataclasses.replace(self, sequences=chosen)
 
 
 def layout_of(name: str) -> Layout:
@@ -206,7 +209,8 @@ def _find(layout: Layout, root: Path) -> Dataset:
         remarks.append(f"{len(absent)} sequences of {listed_in} have no ground truth in {root}: {_shown(absent)}")
     if layout.published is not None and sequences and len(sequences) != layout.published:
         remarks.append(f"{len(sequences)} sequences found; {layout.title} was published with {layout.published}")
-    return Dataset(layout, root, tuple(sequences), attributes, tuple(remarks))
+    found = tuple(one.name for one in sequences)
+    return Dataset(layout, root, tuple(sequences), attributes, tuple(remarks), found)
 
 
 def _shown(names: list[str]) -> str:

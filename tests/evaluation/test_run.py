@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from ckd_fast import InputError, OutputError, Tracker, load_model, save_model
 from ckd_fast.cli import main
 from ckd_fast.datasets import open_dataset
 from ckd_fast.evaluation.corruptions import CORRUPTIONS, Corruption, parse_corruption
-from ckd_fast.evaluation.running import Outcome, RunPlan, Started, TrackerSetup, attempt, run_dataset, track_sequence
+from ckd_fast.evaluation.running import Outcome, RunPlan, TrackerSetup, attempt, run_dataset, track_sequence
 from ckd_fast.evaluation.workers import default_workers, devices, local
 from ckd_fast.evaluation.writing import write_atomically
 from ckd_fast.video.sources import read_rgb, read_tir
@@ -295,7 +296,75 @@ def test_nothing_is_done_twice(data: Path, weights: str, tmp_path: Path) -> None
     assert [one.sequence for one in heard] == ["first", "third", "fourth", "second"]
     summary = run_dataset(dataset, plan, tmp_path / "out", dies)
     assert sorted(summary.kept) == sorted(LENGTHS)
-    assert Started("x").engine == "x"
+
+
+def test_no_results_among_the_data(
+    data: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    linked, labels = tmp_path / "linked" / "walk", tmp_path / "labels"
+    linked.parent.mkdir()
+    (data / "first").rename(linked)
+    (data / "first").symlink_to(linked)
+    labels.mkdir()
+    truth = (data / "second" / "groundtruth.txt").rename(labels / "second.txt")
+    (data / "second" / "groundtruth.txt").symlink_to(truth)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.txt")}
+    for out in (data, data / "third", data / "third" / "visible", data / "new", tmp_path, linked, labels):
+        assert main(command(data, weights, out, "--force")) == 2
+        assert f"--out {out} " in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.txt")} == before
+    (data / "third").rename(data / "fourth_time")
+    assert main(command(data, weights, tmp_path / "out")) == 2
+    assert "fourth_time: its results would be taken for the times of fourth" in capsys.readouterr().err
+
+
+def test_force_removes_the_data_sets_own_results_alone(data: Path, weights: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(command(data, weights, out)) == 0
+    (out / "notes.txt").write_text("mine")
+    more = ("--corrupt", "noise:5", "--force", "--sequences", "second")
+    assert main(command(data, weights, out, *more)) == 0
+    # Sequences that were not asked for are of the other run: they must not be taken for finished later.
+    assert set(results(out)) == {"second.txt", "notes.txt"}
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_failed_start_leaves_nothing_to_replace(
+    data: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main([*command(data, weights, out), "--engine", "triton"]) == 2
+    assert (out / "run.json").exists()
+    assert main(command(data, weights, out, "--sequences", "second")) == 0
+    assert main(command(data, weights, out, "--sequences", "second", "third")) == 0  # the same run goes on
+    assert set(json.loads((out / "run.json").read_text())["first_boxes"]) == {"second", "third"}
+    (out / "run.json").write_text("{")
+    capsys.readouterr()
+    assert main(command(data, weights, out)) == 2
+    assert "a damaged run.json" in capsys.readouterr().err
+    assert main(command(data, weights, out, "--sequences", "second", "--force")) == 0
+    assert set(results(out)) == {"second.txt"}
+
+
+def test_other_data_are_not_finished(
+    data: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    only = ("--sequences", "second")
+    assert main(command(data, weights, out, *only)) == 0
+    shutil.copytree(data, tmp_path / "copy")
+    assert main(command(tmp_path / "copy", weights, out, *only)) == 2
+    assert "another run (root differ)" in capsys.readouterr().err
+    truth = data / "second" / "groundtruth.txt"
+    rows = truth.read_text().splitlines()
+    truth.write_text("\n".join(["9,9,20,20", *rows[1:]]))
+    assert main(command(data, weights, out, *only)) == 2
+    assert "first box of second differ" in capsys.readouterr().err
+    truth.write_text("\n".join(rows))
+    (out / "second.txt").write_text("nan,nan,nan,nan\n" * LENGTHS["second"])
+    assert main(command(data, weights, out, *only, "--json")) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["finished"] == ["second"]
+    assert "nan" not in (out / "second.txt").read_text()
 
 
 def test_workers_go_round_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
