@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ckd_fast.errors import InputError
 
-from .parsing import add_command, add_dataset_options
+from .parsing import add_command, add_dataset_options, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,18 +91,21 @@ def run_eval(options: argparse.Namespace) -> int:
         sys.stderr.write(f"ckd-fast: {remark}\n")
     with tqdm(total=len(options.results), unit="tracker", disable=True if options.quiet else None) as bar:
         evaluation = evaluate(dataset, options.results, scoring, lambda _name: bar.update())
-    print(f"{dataset.layout.title}, {len(dataset.sequences)} sequences, in percent")
-    print(text_table(evaluation))
-    if options.attributes:
-        print(attribute_table(evaluation))
-    if options.against:
-        print(loss_table(evaluation, options.against))
-    for line in summarise(evaluation.problems):
-        sys.stderr.write(f"ckd-fast: {line}\n")
+    written = []
     for path, render in ((options.html, html_report), (options.json, to_json), (options.csv, to_csv)):
         if path is not None:
             write_atomically(path, render(evaluation))
-            print(f"written: {path}")
+            written.append(path)
+    say(f"{dataset.layout.title}, {len(dataset.sequences)} sequences, in percent")
+    say(text_table(evaluation))
+    if options.attributes:
+        say(attribute_table(evaluation))
+    if options.against:
+        say(loss_table(evaluation, options.against))
+    for line in summarise(evaluation.problems):
+        sys.stderr.write(f"ckd-fast: {line}\n")
+    for path in written:
+        say(f"written: {path}")
     if options.strict and (evaluation.problems or dataset.remarks):
         count = len(evaluation.problems) + len(dataset.remarks)
         sys.stderr.write(f"ckd-fast: {count} problems, and --strict was asked for\n")

@@ -39,6 +39,8 @@ def list_images(folder: Path) -> list[Path]:
 def read_text(path: Path) -> str:
     """A text file of bounded size, without the mark that some editors put in front."""
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: not a file")  # opening a pipe would wait for who writes into it
         size = path.stat().st_size
         if size > LARGEST_TEXT:
             raise InputError(f"{path}: {size} bytes; expected a text file of at most {LARGEST_TEXT}")
@@ -71,20 +73,29 @@ class Table:
     separators: tuple[str, ...]
 
 
+def _cells(line: str) -> list[str]:
+    """Commas part cells, which may be empty; other than that any blanks do."""
+    return [cell.strip() for cell in line.split(",")] if "," in line else line.split()
+
+
 def _separator(line: str) -> str:
     return "comma" if "," in line else "tab" if "\t" in line.strip() else "space"
 
 
 def read_table(path: Path) -> Table:
-    """Numbers by line, between them commas, tabs or spaces; every line must have equally many."""
+    """Numbers by line, between them commas, or tabs and spaces; every line must have equally many."""
     lines = read_text(path).rstrip().splitlines()
     if not lines:
         raise InputError(f"{path}: empty; expected numbers, one box a line")
-    cells = [line.replace(",", " ").split() for line in lines]
+    cells = [_cells(line) for line in lines]
     width = len(cells[0])
+    if not width:
+        raise InputError(f"{path}, line 1: empty; expected numbers, one box a line")
     for number, row in enumerate(cells, 1):
-        if len(row) != width or not row:
+        if len(row) != width:
             raise InputError(f"{path}, line {number}: {len(row)} numbers where line 1 has {width}")
+    if any("_" in line for line in lines):  # Python takes 1_0 for 10
+        raise InputError(_first_that_is_no_number(path, cells))
     try:
         values = np.array(cells, dtype=np.float64)
     except ValueError:
@@ -96,7 +107,7 @@ def _first_that_is_no_number(path: Path, cells: list[list[str]]) -> str:
     for number, row in enumerate(cells, 1):
         for cell in row:
             try:
-                float(cell)
+                float(cell.replace("_", "x"))
             except ValueError:
                 return f"{path}, line {number}: {cell[:40]!r} is no number"
     return f"{path}: holds something that is no number"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -168,11 +169,24 @@ def test_bad_roots_lists_and_truths(tmp_path: Path) -> None:
         ("1,2,3,4\n1,2,3\n", "line 2: 3 numbers where line 1 has 4"),
         ("1,2,3,4\n\n1,2,3,4\n", "line 2: 0 numbers where line 1 has 4"),
         ("1,2,3,4\n1,2,x,4\n", "line 2: 'x' is no number"),
+        ("\n1,2,3,4\n", "line 1: empty; expected numbers"),
+        (",20,30,40,50\n", "line 1: '' is no number"),
+        ("10,20,,30,40\n", "line 1: '' is no number"),
+        ("1,2,3,4\n1,2,3,\n", "line 2: '' is no number"),
+        ("1,2,3,4,\n", "line 1: '' is no number"),
+        ("1,2 3,4\n", "line 1: '2 3' is no number"),
+        ("1_0,2,3,4\n", "line 1: '1_0' is no number"),
     ],
 )
 def test_bad_tables(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_table(write(tmp_path / "t.txt", text))
+
+
+def test_a_pipe_is_no_table(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t.txt")
+    with pytest.raises(InputError, match=r"t\.txt: not a file"):
+        read_table(tmp_path / "t.txt")
 
 
 def test_tables_in_every_spelling(tmp_path: Path) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from support import shared_data
+from support import ROOT, shared_data
 
 from ckd_fast.cli import main
 from ckd_fast.datasets import open_dataset
@@ -110,6 +112,23 @@ def test_strict_ends_with_one_and_names_the_problem(
     assert "--strict was asked for" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "pipe"])
+def test_nobody_reads_but_files_and_exit_code_stay(both: list[str], root: Path, tmp_path: Path, closed: str) -> None:
+    (Path(both[0]) / "run.txt").unlink()
+    scores = tmp_path / "s.json"
+    line = [sys.executable, "-m", "ckd_fast", "eval", *both, "--dataset", "rgbt210", "--root", str(root)]
+    line += ["--strict", "--json", str(scores)]
+    if closed == "pipe":
+        read_end, write_end = os.pipe()
+        os.close(read_end)
+        done = subprocess.run(line, cwd=ROOT, stdout=write_end, stderr=write_end, check=False)
+        os.close(write_end)
+    else:
+        done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *line], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 1
+    assert set(json.loads(scores.read_text())) == {"good", HOSTILE}
+
+
 def test_strict_without_problems_is_zero() -> None:
     arguments = ["eval", str(shared_data("eval", "results", "GTOT", "MTNet")), "--dataset", "gtot", "--quiet"]
     assert main([*arguments, "--root", str(shared_data("eval", "groundtruth", "GTOT")), "--strict"]) == 0
@@ -131,6 +150,19 @@ def test_quirks_sequences_and_missing(
     assert "quirk 'round': known are rounded-results" in capsys.readouterr().err
     assert run(both, root, "--sequences", "swim") == 2
     assert "swim: no sequence of RGBT210" in capsys.readouterr().err
+
+
+def test_some_sequences_alone_are_nothing_odd(both: list[str], root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    assert run(both[1:], root, "--sequences", "walk", "walk", "run", "--json", str(path)) == 0
+    scores = json.loads(path.read_text())["good"]
+    assert scores["problems"] == []
+    assert set(scores["sequences"]) == {"walk", "run"}
+    (Path(both[1]) / "swim.txt").write_text("1,2,3,4\n")
+    assert run(both[1:], root, "--sequences", "walk", "--json", str(path)) == 0
+    (problem,) = json.loads(path.read_text())["good"]["problems"]
+    assert "unknown sequence" in str(problem)
+    assert "swim" in str(problem)
 
 
 def test_loss_against_a_tracker(both: list[str], root: Path, capsys: pytest.CaptureFixture[str]) -> None:

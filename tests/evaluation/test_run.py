@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +26,9 @@ from support import ROOT
 from ckd_fast import InputError, OutputError, Tracker, load_model, save_model
 from ckd_fast.cli import main
 from ckd_fast.datasets import open_dataset
+from ckd_fast.evaluation import workers
 from ckd_fast.evaluation.corruptions import CORRUPTIONS, Corruption, parse_corruption
-from ckd_fast.evaluation.running import Outcome, RunPlan, TrackerSetup, attempt, run_dataset, track_sequence
+from ckd_fast.evaluation.running import Outcome, RunPlan, Started, TrackerSetup, attempt, run_dataset, track_sequence
 from ckd_fast.evaluation.workers import default_workers, devices, local
 from ckd_fast.evaluation.writing import write_atomically
 from ckd_fast.video.sources import read_rgb, read_tir
@@ -82,9 +85,9 @@ def test_any_number_of_workers_gives_the_trackers_boxes(
 ) -> None:
     truth = expected(data, weights)
     capsys.readouterr()
-    for workers in (1, 2, 4):
-        out = tmp_path / str(workers)
-        assert main(command(data, weights, out, "--workers", str(workers), "--json")) == 0
+    for count in (1, 2, 4):
+        out = tmp_path / str(count)
+        assert main(command(data, weights, out, "--workers", str(count), "--json")) == 0
         assert results(out) == truth
         summary = json.loads(capsys.readouterr().out)
         assert (sorted(summary["finished"]), summary["kept"], summary["failed"]) == (sorted(LENGTHS), [], {})
@@ -365,6 +368,72 @@ def test_other_data_are_not_finished(
     assert main(command(data, weights, out, *only, "--json")) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["finished"] == ["second"]
     assert "nan" not in (out / "second.txt").read_text()
+
+
+@pytest.mark.parametrize("closed", ["pipe", "from the start"])
+def test_a_closed_standard_error_loses_nothing(data: Path, weights: str, tmp_path: Path, closed: str) -> None:
+    calm, out = tmp_path / "calm", tmp_path / "out"
+    sorted((data / "first" / "visible").iterdir())[2].write_bytes(b"")  # there is something to say early
+    (data / "bare" / "visible").mkdir(parents=True)
+    assert main(command(data, weights, calm)) == 0
+    line = [sys.executable, "-m", "ckd_fast", *command(data, weights, out)]
+    if closed == "pipe":
+        read_end, write_end = os.pipe()
+        os.close(read_end)
+        done = subprocess.run(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=write_end, check=False)
+        os.close(write_end)
+    else:
+        done = subprocess.run(["sh", "-c", '"$@" 2>&-', "sh", *line], cwd=ROOT, stdout=subprocess.PIPE, check=False)
+    assert done.returncode == 0
+    assert results(out) == results(calm)
+    assert set(results(out)) == {f"{name}.txt" for name in LENGTHS}
+
+
+def test_an_error_of_the_listener_is_no_dead_worker(data: Path, weights: str, tmp_path: Path) -> None:
+    def leaves(_outcome: Outcome) -> None:
+        raise BrokenPipeError("the listener's own")
+
+    plan = RunPlan(TrackerSetup(weights, engine="reference"))
+    with pytest.raises(BrokenPipeError, match="the listener's own"):
+        run_dataset(open_dataset("folder", data), plan, tmp_path / "out", local(["cpu"]), on_outcome=leaves)
+
+
+def test_a_worker_ends_after_an_unexpected_error(data: Path, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sequence, plan = open_dataset("folder", data).sequence("first"), RunPlan(TrackerSetup(weights))
+    tracker = Breaks(weights, device="cpu", engine="reference")
+    monkeypatch.setattr(workers, "build_tracker", lambda *_arguments: tracker)
+    monkeypatch.setattr(signal, "signal", lambda *_arguments: None)
+    ours, theirs = multiprocessing.Pipe()
+    ours.send(sequence)
+    ours.send(sequence)
+    workers._work(theirs, plan, "cpu")
+    heard = [ours.recv() for _ in range(2)]
+    assert "ZeroDivisionError" in heard[1].failure
+    assert not ours.poll()  # the second sequence is left to another worker
+
+
+def test_a_worker_with_an_unexpected_error_is_replaced(
+    data: Path, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+
+    def start_thread(_plan: RunPlan, device: str) -> workers._Worker:
+        started.append(device)
+        ours, theirs = multiprocessing.Pipe()
+
+        def work() -> None:
+            theirs.send(Started("fake"))
+            theirs.send(Outcome(theirs.recv().name, failure="ZeroDivisionError", details="a traceback"))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        return workers._Worker(SimpleNamespace(join=thread.join, terminate=lambda: None, exitcode=0), ours, device)
+
+    monkeypatch.setattr(workers, "_start", start_thread)
+    plan = RunPlan(TrackerSetup(weights, engine="reference"))
+    summary = run_dataset(open_dataset("folder", data), plan, tmp_path / "out", local(["cpu"]))
+    assert set(summary.failed) == set(LENGTHS)
+    assert started == ["cpu"] * len(LENGTHS)
 
 
 def test_workers_go_round_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

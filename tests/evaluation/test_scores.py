@@ -157,6 +157,15 @@ def test_each_quirk_and_its_strict_reading() -> None:
         assert found.overlap[1:].tolist() == [-1, -1]
 
 
+@pytest.mark.parametrize("row", ["1,1,-inf,5", "1,1,5,-inf", "-inf,1,5,5", "nan,1,5,5", "1,1,nan,0", "inf,inf,0,0"])
+def test_what_is_not_finite_is_a_miss_on_lasher(row: str) -> None:
+    boxes = np.array([[1, 1, 5, 5], [float(value) for value in row.split(",")], [0, 0, 0, 0], [1, 1, 5, 5]])
+    given = truth(*[(1, 1, 5, 5)] * 4)
+    found = distances(boxes, [given], protocol_of("lasher").quirks)
+    assert np.isinf(found.centre).tolist() == [False, True, True, False]
+    assert found.overlap.tolist() == [1, -1, -1, 1]
+
+
 def test_quirks_by_name() -> None:
     lasher = protocol_of("lasher").quirks
     assert set(lasher.on()) == set(QUIRKS)
@@ -340,6 +349,32 @@ def test_vtuav_takes_every_tenth_row(tmp_path: Path) -> None:
     assert evaluate(dataset, [folder]).metrics(every.trackers[0]).sr == pytest.approx(20 / 21)
     (folder / "car_1.txt").write_text("".join(f"{frame} 0 10 10\n" for frame in range(40)))
     assert kinds(evaluate(dataset, [folder])) == {("long", ("car_1",))}
+
+
+@pytest.mark.parametrize(
+    ("rows", "step", "share", "text"),
+    [
+        (191, 10, 1, None),
+        (206, 10, 1, "206 rows for 200"),
+        (250, 10, 1, "250 rows for 200"),
+        (101, 10, 11 / 20, "101 rows for 200"),
+        (20, 100, 1, None),
+        (21, 100, 1, "21 rows for 20"),
+        (35, 100, 1, "35 rows for 20"),
+        (15, 100, 15 / 20, "15 rows for 20"),
+    ],
+)
+def test_vtuav_results_of_every_frame_or_of_every_box(
+    tmp_path: Path, rows: int, step: int, share: float, text: str | None
+) -> None:
+    home = tmp_path / "data" / "car_1"
+    home.mkdir(parents=True)
+    (home / "rgb.txt").write_text("".join(f"{100 * k} 0 10 10\n" for k in range(20)))
+    (tmp_path / "T").mkdir()
+    (tmp_path / "T" / "car_1.txt").write_text("".join(f"{step * row} 0 10 10\n" for row in range(rows)))
+    evaluation = evaluate(open_dataset("vtuav", tmp_path / "data"), [tmp_path / "T"])
+    assert evaluation.metrics(evaluation.trackers[0]).sr == pytest.approx(share * 20 / 21)
+    assert [problem.text for problem in evaluation.problems] == ([f"{text} of the truth"] if text else [])
 
 
 def test_frames_weigh_where_the_protocol_says_so(tmp_path: Path) -> None:
