@@ -61,10 +61,11 @@ def add_eval(commands: Commands) -> None:
 
 
 def refuse_inputs(outputs: Sequence[Path | None], folders: Sequence[Path]) -> None:
-    """Raise where an output would replace or join the results, or is a folder."""
-    for path in outputs:
-        if path is None:
-            continue
+    """Raise where an output would replace another or join the results, or is a folder."""
+    given = [path for path in outputs if path is not None]
+    for number, path in enumerate(given):
+        if path.resolve() in [other.resolve() for other in given[:number]]:
+            raise InputError(f"{path}: named for two outputs; the second would replace the first")
         if path.is_dir():
             raise InputError(f"{path}: a folder; expected the name of a file to write")
         if path.resolve().parent in {folder.resolve() for folder in folders} and path.suffix == ".txt":
@@ -78,12 +79,16 @@ def run_eval(options: argparse.Namespace) -> int:
     from ckd_fast.datasets import open_dataset
     from ckd_fast.evaluation import ScoringOptions, evaluate
     from ckd_fast.evaluation.report import html_report
+    from ckd_fast.evaluation.results import tracker_names
     from ckd_fast.evaluation.scores import summarise
     from ckd_fast.evaluation.tables import attribute_table, loss_table, text_table, to_csv, to_json
     from ckd_fast.evaluation.writing import write_atomically
 
     scoring = ScoringOptions(tuple(options.strict_quirk), options.boxes, options.missing)
     refuse_inputs((options.html, options.json, options.csv), options.results)
+    names = sorted(tracker_names(options.results))
+    if options.against and options.against not in names:
+        raise InputError(f"--against {options.against!r} is none of the trackers: {', '.join(names)}")
     dataset = open_dataset(options.dataset, options.root)
     if options.sequences:
         dataset = dataset.select(tuple(options.sequences))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,23 @@ def list_images(folder: Path) -> list[Path]:
     if not found:
         raise InputError(f"{folder}: no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return sorted(found, key=lambda path: natural_key(path.name))
+
+
+def mispaired(first: Sequence[Path], second: Sequence[Path]) -> str:
+    """Says where images that are paired by order are of different numbers; empty if they are not.
+
+    A number counts where the other side has it too, at another place: an image is missing there. Numbers of one side
+    alone are names of another kind, as two cameras' time stamps are.
+    """
+    numbers = [[re.findall(r"\d+", path.stem) for path in paths] for paths in (first, second)]
+    mine, theirs = ([int(found[-1]) if found else None for found in side] for side in numbers)
+    shared = (set(mine) & set(theirs)) - {None}
+    pairs = enumerate(zip(mine, theirs, strict=False))  # unequal counts are said elsewhere
+    odd = [index for index, pair in pairs if pair[0] != pair[1] and shared.intersection(pair)]
+    if not odd:
+        return ""
+    at = odd[0]
+    return f"{len(odd)} pairs have different numbers, first {first[at].name} with {second[at].name}"
 
 
 def read_text(path: Path) -> str:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ckd_fast import __version__
-from ckd_fast.datasets.files import read_table
+from ckd_fast.datasets.files import mispaired, read_table
 from ckd_fast.datasets.sequences import Dataset, SequenceFiles
 from ckd_fast.errors import CkdFastError, InputError, OutputError
 
@@ -169,7 +169,9 @@ def track_sequence(
             on_frames(len(boxes) - reported)
             reported, last_report = len(boxes), time.monotonic()
     on_frames(len(boxes) - reported)
-    notes = [f"{len(unread)} images cannot be read, first {unread[0]}"] if unread else []
+    odd = mispaired(frames.visible, frames.infrared)
+    notes = [odd] if odd else []
+    notes += [f"{len(unread)} images cannot be read, first {unread[0]}"] if unread else []
     return Track(tuple(boxes), tuple(seconds), tuple(notes))
 
 

@@ -20,6 +20,7 @@ from ckd_fast.cli import main
 from ckd_fast.datasets import open_dataset
 from ckd_fast.evaluation import evaluate
 from ckd_fast.evaluation.report import html_report
+from ckd_fast.evaluation.writing import write_atomically
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<img src=x onerror=alert(1)>&\"'"
@@ -171,7 +172,34 @@ def test_loss_against_a_tracker(both: list[str], root: Path, capsys: pytest.Capt
     assert ["against", "good", "PR", "SR", "SR", "kept"] in table
     assert table[-1][-4:] == ["-50.0", "-47.6", "50", "%"]
     assert run(both, root, "--against", "best") == 2
-    assert "'best' is none of the trackers: good, " in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert f"--against 'best' is none of the trackers: {HOSTILE}, good" in captured.err
+    assert captured.out == ""  # said before anything is scored
+
+
+def test_names_that_are_no_utf8(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = results(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")), ("walk",))
+    files = {name: tmp_path / name for name in ("s.json", "s.csv", "r.html")}
+    more = ["--json", str(files["s.json"]), "--csv", str(files["s.csv"]), "--html", str(files["r.html"])]
+    assert run([str(folder)], root, *more) == 0
+    assert "caf\\udce9" in capsys.readouterr().out
+    for path in files.values():
+        assert "caf\\udce9" in path.read_text()
+
+
+def test_links_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.json").symlink_to(tmp_path / "there" / "real.json")
+    for text in ("one", "two"):
+        write_atomically(tmp_path / "link.json", text)
+        assert (tmp_path / "there" / "real.json").read_text() == text
+    assert (tmp_path / "link.json").is_symlink()
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(tmp_path / "pipe", "through")
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_bad_calls(
@@ -185,6 +213,7 @@ def test_bad_calls(
         ([both[0], both[0], "--dataset", "rgbt210", "--root", str(root)], "given twice"),
         ([both[1], "--dataset", "rgbt210", "--root", str(root), "--json", str(tmp_path)], "a folder; expected"),
         ([both[1], "--dataset", "rgbt210", "--root", str(root), "--csv", f"{both[1]}/new.txt"], "taken for a result"),
+        ([both[1], "--dataset", "rgbt210", "--root", str(root), "--csv", "x", "--json", "./x"], "for two outputs"),
     ):
         assert main(["eval", *arguments, "--quiet"]) == 2
         captured = capsys.readouterr()
