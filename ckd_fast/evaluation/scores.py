@@ -250,10 +250,10 @@ def summarise(problems: Sequence[Problem]) -> list[str]:
         groups.setdefault((problem.tracker, problem.kind), []).append(problem)
     lines = []
     for (tracker, kind), members in groups.items():
-        names = [name for member in members for name in member.sequences]
+        names = list(dict.fromkeys(name for member in members for name in member.sequences))
         where = f" ({shown(names)})" if names else ""
         if len(members) == 1:
             lines.append(f"{tracker}: {kind}: {members[0].text}{where}")
         else:
-            lines.append(f"{tracker}: {kind}: {len(members)} sequences{where}; first: {members[0].text}")
+            lines.append(f"{tracker}: {kind}: {len(names)} sequences{where}; first: {members[0].text}")
     return lines

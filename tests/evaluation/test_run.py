@@ -128,6 +128,15 @@ def test_goes_on_where_it_stopped(data: Path, weights: str, tmp_path: Path, caps
     assert (tmp_path / "other" / "mine.txt").exists()
 
 
+def test_pairs_that_do_not_match_are_said(
+    data: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sorted((data / "second" / "visible").iterdir())[0].unlink()
+    sorted((data / "second" / "infrared").iterdir())[-1].unlink()
+    assert main(command(data, weights, tmp_path / "out", "--sequences", "second")) == 0
+    assert "second: 4 pairs have different numbers, first " in capsys.readouterr().err
+
+
 def test_failures_are_recorded_counted_and_tried_again(
     data: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
