@@ -55,7 +55,7 @@ def about(options: argparse.Namespace, dataset: Dataset) -> dict[str, object]:
     used = identity(dataset, RunPlan(TrackerSetup(options.weights, options.model)))
     return {
         "machine": machine(devices(options.device, 1)[0].replace("auto", "cpu")),  # "auto" stays where no GPU is
-        "weights": {name: used[name] for name in ("weights", "sha256", "seed")},
+        "weights": {"file": Path(options.weights).name} | {name: used[name] for name in ("weights", "sha256", "seed")},
         "levels": options.levels,
         "corrupt_seed": options.corrupt_seed,
     }

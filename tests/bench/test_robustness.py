@@ -20,6 +20,6 @@ def test_a_table_says_what_made_it(tmp_path: Path) -> None:
     options = argparse.Namespace(weights=str(weights), model=None, device="cpu", levels=[2, 4], corrupt_seed=7)
     about = robustness.about(options, open_dataset("folder", tmp_path))
     assert (about["levels"], about["corrupt_seed"]) == ([2, 4], 7)
-    assert about["weights"]["weights"] == "small.safetensors"
-    assert len(about["weights"]["sha256"]) == 64
+    assert about["weights"]["file"] == "small.safetensors"
+    assert about["weights"]["seed"] == 3
     assert about["machine"]["device"] == robustness.machine("cpu")["device"]
