@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import machine, write_json
 
-from ckd_fast.datasets import open_dataset
+from ckd_fast.datasets import Dataset, open_dataset
 from ckd_fast.evaluation import Evaluation, evaluate
 from ckd_fast.evaluation.corruptions import CORRUPTIONS, Corruption
-from ckd_fast.evaluation.running import RunPlan, TrackerSetup, run_dataset
+from ckd_fast.evaluation.running import RunPlan, TrackerSetup, identity, run_dataset
 from ckd_fast.evaluation.workers import devices, local
 
 
@@ -50,6 +50,17 @@ def rows_of(evaluation: Evaluation, trained_on: frozenset[str]) -> list[Row]:
     return rows
 
 
+def about(options: argparse.Namespace, dataset: Dataset) -> dict[str, object]:
+    """What the rows cannot be read without."""
+    used = identity(dataset, RunPlan(TrackerSetup(options.weights, options.model)))
+    return {
+        "machine": machine(devices(options.device, 1)[0].replace("auto", "cpu")),  # "auto" stays where no GPU is
+        "weights": {"file": Path(options.weights).name} | {name: used[name] for name in ("weights", "sha256", "seed")},
+        "levels": options.levels,
+        "corrupt_seed": options.corrupt_seed,
+    }
+
+
 def main() -> None:
     """Run, score, print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -57,6 +68,7 @@ def main() -> None:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--model")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--corrupt-seed", type=int, default=0, help="of the damage")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--levels", type=int, nargs="+", default=[3])
     parser.add_argument("--sequences", nargs="+", default=[])
@@ -72,7 +84,11 @@ def main() -> None:
     setup = TrackerSetup(options.weights, options.model)
     backend = local(devices(options.device, options.workers))
     plans: list[tuple[str, Corruption | None]] = [("clean", None)]
-    plans += [(f"{name}-{level}", Corruption(name, level)) for name in CORRUPTIONS for level in options.levels]
+    plans += [
+        (f"{name}-{level}", Corruption(name, level, options.corrupt_seed))
+        for name in CORRUPTIONS
+        for level in options.levels
+    ]
     for name, corruption in plans:
         summary = run_dataset(dataset, RunPlan(setup, corruption), options.out / name, backend)
         if summary.failed:
@@ -87,7 +103,7 @@ def main() -> None:
         cells = [f"{100 * row.clean:.1f}", *(f"{100 * row.change[name]:+.1f}" for name in names)]
         print(f"| {row.sequence}{' *' if row.trained_on else ''} | " + " | ".join(cells) + " |")
     if options.json:
-        write_json(options.json, {"machine": machine("cpu"), "rows": [asdict(row) for row in rows]})
+        write_json(options.json, about(options, dataset) | {"rows": [asdict(row) for row in rows]})
 
 
 if __name__ == "__main__":

@@ -15,11 +15,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
-
 from ckd_fast.errors import CkdFastError, InputError, OutputError
 from ckd_fast.tracker import Tracker
 from ckd_fast.types import Box
+from ckd_fast.video.sources import read_rgb, read_tir
 
 
 @dataclass(frozen=True)
@@ -93,11 +92,12 @@ def track_vot_folder(folder: Path, tracker: Tracker) -> list[Path]:
     rows: list[list[Box]] = [[] for _ in given.queries]
     for index, paths in enumerate(zip(given.color, given.ir, strict=True)):
         frames = []
-        for path in paths:
-            image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        for path, read in zip(paths, (read_rgb, read_tir), strict=True):
+            image = read(path)
             if image is None:
                 raise InputError(f"{path}: frame {index} cannot be read")
-            frames.append(image[:, :, ::-1] if tracker.config.color == "rgb" else image)
+            # Both come in RGB order; thermal images of one channel have none.
+            frames.append(image[:, :, ::-1] if tracker.config.color == "bgr" and image.ndim == 3 else image)
         for query, one, boxes in zip(given.queries, trackers, rows, strict=True):
             if index == query.offset:
                 one.init(frames[0], frames[1], query.box)

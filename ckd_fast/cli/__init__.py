@@ -10,6 +10,9 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack, redirect_stderr
+from pathlib import Path
+from typing import TextIO, cast
 
 from ckd_fast import __version__
 from ckd_fast.errors import CkdFastError
@@ -20,7 +23,7 @@ from .demo import add_demo
 from .evaluate import add_eval
 from .explain import add_explain
 from .info import add_info
-from .parsing import EXIT_INTERRUPTED, OneLineParser
+from .parsing import EXIT_INTERRUPTED, Messages, OneLineParser, silence
 from .run import add_run
 from .sample import add_sample
 from .track import add_track
@@ -32,11 +35,20 @@ EXIT_BAD_INPUT = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, run the subcommand, return the exit code."""
+    with ExitStack() as stack:
+        # Closed by the caller, it is None.
+        stream = sys.stderr or stack.enter_context(Path(os.devnull).open("w"))
+        stack.enter_context(redirect_stderr(cast("TextIO", Messages(stream))))
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
     logging.basicConfig(format="ckd-fast: %(message)s", level=logging.WARNING)
     try:
         code: int = options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except CkdFastError as error:
         sys.stderr.write(f"ckd-fast: {error}\n")
         return EXIT_BAD_INPUT
@@ -45,17 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except (MemoryError, OSError) as error:
         if isinstance(error, BrokenPipeError):
-            return _reader_left()
+            silence(sys.stdout)  # the reader of a pipe left, as `head` does: no error
+            return 0
         reason = str(error) or type(error).__name__
         sys.stderr.write(f"ckd-fast: {reason}\n")
         return EXIT_BAD_INPUT
     return code
-
-
-def _reader_left() -> int:
-    """The reader of a pipe left, as `head` does: no error, and the interpreter must not flush into the pipe."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:

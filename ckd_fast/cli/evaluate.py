@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ckd_fast.errors import InputError
 
-from .parsing import add_command, add_dataset_options
+from .parsing import add_command, add_dataset_options, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,10 +61,11 @@ def add_eval(commands: Commands) -> None:
 
 
 def refuse_inputs(outputs: Sequence[Path | None], folders: Sequence[Path]) -> None:
-    """Raise where an output would replace or join the results, or is a folder."""
-    for path in outputs:
-        if path is None:
-            continue
+    """Raise where an output would replace another or join the results, or is a folder."""
+    given = [path for path in outputs if path is not None]
+    for number, path in enumerate(given):
+        if path.resolve() in [other.resolve() for other in given[:number]]:
+            raise InputError(f"{path}: named for two outputs; the second would replace the first")
         if path.is_dir():
             raise InputError(f"{path}: a folder; expected the name of a file to write")
         if path.resolve().parent in {folder.resolve() for folder in folders} and path.suffix == ".txt":
@@ -78,12 +79,16 @@ def run_eval(options: argparse.Namespace) -> int:
     from ckd_fast.datasets import open_dataset
     from ckd_fast.evaluation import ScoringOptions, evaluate
     from ckd_fast.evaluation.report import html_report
+    from ckd_fast.evaluation.results import tracker_names
     from ckd_fast.evaluation.scores import summarise
     from ckd_fast.evaluation.tables import attribute_table, loss_table, text_table, to_csv, to_json
     from ckd_fast.evaluation.writing import write_atomically
 
     scoring = ScoringOptions(tuple(options.strict_quirk), options.boxes, options.missing)
     refuse_inputs((options.html, options.json, options.csv), options.results)
+    names = sorted(tracker_names(options.results))
+    if options.against and options.against not in names:
+        raise InputError(f"--against {options.against!r} is none of the trackers: {', '.join(names)}")
     dataset = open_dataset(options.dataset, options.root)
     if options.sequences:
         dataset = dataset.select(tuple(options.sequences))
@@ -91,18 +96,21 @@ def run_eval(options: argparse.Namespace) -> int:
         sys.stderr.write(f"ckd-fast: {remark}\n")
     with tqdm(total=len(options.results), unit="tracker", disable=True if options.quiet else None) as bar:
         evaluation = evaluate(dataset, options.results, scoring, lambda _name: bar.update())
-    print(f"{dataset.layout.title}, {len(dataset.sequences)} sequences, in percent")
-    print(text_table(evaluation))
-    if options.attributes:
-        print(attribute_table(evaluation))
-    if options.against:
-        print(loss_table(evaluation, options.against))
-    for line in summarise(evaluation.problems):
-        sys.stderr.write(f"ckd-fast: {line}\n")
+    written = []
     for path, render in ((options.html, html_report), (options.json, to_json), (options.csv, to_csv)):
         if path is not None:
             write_atomically(path, render(evaluation))
-            print(f"written: {path}")
+            written.append(path)
+    say(f"{dataset.layout.title}, {len(dataset.sequences)} sequences, in percent")
+    say(text_table(evaluation))
+    if options.attributes:
+        say(attribute_table(evaluation))
+    if options.against:
+        say(loss_table(evaluation, options.against))
+    for line in summarise(evaluation.problems):
+        sys.stderr.write(f"ckd-fast: {line}\n")
+    for path in written:
+        say(f"written: {path}")
     if options.strict and (evaluation.problems or dataset.remarks):
         count = len(evaluation.problems) + len(dataset.remarks)
         sys.stderr.write(f"ckd-fast: {count} problems, and --strict was asked for\n")

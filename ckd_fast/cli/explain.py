@@ -43,7 +43,7 @@ def add_explain(commands: Commands) -> None:
 def run_explain(options: argparse.Namespace) -> int:
     """`ckd-fast explain`."""
     from ckd_fast.evaluation.explain import alive, explain_frame, instance_norm, style_gap
-    from ckd_fast.evaluation.figures import draw_features, draw_gap, draw_tokens, similarities
+    from ckd_fast.evaluation.figures import MODALITIES, draw_features, draw_gap, draw_tokens, similarities
     from ckd_fast.evaluation.writing import write_atomically
     from ckd_fast.frames import check_pair, settle_form
     from ckd_fast.tracker import Tracker
@@ -100,13 +100,17 @@ def run_explain(options: argparse.Namespace) -> int:
         "box": list(of.box),
         "score": of.score,
         "stages": [
-            {"block": stage.block, "before": stage.before, "kept": [int(i) for i in stage.kept.nonzero()[0]]}
+            {
+                "block": stage.block,
+                "before": stage.before,
+                "kept": {name: one.nonzero()[0].tolist() for name, one in zip(MODALITIES, stage.kept, strict=True)},
+            }
             for stage in of.stages
         ],
         "similarity": {"these weights": similarities(of)} | {name: similarities(one) for name, one in others.items()},
         "style_gap": {"block": block, "as_is": style_gap(tokens), "normalised": style_gap(instance_norm(tokens))},
     }
     write_atomically(out / "explain.json", json.dumps(about, indent=1) + "\n")
-    kept = " -> ".join(str(count) for count in [of.grid**2, *(int(stage.kept.sum()) for stage in of.stages)])
+    kept = " -> ".join(str(count) for count in [of.grid**2, *(int(stage.kept[0].sum()) for stage in of.stages)])
     print(f"frame {options.frame}: score {of.score:.3f}, tokens {kept}, {', '.join(FILES)} in {out}")
     return 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, NoReturn, TypeAlias
+import os
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeAlias
 
 if TYPE_CHECKING:
     Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
@@ -28,6 +30,47 @@ def add_command(commands: Commands, name: str, summary: str, examples: str) -> a
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def silence(stream: TextIO) -> None:
+    """Nobody reads this any more: whatever is written, or still in a buffer, goes nowhere instead of failing again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def say(text: str) -> None:
+    """Print what was done; that nobody reads it, or cannot in this encoding, changes nothing about it."""
+    if sys.stdout is None:  # was closed when the program started
+        return
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except BrokenPipeError:
+        silence(sys.stdout)
+
+
+class Messages:
+    """Standard error, or what stands for it: remarks and progress never end the work when their reader has left."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # of the stream
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As a stream does."""
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            silence(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        """As a stream does."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            silence(self._stream)
 
 
 def box(text: str) -> tuple[float, float, float, float]:

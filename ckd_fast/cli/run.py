@@ -12,9 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from ckd_fast.errors import InputError
-
-from .parsing import add_command, add_dataset_options, add_model_options, not_negative, positive
+from .parsing import add_command, add_dataset_options, add_model_options, not_negative, positive, say
 
 if TYPE_CHECKING:
     from ckd_fast.evaluation.running import Outcome
@@ -88,8 +86,6 @@ def run_run(options: argparse.Namespace) -> int:
         dataset = dataset.select(tuple(options.sequences))
     for remark in dataset.remarks:
         sys.stderr.write(f"ckd-fast: {remark}\n")
-    if options.out.resolve() == dataset.root.resolve():
-        raise InputError(f"--out {options.out} is the data set's own folder: choose another")
     if options.ray:
         from ckd_fast.evaluation.cluster import on_ray
 
@@ -115,13 +111,13 @@ def run_run(options: argparse.Namespace) -> int:
             on_progress=bar.update, on_outcome=outcome,
         )  # fmt: skip
     if options.json:
-        print(json.dumps(dataclasses.asdict(summary)))
+        say(json.dumps(dataclasses.asdict(summary)))
     else:
         rate = f", {summary.frames / summary.seconds:.1f} frames/s in all" if summary.frames else ""
         done = f"{len(summary.finished)} sequences finished, {len(summary.kept)} kept, {len(summary.failed)} failed"
-        print(f"{done}: {options.out}")
+        say(f"{done}: {options.out}")
         what = "; ".join(summary.engines) or "nothing to do"
-        print(f"{summary.frames} frames in {summary.seconds:.1f} s{rate} ({what})")
+        say(f"{summary.frames} frames in {summary.seconds:.1f} s{rate} ({what})")
         if summary.failed:
-            print(f"reasons are in {options.out / 'failures.json'}; the same command tries them again")
+            say(f"reasons are in {options.out / 'failures.json'}; the same command tries them again")
     return EXIT_FAILURES if summary.failed else 0

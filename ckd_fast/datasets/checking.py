@@ -18,7 +18,7 @@ import numpy as np
 
 from ckd_fast.errors import InputError
 
-from .files import list_images
+from .files import list_images, mispaired
 from .layouts import LAYOUTS
 from .sequences import Dataset, SequenceFiles, open_dataset
 
@@ -191,7 +191,7 @@ def _check_sequence(
     if sequence.visible is None and not frameless:
         find("missing", "no folders of frames of both modalities")
     sizes: list[Size | None] = [None, None]
-    counts = [0, 0]
+    listed: list[list[Path]] = [[], []]
     for number, folder in enumerate((sequence.visible, sequence.infrared)):
         if folder is None:
             continue
@@ -200,10 +200,14 @@ def _check_sequence(
         except InputError as error:
             find("missing", str(error))
             continue
-        counts[number] = len(images)
+        listed[number] = images
         sizes[number] = _measure_all(images, measure, readers, find)
+    counts = [len(images) for images in listed]
+    odd = mispaired(*listed)
     if counts[0] != counts[1]:
         find("unpaired", f"{counts[0]} visible and {counts[1]} infrared frames")
+    elif odd:
+        find("unpaired", odd)
     rows, empty = _check_truths(sequence, counts[0], sizes[0], find)
     return SequenceCheck(sequence.name, min(counts), sizes[0], sizes[1], rows, empty, tuple(findings))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +37,28 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: natural_key(path.name))
 
 
+def mispaired(first: Sequence[Path], second: Sequence[Path]) -> str:
+    """Says where images that are paired by order are of different numbers; empty if they are not.
+
+    A number counts where the other side has it too, at another place: an image is missing there. Numbers of one side
+    alone are names of another kind, as two cameras' time stamps are.
+    """
+    numbers = [[re.findall(r"\d+", path.stem) for path in paths] for paths in (first, second)]
+    mine, theirs = ([int(found[-1]) if found else None for found in side] for side in numbers)
+    shared = (set(mine) & set(theirs)) - {None}
+    pairs = enumerate(zip(mine, theirs, strict=False))  # unequal counts are said elsewhere
+    odd = [index for index, pair in pairs if pair[0] != pair[1] and shared.intersection(pair)]
+    if not odd:
+        return ""
+    at = odd[0]
+    return f"{len(odd)} pairs have different numbers, first {first[at].name} with {second[at].name}"
+
+
 def read_text(path: Path) -> str:
     """A text file of bounded size, without the mark that some editors put in front."""
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: not a file")  # opening a pipe would wait for who writes into it
         size = path.stat().st_size
         if size > LARGEST_TEXT:
             raise InputError(f"{path}: {size} bytes; expected a text file of at most {LARGEST_TEXT}")
@@ -71,20 +91,29 @@ class Table:
     separators: tuple[str, ...]
 
 
+def _cells(line: str) -> list[str]:
+    """Commas part cells, which may be empty; other than that any blanks do."""
+    return [cell.strip() for cell in line.split(",")] if "," in line else line.split()
+
+
 def _separator(line: str) -> str:
     return "comma" if "," in line else "tab" if "\t" in line.strip() else "space"
 
 
 def read_table(path: Path) -> Table:
-    """Numbers by line, between them commas, tabs or spaces; every line must have equally many."""
+    """Numbers by line, between them commas, or tabs and spaces; every line must have equally many."""
     lines = read_text(path).rstrip().splitlines()
     if not lines:
         raise InputError(f"{path}: empty; expected numbers, one box a line")
-    cells = [line.replace(",", " ").split() for line in lines]
+    cells = [_cells(line) for line in lines]
     width = len(cells[0])
+    if not width:
+        raise InputError(f"{path}, line 1: empty; expected numbers, one box a line")
     for number, row in enumerate(cells, 1):
-        if len(row) != width or not row:
+        if len(row) != width:
             raise InputError(f"{path}, line {number}: {len(row)} numbers where line 1 has {width}")
+    if any("_" in line for line in lines):  # Python takes 1_0 for 10
+        raise InputError(_first_that_is_no_number(path, cells))
     try:
         values = np.array(cells, dtype=np.float64)
     except ValueError:
@@ -96,7 +125,7 @@ def _first_that_is_no_number(path: Path, cells: list[list[str]]) -> str:
     for number, row in enumerate(cells, 1):
         for cell in row:
             try:
-                float(cell)
+                float(cell.replace("_", "x"))
             except ValueError:
                 return f"{path}, line {number}: {cell[:40]!r} is no number"
     return f"{path}: holds something that is no number"

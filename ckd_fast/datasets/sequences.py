@@ -12,6 +12,7 @@ that differs from the published one) is in `Dataset.remarks`.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -125,6 +126,7 @@ class Dataset:
         sequences: in the order of the published list, else by name.
         attributes: names of all challenges, in the published order.
         remarks: what a user should know about what is there.
+        names: of all its sequences, also those that `select` left out.
     """
 
     layout: Layout
@@ -132,6 +134,7 @@ class Dataset:
     sequences: tuple[SequenceFiles, ...]
     attributes: tuple[str, ...]
     remarks: tuple[str, ...]
+    names: tuple[str, ...]
 
     def sequence(self, name: str) -> SequenceFiles:
         """A sequence by name."""
@@ -141,9 +144,9 @@ class Dataset:
         raise InputError(f"{name}: no sequence of {self.layout.title} in {self.root}")
 
     def select(self, names: tuple[str, ...]) -> Dataset:
-        """The same with some sequences alone."""
-        chosen = tuple(self.sequence(name) for name in names)
-        return Dataset(self.layout, self.root, chosen, self.attributes, self.remarks)
+        """The same with some sequences alone; one that is named twice is there once."""
+        chosen = tuple(self.sequence(name) for name in dict.fromkeys(names))
+        return dataclasses.replace(self, sequences=chosen)
 
 
 def layout_of(name: str) -> Layout:
@@ -184,11 +187,11 @@ def open_dataset(
 
 def _find(layout: Layout, root: Path) -> Dataset:
     try:
-        folders, remarks = _sequence_folders(layout, root)
+        folders, twice, bare = _sequence_folders(layout, root)
         names, listed_in = _names(layout, root, folders)
     except OSError as error:
         raise InputError(f"{root}: cannot be read ({error.strerror or error})") from error
-    attributes, of_sequence = _attributes(layout, root)
+    attributes, of_sequence, remarks = _attributes(layout, root)
     sequences, absent = [], []
     for name in names:
         truths = _truths(layout, root, folders.get(name), name)
@@ -202,11 +205,20 @@ def _find(layout: Layout, root: Path) -> Dataset:
         sequences.append(
             SequenceFiles(name, visible, infrared, truths, of_sequence.get(name, frozenset()), layout.step)
         )
+    if twice:
+        remarks.append(f"{len(twice)} sequences are there twice, the first is taken: {_shown(twice)}")
+    bare = [name for name in bare if name not in absent and name not in folders]
+    if bare:
+        remarks.append(f"{len(bare)} folders have frames but no ground truth and are left out: {_shown(bare)}")
+    flagless = [one.name for one in sequences if one.name not in of_sequence]
+    if attributes and flagless:
+        remarks.append(f"{len(flagless)} sequences have no attribute flags: {_shown(flagless)}")
     if absent:
         remarks.append(f"{len(absent)} sequences of {listed_in} have no ground truth in {root}: {_shown(absent)}")
     if layout.published is not None and sequences and len(sequences) != layout.published:
         remarks.append(f"{len(sequences)} sequences found; {layout.title} was published with {layout.published}")
-    return Dataset(layout, root, tuple(sequences), attributes, tuple(remarks))
+    found = tuple(one.name for one in sequences)
+    return Dataset(layout, root, tuple(sequences), attributes, tuple(remarks), found)
 
 
 def _shown(names: list[str]) -> str:
@@ -218,26 +230,33 @@ def _part_folders(layout: Layout, root: Path) -> Iterator[list[Path]]:
         yield sorted(root.glob(part)) if "*" in part else [root / part]
 
 
-def _sequence_folders(layout: Layout, root: Path) -> tuple[dict[str, Path], list[str]]:
-    """Folders with a ground truth, by name, from the first part of the layout that has any."""
+def _sequence_folders(layout: Layout, root: Path) -> tuple[dict[str, Path], list[str], list[str]]:
+    """Folders with a ground truth, by name, from the first part of the layout that has any.
+
+    Beside them the names that are there twice, and of those that have frames but no ground truth.
+    """
     if layout.name == "folder" and _has_truth(layout, root):
-        return {root.resolve().name: root}, []
+        return {root.resolve().name: root}, [], []
     for parts in _part_folders(layout, root):
         found: dict[str, Path] = {}
         twice: list[str] = []
+        bare: list[str] = []
         for part in parts:
             if not part.is_dir():
                 continue
             for entry in sorted(part.iterdir(), key=lambda path: natural_key(path.name)):
-                if entry.is_dir() and _has_truth(layout, entry):
-                    if entry.name in found:
-                        twice.append(entry.name)
-                    else:
-                        found[entry.name] = entry
+                if not entry.is_dir():
+                    continue
+                if not _has_truth(layout, entry):
+                    if (entry / layout.visible).is_dir() or (entry / layout.infrared).is_dir():
+                        bare.append(entry.name)
+                elif entry.name in found:
+                    twice.append(entry.name)
+                else:
+                    found[entry.name] = entry
         if found:
-            remarks = [f"{len(twice)} sequences are there twice, the first is taken: {_shown(twice)}"] if twice else []
-            return found, remarks
-    return {}, []
+            return found, twice, bare
+    return {}, [], []
 
 
 def _has_truth(layout: Layout, folder: Path) -> bool:
@@ -276,10 +295,12 @@ def _flags(path: Path) -> list[bool]:
     return [cell == "1" for cell in cells]
 
 
-def _attributes(layout: Layout, root: Path) -> tuple[tuple[str, ...], Mapping[str, frozenset[str]]]:
-    """Names of all attributes, and those of each sequence; nothing where the files are not there."""
+def _attributes(layout: Layout, root: Path) -> tuple[tuple[str, ...], Mapping[str, frozenset[str]], list[str]]:
+    """Names of all attributes, those of each sequence, and remarks; nothing where the files are not there."""
     order = root / layout.attribute_order
-    if layout.attribute_flags and order.is_file() and (root / layout.attribute_flags).is_dir():
+    if layout.attribute_flags and (root / layout.attribute_flags).is_dir():
+        if not order.is_file():
+            return (), {}, [f"no attributes: {layout.attribute_flags} is there, {layout.attribute_order} is not"]
         names = tuple(read_text(order).replace(",", " ").split())
         of_sequence = {}
         for path in sorted((root / layout.attribute_flags).glob("*.txt")):
@@ -287,12 +308,14 @@ def _attributes(layout: Layout, root: Path) -> tuple[tuple[str, ...], Mapping[st
             if len(flags) != len(names):
                 raise InputError(f"{path}: {len(flags)} flags; {order} names {len(names)} attributes")
             of_sequence[path.stem] = frozenset(name for name, flag in zip(names, flags, strict=True) if flag)
-        return names, of_sequence
+        return names, of_sequence, []
     folder = root / layout.attribute_files
     # The flags follow the list beside them, which is not always that of the data set: RGBT210 ships RGBT234's.
     listed = folder / "SequencesName.txt"
-    if not layout.attribute_files or not listed.is_file():
-        return (), {}
+    if not layout.attribute_files or not folder.is_dir():
+        return (), {}, []
+    if not listed.is_file():
+        return (), {}, [f"no attributes: {layout.attribute_files} is there, {listed.relative_to(root)} is not"]
     sequences = read_names(listed)
     files = sorted(path for path in folder.glob("*.txt") if path != listed)
     has: dict[str, set[str]] = {name: set() for name in sequences}
@@ -303,4 +326,4 @@ def _attributes(layout: Layout, root: Path) -> tuple[tuple[str, ...], Mapping[st
         for name, flag in zip(sequences, flags, strict=True):
             if flag:
                 has[name].add(path.stem)
-    return tuple(path.stem for path in files), {name: frozenset(names) for name, names in has.items()}
+    return tuple(path.stem for path in files), {name: frozenset(names) for name, names in has.items()}, []

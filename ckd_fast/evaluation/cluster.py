@@ -123,14 +123,21 @@ class _Conversation:
             worker, sequence = self._jobs.pop(ready)
             try:
                 answer = self._ray.get(ready)
-            except self._ray.exceptions.RayActorError as error:
-                self._lost(sequence, error)
-                continue
             except self._ray.exceptions.RayTaskError as error:
                 raise EngineError(f"a worker on the cluster: {_reason(error)}") from error
+            except self._ray.exceptions.RayError as error:
+                # An actor that died, but also an answer that was lost on its way, or a node out of memory.
+                self._ray.kill(worker)
+                self._lost(sequence, error)
+                continue
             if isinstance(answer, Outcome):
                 self._hear(Progress(answer.frames))
                 self._hear(answer)
+                if answer.details:  # nothing is known of the state that an unexpected error leaves behind
+                    self._ray.kill(worker)
+                    if self._waiting:
+                        self._start()
+                    continue
             else:
                 self._hear(Started(answer))
             self._give(worker)

@@ -30,7 +30,7 @@ class Stage:
 
     Attributes:
         block: in which it happens.
-        kept: [L] bool over the search grid in raster order.
+        kept: [2, L] bool, visible and thermal, over the search grid in raster order; equal for elimination "mce".
         before: number of tokens that were left until then.
     """
 
@@ -124,8 +124,8 @@ def _stages_and_tokens(config: ModelConfig, seen: Mapping[str, Any]) -> tuple[li
         if config.eliminates_at(block):
             before = positions.shape[1]
             positions = seen[f"block{block}.eliminate"][:, 0].astype(np.int64)
-            kept = np.zeros(length, bool)
-            kept[positions[0]] = True
+            kept = np.zeros((2, length), bool)
+            np.put_along_axis(kept, positions, values=True, axis=1)
             stages.append(Stage(block, kept, before))
         current = seen[f"block{block}.mlp"][:, 0, config.template_tokens :]
         raster = np.full((2, length, current.shape[-1]), np.nan, np.float32)

@@ -64,10 +64,10 @@ def draw_tokens(of: Explanation, path: Path) -> None:
         _picture(axes[row][0], of.crops[row], f"{name}, {of.grid**2} tokens")
         _box(axes[row][0], of)
         for column, stage in enumerate(of.stages, 1):
-            veil = np.where(stage.kept, 0.0, VEIL).reshape(of.grid, of.grid)
+            veil = np.where(stage.kept[row], 0.0, VEIL).reshape(of.grid, of.grid)
             veil = np.kron(veil, np.ones((cell, cell)))[..., None]
             shown = of.crops[row] * (1 - veil) + VEILED * veil
-            title = f"block {stage.block}: {int(stage.kept.sum())} of {stage.before} kept"
+            title = f"block {stage.block}: {int(stage.kept[row].sum())} of {stage.before} kept"
             _picture(axes[row][column], shown.astype(np.uint8), title)
         last = axes[row][-1]
         _picture(last, of.crops[row], f"score {of.score:.2f}")

@@ -80,8 +80,11 @@ def overlap(first: Array, second: Array) -> Array:
 
 
 def _repeated(boxes: Array) -> Array:
-    """Each box without area replaced by the last one before it that has some; the first stays."""
-    usable: NDArray[np.bool_] = (boxes[:, 2] > 0) & (boxes[:, 3] > 0) | np.isnan(boxes).any(axis=1)
+    """Each box without area replaced by the last one before it that has some; the first stays.
+
+    So does one that is not finite: it is a miss, and so are those without area that follow.
+    """
+    usable: NDArray[np.bool_] = (boxes[:, 2] > 0) & (boxes[:, 3] > 0) | ~np.isfinite(boxes).all(axis=1)
     places = np.maximum.accumulate(np.where(usable, np.arange(len(boxes)), 0))
     repeated: Array = boxes[places]
     return repeated

@@ -96,18 +96,19 @@ def tracker_names(folders: Sequence[Path]) -> list[str]:
     return names
 
 
-def read_results(folder: Path, name: str, sequences: Sequence[str]) -> TrackerResults:
+def read_results(folder: Path, name: str, sequences: Sequence[str], known: Sequence[str] = ()) -> TrackerResults:
     """Read the results of one tracker.
 
     Args:
         folder: with SEQUENCE.txt files.
         name: of the tracker.
-        sequences: names that the data set has.
+        sequences: names of those to read.
+        known: names of others that the data set has; their results are nothing odd.
     """
     if not folder.is_dir():
         what = "not a folder" if folder.exists() else "no such folder"
         raise InputError(f"{folder}: {what}; expected a folder of SEQUENCE.txt files named after the tracker")
-    known = set(sequences)
+    names = {*sequences, *known}
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
@@ -116,9 +117,9 @@ def read_results(folder: Path, name: str, sequences: Sequence[str]) -> TrackerRe
     times = {
         stem.removesuffix("_time"): path
         for stem, path in files.items()
-        if stem.endswith("_time") and stem not in known and stem.removesuffix("_time") in {*files, *known}
+        if stem.endswith("_time") and stem not in names and stem.removesuffix("_time") in {*files, *names}
     }
-    results = {stem: path for stem, path in files.items() if stem in known or stem.removesuffix("_time") not in times}
+    results = {stem: path for stem, path in files.items() if stem in names or stem.removesuffix("_time") not in times}
     problems: list[Problem] = []
 
     def problem(kind: ProblemKind, of: Sequence[str], text: str) -> None:
@@ -132,7 +133,7 @@ def read_results(folder: Path, name: str, sequences: Sequence[str]) -> TrackerRe
     missing = [sequence for sequence in sequences if sequence not in results]
     if missing:
         problem("missing sequence", missing, f"no result of {len(missing)} of {len(sequences)} sequences")
-    unknown = [stem for stem in results if stem not in known]
+    unknown = [stem for stem in results if stem not in names]
     if unknown:
         problem("unknown sequence", unknown, f"{len(unknown)} files of sequences that the data set does not have")
 

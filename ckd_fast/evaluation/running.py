@@ -22,8 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from ckd_fast import __version__
-from ckd_fast.datasets.files import read_table
+from ckd_fast.datasets.files import mispaired, read_table
 from ckd_fast.datasets.sequences import Dataset, SequenceFiles
 from ckd_fast.errors import CkdFastError, InputError, OutputError
 
@@ -167,7 +169,9 @@ def track_sequence(
             on_frames(len(boxes) - reported)
             reported, last_report = len(boxes), time.monotonic()
     on_frames(len(boxes) - reported)
-    notes = [f"{len(unread)} images cannot be read, first {unread[0]}"] if unread else []
+    odd = mispaired(frames.visible, frames.infrared)
+    notes = [odd] if odd else []
+    notes += [f"{len(unread)} images cannot be read, first {unread[0]}"] if unread else []
     return Track(tuple(boxes), tuple(seconds), tuple(notes))
 
 
@@ -238,10 +242,18 @@ def identity(dataset: Dataset, plan: RunPlan) -> dict[str, object]:
     from ckd_fast.weights import load_model
 
     setup = plan.setup
+    first_boxes = {}
+    for sequence in dataset.sequences:
+        try:
+            # As text: NaN would differ from itself.
+            first_boxes[sequence.name] = ",".join(str(float(value)) for value in sequence.boxes()[0])
+        except InputError:
+            continue  # tracking it says what is wrong
     model = load_model(setup.weights, setup.model, setup.seed)
     return {
         "ckd_fast": __version__,
         "dataset": dataset.layout.name,
+        "root": str(dataset.root.resolve()),
         "weights": model.provenance.source,
         "sha256": model.provenance.sha256,
         "seed": model.provenance.seed,
@@ -251,47 +263,86 @@ def identity(dataset: Dataset, plan: RunPlan) -> dict[str, object]:
         "threads": setup.threads,
         "corruption": None if plan.corruption is None else dataclasses.asdict(plan.corruption),
         "format": plan.result_format,
+        "first_boxes": first_boxes,
     }
 
 
-def claim_folder(out: Path, about: Mapping[str, object], *, force: bool) -> None:
+def refuse_own_folder(dataset: Dataset, out: Path) -> None:
+    """Raise where results would be written among the data, or could not be told from each other."""
+    target = out.resolve()
+    homes = {dataset.root.resolve()}
+    for sequence in dataset.sequences:
+        for truth in sequence.truths.values():
+            homes.add(truth.path.parent.resolve())  # a linked sequence lies elsewhere
+            if truth.path.resolve().parent == target:
+                raise InputError(f"--out {out} holds ground truths: choose another folder")
+    for home in homes:
+        if target == home or home in target.parents or target in home.parents:
+            raise InputError(f"--out {out} and the data set's own folder {home} are in one another: choose another")
+    for name in dataset.names:
+        if f"{name}_time" in dataset.names:
+            raise InputError(f"{name}_time: its results would be taken for the times of {name}; rename the sequence")
+
+
+def _differences(before: Mapping[str, object], wanted: Mapping[str, object]) -> list[str]:
+    """What two runs do not have in common; a run of further sequences is the same run."""
+    boxes = "first_boxes"
+    names = [name for name in {**before, **wanted} if name != boxes and before.get(name) != wanted.get(name)]
+    mine, theirs = wanted.get(boxes), before.get(boxes)
+    if not isinstance(mine, dict) or not isinstance(theirs, dict):
+        return [*names, boxes]
+    return names + [f"first box of {name}" for name in mine if name in theirs and mine[name] != theirs[name]]
+
+
+def claim_folder(out: Path, about: Mapping[str, object], names: Sequence[str], *, force: bool) -> None:
     """Write down what the results of a folder depend on; a folder of other results is an error.
 
     Args:
         out: the folder.
         about: see `identity`.
-        force: remove what is there of another run.
+        names: of all sequences of the data set.
+        force: remove results of these that are there of another run; files of other names stay.
     """
     record = out / RUN_FILE
     wanted = json.loads(json.dumps(about))
+    before: object = None
     try:
         present = sorted(out.glob("*.txt")) if out.is_dir() else []
-        before = json.loads(record.read_text()) if record.is_file() else None
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{record}: cannot be read ({error}); choose another folder or use --force") from error
-    if before == wanted:
+        if record.is_file():
+            before = json.loads(record.read_text())
+    except ValueError:
+        before = "unreadable"
+    except OSError as error:
+        raise OutputError(f"{record}: cannot be read ({error}); choose another folder") from error
+    differences = _differences(before, wanted) if isinstance(before, dict) else []
+    if isinstance(before, dict) and not differences:
+        wanted["first_boxes"] = {**before["first_boxes"], **wanted["first_boxes"]}
+        if wanted != before:
+            write_atomically(record, json.dumps(wanted, indent=1) + "\n")
         return
-    if (before is not None or present) and not force:
-        what = "results without run.json"
-        if isinstance(before, dict):
-            names = [name for name in {**before, **wanted} if before.get(name) != wanted.get(name)]
-            what = f"results of another run ({', '.join(names)} differ)"
+    # A record without results is of a run that could not start.
+    if present and not force:
+        what = "results without run.json" if before is None else "results with a damaged run.json"
+        if differences:
+            what = f"results of another run ({', '.join(differences)} differ)"
         raise OutputError(f"{out}: holds {what}; choose another folder, or replace them with --force")
     try:
-        for path in present:
-            path.unlink()
+        for name in names:
+            for suffix in ("", "_time"):
+                (out / f"{name}{suffix}.txt").unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{out}: cannot be cleared ({error.strerror or error})") from error
     write_atomically(record, json.dumps(wanted, indent=1) + "\n")
 
 
 def is_finished(out: Path, sequence: str, frames: int) -> bool:
-    """Whether a sequence's files are complete: rows of four or their times for every frame."""
+    """Whether a sequence's files are complete: a finite box and its time for every frame."""
     try:
         boxes, seconds = (read_table(out / f"{sequence}{suffix}.txt").values for suffix in ("", "_time"))
     except InputError:
         return False
-    return boxes.shape == (frames, 4) and seconds.shape == (frames, 1)
+    whole = boxes.shape == (frames, 4) and seconds.shape == (frames, 1)
+    return whole and bool(np.isfinite(boxes).all() and np.isfinite(seconds).all())
 
 
 def run_dataset(
@@ -317,7 +368,8 @@ def run_dataset(
         on_progress: called with numbers of frames as they are tracked.
         on_outcome: called with every sequence's outcome, its files written.
     """
-    claim_folder(out, identity(dataset, plan), force=force)
+    refuse_own_folder(dataset, out)
+    claim_folder(out, identity(dataset, plan), dataset.names, force=force)
     begin = time.monotonic()
     failed: dict[str, str] = {}
     todo: list[tuple[int, SequenceFiles]] = []

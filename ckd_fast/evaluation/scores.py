@@ -16,7 +16,17 @@ from ckd_fast.datasets.sequences import Dataset
 from ckd_fast.errors import InputError
 
 from .metrics import NORMALISED, PRECISION_PX, SUCCESS, Array, Curves, Metrics, curves, distances, metrics
-from .results import BOX_FORMATS, BoxFormat, Problem, TrackerResults, read_results, shown, to_boxes, tracker_names
+from .results import (
+    BOX_FORMATS,
+    BoxFormat,
+    Problem,
+    ProblemKind,
+    TrackerResults,
+    read_results,
+    shown,
+    to_boxes,
+    tracker_names,
+)
 from .rules import Protocol, protocol_of
 
 MissingPolicy = Literal["zero", "leave-out"]
@@ -163,12 +173,20 @@ def score_tracker(benchmark: Benchmark, results: TrackerResults) -> TrackerScore
             frames[index] = min(map(len, truths))
             continue
         expected = min(map(len, truths))
-        if sequence.step > 1 and expected < len(rows) <= expected * sequence.step:
-            rows = rows[:: sequence.step]  # boxes of every frame, truths of some
+        wanted, written = expected, len(rows)
+        # Of every frame, or of those with a truth? Whichever is closer by ratio, so that a short or long file of either
+        # kind is still taken for what it is.
+        if written**2 > expected**2 * sequence.step:
+            rows = rows[:: sequence.step]
+            wanted = expected * sequence.step
         if quirks.rounded_results:
             rows = np.rint(rows)
         boxes = to_boxes(rows, benchmark.options.boxes, inclusive=not quirks.open_corners)
-        problems += _row_problems(results.name, sequence.name, boxes, expected)
+        # The frames after the last truth are not known: between two truths any count will do.
+        if len(boxes) != expected:
+            kind: ProblemKind = "short" if len(boxes) < expected else "long"
+            problems.append(Problem(results.name, kind, (sequence.name,), f"{written} rows for {wanted} of the truth"))
+        problems += _without_area(results.name, sequence.name, boxes)
         found = distances(boxes, truths, quirks)
         present[index], frames[index] = True, len(found.centre)
         if not len(found.centre):
@@ -188,16 +206,9 @@ def score_tracker(benchmark: Benchmark, results: TrackerResults) -> TrackerScore
     )
 
 
-def _row_problems(tracker: str, sequence: str, boxes: Array, expected: int) -> list[Problem]:
-    problems = []
-    if len(boxes) < expected:
-        problems.append(Problem(tracker, "short", (sequence,), f"{len(boxes)} rows for {expected} of the truth"))
-    if len(boxes) > expected:
-        problems.append(Problem(tracker, "long", (sequence,), f"{len(boxes)} rows for {expected} of the truth"))
+def _without_area(tracker: str, sequence: str, boxes: Array) -> list[Problem]:
     empty = int((boxes[:, 2:] <= 0).any(axis=1).sum())
-    if empty:
-        problems.append(Problem(tracker, "without area", (sequence,), f"{empty} boxes without width or height"))
-    return problems
+    return [Problem(tracker, "without area", (sequence,), f"{empty} boxes without width or height")] if empty else []
 
 
 def evaluate(
@@ -222,7 +233,7 @@ def evaluate(
     trackers = []
     for path, name in zip(paths, names, strict=True):
         on_tracker(name)
-        trackers.append(score_tracker(benchmark, read_results(path, name, benchmark.names)))
+        trackers.append(score_tracker(benchmark, read_results(path, name, benchmark.names, dataset.names)))
     evaluation = Evaluation(benchmark, tuple(trackers))
     order = sorted(trackers, key=lambda one: _rank(evaluation.metrics(one)))
     return Evaluation(benchmark, tuple(order))
@@ -239,10 +250,10 @@ def summarise(problems: Sequence[Problem]) -> list[str]:
         groups.setdefault((problem.tracker, problem.kind), []).append(problem)
     lines = []
     for (tracker, kind), members in groups.items():
-        names = [name for member in members for name in member.sequences]
+        names = list(dict.fromkeys(name for member in members for name in member.sequences))
         where = f" ({shown(names)})" if names else ""
         if len(members) == 1:
             lines.append(f"{tracker}: {kind}: {members[0].text}{where}")
         else:
-            lines.append(f"{tracker}: {kind}: {len(members)} sequences{where}; first: {members[0].text}")
+            lines.append(f"{tracker}: {kind}: {len(names)} sequences{where}; first: {members[0].text}")
     return lines

@@ -80,7 +80,10 @@ def _work(connection: Connection, plan: RunPlan, device: str) -> None:
         connection.send(Started(str(tracker.engine)))
         while True:
             sequence: SequenceFiles = connection.recv()
-            connection.send(attempt(tracker, sequence, plan, lambda count: connection.send(Progress(count))))
+            outcome = attempt(tracker, sequence, plan, lambda count: connection.send(Progress(count)))
+            connection.send(outcome)
+            if outcome.details:
+                return  # nothing is known of the state that an unexpected error leaves behind, least of all on a GPU
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent has ended, or has nothing more
 
@@ -117,11 +120,21 @@ def _run(
         workers[worker.connection] = worker
         busy[worker.connection] = None
 
+    def end(connection: Connection) -> str:
+        worker = workers.pop(connection)
+        del busy[connection]
+        connection.close()
+        worker.process.join(PATIENCE_S)
+        return worker.device
+
+    def replace(connection: Connection) -> None:
+        device = end(connection)
+        if waiting:
+            add(device)
+
     def give(connection: Connection) -> None:
         if not waiting:
-            connection.close()
-            workers.pop(connection).process.join(PATIENCE_S)
-            del busy[connection]
+            end(connection)
             return
         sequence = waiting.popleft()
         tries[sequence.name] = tries.get(sequence.name, 0) + 1
@@ -148,15 +161,24 @@ def _run(
         while workers:
             for ready in wait(list(workers)):
                 connection = next(one for one in workers if one is ready)
+                # Talking to the worker alone is tried: an error of `hear` is no death of a worker.
                 try:
                     message: Progress | Outcome | Started | Broken = connection.recv()
-                    if isinstance(message, Broken):
-                        raise EngineError(f"a worker on {workers[connection].device}: {message.reason}")
-                    hear(message)
-                    if not isinstance(message, Progress):
-                        busy[connection] = None
-                        give(connection)
-                except (EOFError, BrokenPipeError, ConnectionResetError):
+                except (EOFError, ConnectionResetError):
+                    bury(connection)
+                    continue
+                if isinstance(message, Broken):
+                    raise EngineError(f"a worker on {workers[connection].device}: {message.reason}")
+                hear(message)
+                if isinstance(message, Progress):
+                    continue
+                busy[connection] = None
+                if isinstance(message, Outcome) and message.details:
+                    replace(connection)
+                    continue
+                try:
+                    give(connection)
+                except (BrokenPipeError, ConnectionResetError):
                     bury(connection)
     finally:
         for worker in workers.values():

@@ -10,13 +10,21 @@ from ckd_fast.errors import OutputError
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write beside the file, then rename: whoever reads it finds the old one or the new one, never half of it."""
+    """Write beside the file, then rename: whoever reads it finds the old one or the new one, never half of it.
+
+    A link stays and what it points to is replaced; what is no file, a pipe or a device, is written to as it is.
+    """
     try:
+        path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            with path.open("w", encoding="utf-8", errors="backslashreplace") as stream:
+                stream.write(text)
+            return
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         temporary = Path(name)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+            with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
             mask = os.umask(0)
             os.umask(mask)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from support import shared_data
 
 from ckd_fast import InputError, NotInitialisedError, OutputError, Tracker, TrackerConfig, load_model, save_model
-from ckd_fast.adapters import OpenCVTracker, SixChannelTracker, get_tracker_class, save_results, track_vot_folder
+from ckd_fast.adapters import OpenCVTracker, SixChannelTracker, get_tracker_class, save_results, track_vot_folder, vot
 from ckd_fast.adapters.vot import parse_region
 
 FRAMES = 6
@@ -150,6 +151,31 @@ def test_vot_folder_protocol(sequence: tuple, weights: Path, expected: list, tmp
     later = np.loadtxt(folder / "output_b.txt", delimiter=",")
     assert later.shape == (FRAMES - 2, 4)
     assert later[0].tolist() == pytest.approx([x, y, w, h], abs=1e-4)
+
+
+@pytest.mark.parametrize("color", ["rgb", "bgr"])
+def test_vot_frames_keep_their_bits_and_colours(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, color: str
+) -> None:
+    seen: list[tuple[NDArray, NDArray]] = []
+
+    class Notes(Tracker):
+        def init(self, *arguments: Any) -> None:
+            seen.append(arguments[:2])
+
+    blue = np.zeros((60, 80, 3), np.uint8)
+    blue[..., 0] = 200  # as OpenCV writes it
+    warm = np.random.default_rng(0).integers(8000, 8200, (60, 80), np.uint16)
+    assert cv2.imwrite(str(tmp_path / "color.png"), blue)
+    assert cv2.imwrite(str(tmp_path / "ir.png"), warm)
+    folder = vot_folder(tmp_path, ([Path("color.png")], [Path("ir.png")], []), a="0\n5,5,20,20\n")
+    monkeypatch.setattr(vot, "Tracker", Notes)
+    tracker = Tracker(weights, engine="reference", device="cpu", config=TrackerConfig(color=color))
+    track_vot_folder(folder, tracker)
+    ((visible, thermal),) = seen
+    assert visible[0, 0].tolist() == ([0, 0, 200] if color == "rgb" else [200, 0, 0])
+    assert thermal.dtype == np.uint16
+    assert np.array_equal(thermal, warm)
 
 
 def test_vot_bad_folders(sequence: tuple, weights: Path, tmp_path: Path) -> None:

@@ -86,6 +86,15 @@ def test_everything_wrong_is_named(root: Path, capsys: pytest.CaptureFixture[str
     assert "b: unpaired: 4 visible and 3 infrared frames" in captured.err
 
 
+def test_shifted_pairs_are_found(root: Path) -> None:
+    (root / "a" / "visible" / "0.jpg").unlink()
+    (root / "a" / "infrared" / "2.jpg").unlink()
+    (root / "a" / "groundtruth.txt").write_text("1,2,10,8\n" * (FRAMES - 1))
+    text = "2 pairs have different numbers, first 1.jpg with 0.jpg"
+    assert findings(root) == (Finding("a", "unpaired", text),)
+    assert main(["data", "check", str(root), "--quiet"]) == 1
+
+
 def test_decoding_finds_what_a_header_hides(root: Path) -> None:
     path = picture(root / "a" / "visible" / "1.png")
     (root / "a" / "visible" / "1.jpg").unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from support import ROOT, shared_data
 
 from ckd_fast import InputError
 from ckd_fast.datasets import DATASETS, open_dataset
-from ckd_fast.datasets.files import read_table
+from ckd_fast.datasets.files import mispaired, read_table
 
 FRAMES = 3
 
@@ -100,6 +101,49 @@ def test_lists_attributes_and_remarks(tmp_path: Path) -> None:
         open_dataset("lasher", tmp_path)
 
 
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    in_folders(tmp_path / "own", ("walk",), "visible", "infrared", {"groundtruth.txt": BOXES})
+    images(tmp_path / "own" / "bare" / "visible")
+    (tmp_path / "own" / "other").mkdir()
+    (remark,) = open_dataset("folder", tmp_path / "own").remarks
+    assert remark == "1 folders have frames but no ground truth and are left out: bare"
+    home = tmp_path / "lasher"
+    in_folders(home / "testingset", ("one", "two"), "visible", "infrared", {"init.txt": BOXES})
+    images(home / "testingset" / "bare" / "infrared")
+    images(home / "testingset" / "listed" / "visible")
+    write(home / "testingsetList.txt", "one\ntwo\nlisted\n")
+    write(home / "AttriSeqsTxt" / "one.txt", "0,1")
+    assert open_dataset("lasher", home).remarks[:-1] == (
+        "no attributes: AttriSeqsTxt is there, Attributes_order.txt is not",
+        "1 folders have frames but no ground truth and are left out: bare",
+        f"1 sequences of testingsetList.txt have no ground truth in {home}: listed",
+    )
+    write(home / "Attributes_order.txt", "NO, PO")
+    assert "1 sequences have no attribute flags: two" in open_dataset("lasher", home).remarks
+    in_folders(tmp_path / "rgbt", ("a",), "visible", "infrared", {"init.txt": BOXES})
+    write(tmp_path / "rgbt" / "attr_txt" / "LI.txt", "1\n")
+    assert (
+        "no attributes: attr_txt is there, attr_txt/SequencesName.txt is not"
+        in open_dataset("rgbt210", tmp_path / "rgbt").remarks
+    )
+
+
+@pytest.mark.parametrize(
+    ("visible", "infrared", "text"),
+    [
+        ("v1 v2 v3", "i1 i2 i3", ""),
+        ("0001 0002 0003", "1 2 3", ""),
+        ("1 2 4", "2 3 4", "2 pairs have different numbers, first 1.png with 2.png"),
+        ("a-1 a-3", "b-3 b-4", "2 pairs have different numbers, first a-1.png with b-3.png"),
+        ("17001 17034", "17003 17036", ""),
+        ("left right", "left right", ""),
+    ],
+)
+def test_pairs_by_their_numbers(visible: str, infrared: str, text: str) -> None:
+    sides = [[Path(f"{name}.png") for name in names.split()] for names in (visible, infrared)]
+    assert mispaired(*sides) == text
+
+
 def test_attribute_files_follow_their_own_list(tmp_path: Path) -> None:
     in_folders(tmp_path, ("a", "b"), "visible", "infrared", {"init.txt": BOXES})
     write(tmp_path / "SequencesName.txt", "a\nb\n")
@@ -168,11 +212,24 @@ def test_bad_roots_lists_and_truths(tmp_path: Path) -> None:
         ("1,2,3,4\n1,2,3\n", "line 2: 3 numbers where line 1 has 4"),
         ("1,2,3,4\n\n1,2,3,4\n", "line 2: 0 numbers where line 1 has 4"),
         ("1,2,3,4\n1,2,x,4\n", "line 2: 'x' is no number"),
+        ("\n1,2,3,4\n", "line 1: empty; expected numbers"),
+        (",20,30,40,50\n", "line 1: '' is no number"),
+        ("10,20,,30,40\n", "line 1: '' is no number"),
+        ("1,2,3,4\n1,2,3,\n", "line 2: '' is no number"),
+        ("1,2,3,4,\n", "line 1: '' is no number"),
+        ("1,2 3,4\n", "line 1: '2 3' is no number"),
+        ("1_0,2,3,4\n", "line 1: '1_0' is no number"),
     ],
 )
 def test_bad_tables(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_table(write(tmp_path / "t.txt", text))
+
+
+def test_a_pipe_is_no_table(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t.txt")
+    with pytest.raises(InputError, match=r"t\.txt: not a file"):
+        read_table(tmp_path / "t.txt")
 
 
 def test_tables_in_every_spelling(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from checkpoints import SMALL
@@ -18,7 +20,9 @@ from support import ROOT
 
 from ckd_fast import EngineError, load_model, save_model
 from ckd_fast.cli import main
-from ckd_fast.evaluation.cluster import refuse_unreachable
+from ckd_fast.datasets import open_dataset
+from ckd_fast.evaluation.cluster import _Conversation, refuse_unreachable
+from ckd_fast.evaluation.running import Outcome, RunPlan, TrackerSetup
 
 NAMES = tuple(f"clip{number}" for number in range(6))
 
@@ -128,3 +132,55 @@ def test_a_killed_worker_loses_nothing(
     again = command(data, weights, out, "--json")
     assert main(again) == 0  # without a cluster, the same results: nothing is left to do
     assert json.loads(capsys.readouterr().out)["finished"] == []
+
+
+class FakeRay:
+    """Answers as it is told to, in order."""
+
+    class exceptions:  # noqa: N801  # a module of Ray's
+        RayError = type("RayError", (Exception,), {})
+        RayActorError = type("RayActorError", (RayError,), {})
+        RayTaskError = type("RayTaskError", (RayError,), {})
+
+    def __init__(self, answers: list[object]) -> None:
+        self.answers, self.started, self.killed = answers, 0, 0
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 1}
+
+    def remote(self, **_needs: object) -> Callable[[type], object]:
+        def start(*_arguments: object) -> object:
+            self.started += 1
+            return SimpleNamespace(
+                engine=SimpleNamespace(remote=lambda: "engine"), track=SimpleNamespace(remote=lambda one: one.name)
+            )
+
+        return lambda _kind: SimpleNamespace(remote=start)
+
+    def wait(self, jobs: list[str], num_returns: int) -> tuple[list[str], list[str]]:
+        return jobs[:num_returns], jobs[num_returns:]
+
+    def get(self, reference: str) -> object:
+        if reference == "engine":
+            return "fake"
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def kill(self, _worker: object) -> None:
+        self.killed += 1
+
+
+def test_whatever_ray_loses_is_tried_again(data: Path, weights: str) -> None:
+    sequences = open_dataset("folder", data).sequences[:2]
+    lost, dead = FakeRay.exceptions.RayError("object lost"), FakeRay.exceptions.RayActorError("dead")
+    broken = Outcome(sequences[0].name, failure="ZeroDivisionError", details="a traceback")
+    ray = FakeRay([lost, broken, dead, Outcome(sequences[1].name, "1,2,3,4\n", "1\n", 1)])
+    heard: list[object] = []
+    _Conversation(ray, sequences, RunPlan(TrackerSetup(weights)), "cpu", 1, heard.append).run()
+    assert [(one.sequence, one.failure) for one in heard if isinstance(one, Outcome)] == [
+        (sequences[0].name, "ZeroDivisionError"),
+        (sequences[1].name, ""),
+    ]
+    assert (ray.started, ray.killed) == (4, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -71,8 +72,8 @@ def test_explains_the_frame_that_was_tracked(clip: Path, weights: str) -> None:
     of, tracker = explained(clip, weights)
     assert of.box == tracker.box
     assert of.score == pytest.approx(tracker.last.score)
-    assert [(stage.block, stage.before, int(stage.kept.sum())) for stage in of.stages] == [
-        (3, 256, 180), (6, 180, 126), (9, 126, 89),
+    assert [(stage.block, stage.before, stage.kept.sum(axis=1).tolist()) for stage in of.stages] == [
+        (3, 256, [180] * 2), (6, 180, [126] * 2), (9, 126, [89] * 2),
     ]  # fmt: skip
     for earlier, later in zip(of.stages, of.stages[1:], strict=False):
         assert not (later.kept & ~earlier.kept).any()  # what was dropped stays dropped
@@ -80,7 +81,8 @@ def test_explains_the_frame_that_was_tracked(clip: Path, weights: str) -> None:
         left = np.ones(256, bool)
         for stage in of.stages:
             if stage.block <= block:
-                left = stage.kept
+                assert np.array_equal(*stage.kept)  # "mce" drops the same in both
+                left = stage.kept[0]
         assert np.array_equal(alive(tokens), left)
         assert np.isnan(activity(tokens)[:, ~left]).all()
     x, y, w, h = of.box_in_crop
@@ -120,6 +122,15 @@ def test_tokens_are_put_back_where_they_came_from(clip: Path, weights: str) -> N
     last = seen["block11.mlp"][:, 0, 64:].numpy()
     for place, position in enumerate(kept):
         assert np.array_equal(of.tokens[11][:, position], last[:, place])
+
+
+def test_each_branch_shows_its_own_tokens(clip: Path, tmp_path: Path) -> None:
+    path = tmp_path / "ce.safetensors"
+    save_model(load_model("random", dataclasses.replace(GOLDEN_CONFIG, elimination="ce"), seed=3), path)
+    of, _ = explained(clip, str(path))
+    assert not np.array_equal(*of.stages[-1].kept)
+    for modality in range(2):
+        assert np.array_equal(of.stages[-1].kept[modality], np.isfinite(of.tokens[-1][modality, :, 0]))
 
 
 def test_measures_by_hand() -> None:
@@ -185,7 +196,10 @@ def test_figures_and_numbers_from_the_shell(
     of, _ = explained(clip, weights)
     about = json.loads((out / "explain.json").read_text())
     assert about["box"] == list(of.box)
-    assert [stage["kept"] for stage in about["stages"]] == [np.flatnonzero(stage.kept).tolist() for stage in of.stages]
+    assert [stage["kept"] for stage in about["stages"]] == [
+        {"visible": np.flatnonzero(stage.kept[0]).tolist(), "thermal": np.flatnonzero(stage.kept[1]).tolist()}
+        for stage in of.stages
+    ]
     assert about["similarity"]["these weights"] == pytest.approx(similarities(of))
     assert about["similarity"][Path(weights).name] == about["similarity"]["these weights"]
     assert about["style_gap"]["normalised"] < 1e-3 * about["style_gap"]["as_is"]

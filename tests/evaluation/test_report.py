@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from support import shared_data
+from support import ROOT, shared_data
 
 from ckd_fast.cli import main
 from ckd_fast.datasets import open_dataset
 from ckd_fast.evaluation import evaluate
 from ckd_fast.evaluation.report import html_report
+from ckd_fast.evaluation.writing import write_atomically
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<img src=x onerror=alert(1)>&\"'"
@@ -110,6 +113,23 @@ def test_strict_ends_with_one_and_names_the_problem(
     assert "--strict was asked for" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "pipe"])
+def test_nobody_reads_but_files_and_exit_code_stay(both: list[str], root: Path, tmp_path: Path, closed: str) -> None:
+    (Path(both[0]) / "run.txt").unlink()
+    scores = tmp_path / "s.json"
+    line = [sys.executable, "-m", "ckd_fast", "eval", *both, "--dataset", "rgbt210", "--root", str(root)]
+    line += ["--strict", "--json", str(scores)]
+    if closed == "pipe":
+        read_end, write_end = os.pipe()
+        os.close(read_end)
+        done = subprocess.run(line, cwd=ROOT, stdout=write_end, stderr=write_end, check=False)
+        os.close(write_end)
+    else:
+        done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *line], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 1
+    assert set(json.loads(scores.read_text())) == {"good", HOSTILE}
+
+
 def test_strict_without_problems_is_zero() -> None:
     arguments = ["eval", str(shared_data("eval", "results", "GTOT", "MTNet")), "--dataset", "gtot", "--quiet"]
     assert main([*arguments, "--root", str(shared_data("eval", "groundtruth", "GTOT")), "--strict"]) == 0
@@ -133,13 +153,53 @@ def test_quirks_sequences_and_missing(
     assert "swim: no sequence of RGBT210" in capsys.readouterr().err
 
 
+def test_some_sequences_alone_are_nothing_odd(both: list[str], root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    assert run(both[1:], root, "--sequences", "walk", "walk", "run", "--json", str(path)) == 0
+    scores = json.loads(path.read_text())["good"]
+    assert scores["problems"] == []
+    assert set(scores["sequences"]) == {"walk", "run"}
+    (Path(both[1]) / "swim.txt").write_text("1,2,3,4\n")
+    assert run(both[1:], root, "--sequences", "walk", "--json", str(path)) == 0
+    (problem,) = json.loads(path.read_text())["good"]["problems"]
+    assert "unknown sequence" in str(problem)
+    assert "swim" in str(problem)
+
+
 def test_loss_against_a_tracker(both: list[str], root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(both, root, "--against", "good") == 0
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["against", "good", "PR", "SR", "SR", "kept"] in table
     assert table[-1][-4:] == ["-50.0", "-47.6", "50", "%"]
     assert run(both, root, "--against", "best") == 2
-    assert "'best' is none of the trackers: good, " in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert f"--against 'best' is none of the trackers: {HOSTILE}, good" in captured.err
+    assert captured.out == ""  # said before anything is scored
+
+
+def test_names_that_are_no_utf8(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = results(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")), ("walk",))
+    files = {name: tmp_path / name for name in ("s.json", "s.csv", "r.html")}
+    more = ["--json", str(files["s.json"]), "--csv", str(files["s.csv"]), "--html", str(files["r.html"])]
+    assert run([str(folder)], root, *more) == 0
+    assert "caf\\udce9" in capsys.readouterr().out
+    for path in files.values():
+        assert "caf\\udce9" in path.read_text()
+
+
+def test_links_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.json").symlink_to(tmp_path / "there" / "real.json")
+    for text in ("one", "two"):
+        write_atomically(tmp_path / "link.json", text)
+        assert (tmp_path / "there" / "real.json").read_text() == text
+    assert (tmp_path / "link.json").is_symlink()
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(tmp_path / "pipe", "through")
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_bad_calls(
@@ -153,6 +213,7 @@ def test_bad_calls(
         ([both[0], both[0], "--dataset", "rgbt210", "--root", str(root)], "given twice"),
         ([both[1], "--dataset", "rgbt210", "--root", str(root), "--json", str(tmp_path)], "a folder; expected"),
         ([both[1], "--dataset", "rgbt210", "--root", str(root), "--csv", f"{both[1]}/new.txt"], "taken for a result"),
+        ([both[1], "--dataset", "rgbt210", "--root", str(root), "--csv", "x", "--json", "./x"], "for two outputs"),
     ):
         assert main(["eval", *arguments, "--quiet"]) == 2
         captured = capsys.readouterr()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +26,7 @@ from support import ROOT
 from ckd_fast import InputError, OutputError, Tracker, load_model, save_model
 from ckd_fast.cli import main
 from ckd_fast.datasets import open_dataset
+from ckd_fast.evaluation import workers
 from ckd_fast.evaluation.corruptions import CORRUPTIONS, Corruption, parse_corruption
 from ckd_fast.evaluation.running import Outcome, RunPlan, Started, TrackerSetup, attempt, run_dataset, track_sequence
 from ckd_fast.evaluation.workers import default_workers, devices, local
@@ -81,9 +85,9 @@ def test_any_number_of_workers_gives_the_trackers_boxes(
 ) -> None:
     truth = expected(data, weights)
     capsys.readouterr()
-    for workers in (1, 2, 4):
-        out = tmp_path / str(workers)
-        assert main(command(data, weights, out, "--workers", str(workers), "--json")) == 0
+    for count in (1, 2, 4):
+        out = tmp_path / str(count)
+        assert main(command(data, weights, out, "--workers", str(count), "--json")) == 0
         assert results(out) == truth
         summary = json.loads(capsys.readouterr().out)
         assert (sorted(summary["finished"]), summary["kept"], summary["failed"]) == (sorted(LENGTHS), [], {})
@@ -122,6 +126,15 @@ def test_goes_on_where_it_stopped(data: Path, weights: str, tmp_path: Path, caps
     assert main(command(data, weights, tmp_path / "other")) == 2
     assert "holds results without run.json" in capsys.readouterr().err
     assert (tmp_path / "other" / "mine.txt").exists()
+
+
+def test_pairs_that_do_not_match_are_said(
+    data: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sorted((data / "second" / "visible").iterdir())[0].unlink()
+    sorted((data / "second" / "infrared").iterdir())[-1].unlink()
+    assert main(command(data, weights, tmp_path / "out", "--sequences", "second")) == 0
+    assert "second: 4 pairs have different numbers, first " in capsys.readouterr().err
 
 
 def test_failures_are_recorded_counted_and_tried_again(
@@ -295,7 +308,141 @@ def test_nothing_is_done_twice(data: Path, weights: str, tmp_path: Path) -> None
     assert [one.sequence for one in heard] == ["first", "third", "fourth", "second"]
     summary = run_dataset(dataset, plan, tmp_path / "out", dies)
     assert sorted(summary.kept) == sorted(LENGTHS)
-    assert Started("x").engine == "x"
+
+
+def test_no_results_among_the_data(
+    data: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    linked, labels = tmp_path / "linked" / "walk", tmp_path / "labels"
+    linked.parent.mkdir()
+    (data / "first").rename(linked)
+    (data / "first").symlink_to(linked)
+    labels.mkdir()
+    truth = (data / "second" / "groundtruth.txt").rename(labels / "second.txt")
+    (data / "second" / "groundtruth.txt").symlink_to(truth)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.txt")}
+    for out in (data, data / "third", data / "third" / "visible", data / "new", tmp_path, linked, labels):
+        assert main(command(data, weights, out, "--force")) == 2
+        assert f"--out {out} " in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.txt")} == before
+    (data / "third").rename(data / "fourth_time")
+    assert main(command(data, weights, tmp_path / "out")) == 2
+    assert "fourth_time: its results would be taken for the times of fourth" in capsys.readouterr().err
+
+
+def test_force_removes_the_data_sets_own_results_alone(data: Path, weights: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(command(data, weights, out)) == 0
+    (out / "notes.txt").write_text("mine")
+    more = ("--corrupt", "noise:5", "--force", "--sequences", "second")
+    assert main(command(data, weights, out, *more)) == 0
+    # Sequences that were not asked for are of the other run: they must not be taken for finished later.
+    assert set(results(out)) == {"second.txt", "notes.txt"}
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_failed_start_leaves_nothing_to_replace(
+    data: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main([*command(data, weights, out), "--engine", "triton"]) == 2
+    assert (out / "run.json").exists()
+    assert main(command(data, weights, out, "--sequences", "second")) == 0
+    assert main(command(data, weights, out, "--sequences", "second", "third")) == 0  # the same run goes on
+    assert set(json.loads((out / "run.json").read_text())["first_boxes"]) == {"second", "third"}
+    (out / "run.json").write_text("{")
+    capsys.readouterr()
+    assert main(command(data, weights, out)) == 2
+    assert "a damaged run.json" in capsys.readouterr().err
+    assert main(command(data, weights, out, "--sequences", "second", "--force")) == 0
+    assert set(results(out)) == {"second.txt"}
+
+
+def test_other_data_are_not_finished(
+    data: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    only = ("--sequences", "second")
+    assert main(command(data, weights, out, *only)) == 0
+    shutil.copytree(data, tmp_path / "copy")
+    assert main(command(tmp_path / "copy", weights, out, *only)) == 2
+    assert "another run (root differ)" in capsys.readouterr().err
+    truth = data / "second" / "groundtruth.txt"
+    rows = truth.read_text().splitlines()
+    truth.write_text("\n".join(["9,9,20,20", *rows[1:]]))
+    assert main(command(data, weights, out, *only)) == 2
+    assert "first box of second differ" in capsys.readouterr().err
+    truth.write_text("\n".join(rows))
+    (out / "second.txt").write_text("nan,nan,nan,nan\n" * LENGTHS["second"])
+    assert main(command(data, weights, out, *only, "--json")) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["finished"] == ["second"]
+    assert "nan" not in (out / "second.txt").read_text()
+
+
+@pytest.mark.parametrize("closed", ["pipe", "from the start"])
+def test_a_closed_standard_error_loses_nothing(data: Path, weights: str, tmp_path: Path, closed: str) -> None:
+    calm, out = tmp_path / "calm", tmp_path / "out"
+    sorted((data / "first" / "visible").iterdir())[2].write_bytes(b"")  # there is something to say early
+    (data / "bare" / "visible").mkdir(parents=True)
+    assert main(command(data, weights, calm)) == 0
+    line = [sys.executable, "-m", "ckd_fast", *command(data, weights, out)]
+    if closed == "pipe":
+        read_end, write_end = os.pipe()
+        os.close(read_end)
+        done = subprocess.run(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=write_end, check=False)
+        os.close(write_end)
+    else:
+        done = subprocess.run(["sh", "-c", '"$@" 2>&-', "sh", *line], cwd=ROOT, stdout=subprocess.PIPE, check=False)
+    assert done.returncode == 0
+    assert results(out) == results(calm)
+    assert set(results(out)) == {f"{name}.txt" for name in LENGTHS}
+
+
+def test_an_error_of_the_listener_is_no_dead_worker(data: Path, weights: str, tmp_path: Path) -> None:
+    def leaves(_outcome: Outcome) -> None:
+        raise BrokenPipeError("the listener's own")
+
+    plan = RunPlan(TrackerSetup(weights, engine="reference"))
+    with pytest.raises(BrokenPipeError, match="the listener's own"):
+        run_dataset(open_dataset("folder", data), plan, tmp_path / "out", local(["cpu"]), on_outcome=leaves)
+
+
+def test_a_worker_ends_after_an_unexpected_error(data: Path, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sequence, plan = open_dataset("folder", data).sequence("first"), RunPlan(TrackerSetup(weights))
+    tracker = Breaks(weights, device="cpu", engine="reference")
+    monkeypatch.setattr(workers, "build_tracker", lambda *_arguments: tracker)
+    monkeypatch.setattr(signal, "signal", lambda *_arguments: None)
+    ours, theirs = multiprocessing.Pipe()
+    ours.send(sequence)
+    ours.send(sequence)
+    workers._work(theirs, plan, "cpu")
+    heard = [ours.recv() for _ in range(2)]
+    assert "ZeroDivisionError" in heard[1].failure
+    assert not ours.poll()  # the second sequence is left to another worker
+
+
+def test_a_worker_with_an_unexpected_error_is_replaced(
+    data: Path, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+
+    def start_thread(_plan: RunPlan, device: str) -> workers._Worker:
+        started.append(device)
+        ours, theirs = multiprocessing.Pipe()
+
+        def work() -> None:
+            theirs.send(Started("fake"))
+            theirs.send(Outcome(theirs.recv().name, failure="ZeroDivisionError", details="a traceback"))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        return workers._Worker(SimpleNamespace(join=thread.join, terminate=lambda: None, exitcode=0), ours, device)
+
+    monkeypatch.setattr(workers, "_start", start_thread)
+    plan = RunPlan(TrackerSetup(weights, engine="reference"))
+    summary = run_dataset(open_dataset("folder", data), plan, tmp_path / "out", local(["cpu"]))
+    assert set(summary.failed) == set(LENGTHS)
+    assert started == ["cpu"] * len(LENGTHS)
 
 
 def test_workers_go_round_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
