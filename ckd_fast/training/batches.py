@@ -8,6 +8,7 @@ two processes compute that take one each.
 from __future__ import annotations
 
 import math
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ from .config import Augmentation, SceneConfig, Stage, TrainConfig
 from .rendering import Renderer
 from .samples import PairDataset, PairSample
 
+# Not a plain fork: a process whose libraries have threads hands their locks on, and workers may wait for ever.
+_START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 GRAY = (0.299, 0.587, 0.114)
 
 
@@ -108,8 +111,7 @@ class Feed:
             pin_memory=self._device.type == "cuda",
             worker_init_fn=_one_thread if self._config.workers else None,
             generator=torch.Generator(),  # the loader must not move the global one
-            # Forked workers inherit what this process opened; a fork with CUDA in use is fine as they never touch it.
-            multiprocessing_context="fork" if self._config.workers else None,
+            multiprocessing_context=_START_METHOD if self._config.workers else None,
         )
         for number, crops in zip(numbers, loader, strict=True):
             yield self._finish(number, crops)
