@@ -23,7 +23,6 @@ from ckd_fast.kernels.elimination import Decision, decide, new_decision
 from ckd_fast.kernels.head import TOWERS, WIDEST_MAP, convolution, gather_taps, last_convolution
 from ckd_fast.kernels.linear import FoldedLinear, RowStatistics, linear
 from ckd_fast.kernels.tiles import GATHER_TILES, Choice, Work
-from ckd_fast.reference import fused
 from ckd_fast.reference.boxes import hann_window
 from ckd_fast.reference.config import ModelConfig
 from ckd_fast.reference.model import OnStep, ignore_step
@@ -404,8 +403,3 @@ def _normalised(patches: Tensor, config: ModelConfig) -> Tensor:
     std = torch.tensor(PIXEL_STD, device=patches.device)[:, None, None]
     normalised: Tensor = (pixels / 255 - mean) / std
     return normalised
-
-
-def normalised_patches(images: Tensor, config: ModelConfig) -> Tensor:
-    """Normalised crops [2, B, 3, H, W] laid out as patches."""
-    return fused.patches(images, config.patch_size)

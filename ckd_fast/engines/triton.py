@@ -16,7 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -27,6 +27,7 @@ from ckd_fast.frames import RawPair
 from ckd_fast.kernels.attention import template_rows
 from ckd_fast.kernels.crop import STATE, FrameKind
 from ckd_fast.kernels.requirements import launch_errors
+from ckd_fast.reference import fused
 from ckd_fast.reference.elimination import template_mask
 from ckd_fast.reference.head import HeadMaps
 from ckd_fast.reference.model import OnStep, ignore_step
@@ -34,7 +35,7 @@ from ckd_fast.types import Box
 from ckd_fast.weights import LoadedModel
 
 from .base import Engine, Found, Pending, Search, Slot, deciding_tokens
-from .network import BRANCHES, Build, Choose, Embedded, FrameNetwork, TemplateNetwork, normalised_patches
+from .network import BRANCHES, Build, Choose, Embedded, FrameNetwork, TemplateNetwork
 from .packing import pack, unfolded_patch
 from .runners import PlainRunner, Runner, Ticket
 from .upload import FrameBuffer, Wanted, kind_of
@@ -236,7 +237,6 @@ class TritonEngine(Engine):
             self._kind = kind = kind_of(frames, self._kind)
             self._assign(network, slots)
             wanted = [Wanted(s.box, s.factor, s.lost_threshold, s.lost_scale) for s in searches]
-            wanted = [self._with_base_factor(want) for want in wanted]
             buffer.fill(frames, wanted, lanes)
             uploaded = time.perf_counter()
 
@@ -262,9 +262,6 @@ class TritonEngine(Engine):
             lines = str(error).strip().splitlines()
             reason = lines[0] if lines else type(error).__name__
             raise EngineError(f"engine {self} could not run: {reason}") from error
-
-    def _with_base_factor(self, want: Wanted) -> Wanted:
-        return want if want.box is not None else replace(want, factor=self.config.search_factor)
 
     def _own(self, slot: Slot) -> TritonSlot:
         if not isinstance(slot, TritonSlot) or slot.engine() is not self:
@@ -380,8 +377,8 @@ class _Measured:
 
     def take(self, template_images: Tensor, search_images: Tensor) -> None:
         """Lay crops out as patches; part of what is measured, as a convolution does the same inside."""
-        self._patches.copy_(normalised_patches(template_images, self._build.config))
-        self.network.patches.copy_(normalised_patches(search_images, self._build.config))
+        self._patches.copy_(fused.patches(template_images, self._build.config.patch_size))
+        self.network.patches.copy_(fused.patches(search_images, self._build.config.patch_size))
 
     def run(self) -> None:
         """All launches."""
