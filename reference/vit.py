@@ -91,6 +91,11 @@ class Branch(nn.Module):
 def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over all keys; [..., heads, N, d] each."""
     shape = queries.shape
+    if queries.is_cpu and queries.requires_grad:
+        # torch's fused routine for the CPU takes several times as long as these two products in training.
+        q, k, v = (tensor.reshape(-1, *shape[-2:]) for tensor in (queries, keys, values))
+        probabilities = (torch.bmm(q, k.transpose(1, 2)) * shape[-1] ** -0.5).softmax(-1)
+        return torch.bmm(probabilities.to(v.dtype), v).reshape(shape)
     # The fused routines of torch want four axes.
     q, k, v = (tensor.reshape(-1, *shape[-3:]) for tensor in (queries, keys, values))
     return functional.scaled_dot_product_attention(q, k, v).reshape(shape)

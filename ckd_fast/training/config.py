@@ -140,6 +140,8 @@ class Stage:
         elimination: tokens are dropped as the model's configuration says; otherwise all stay.
         hidden: probability with which the students do not see a search patch.
         heads_only: the backbones are frozen.
+        students_only: the teachers neither run nor learn, for twice the pace when everything starts from random
+            weights; the stage after it begins with teachers made from the student.
         head_rate, backbone_rate: learning rates.
         schedule: "constant", as published, or "cosine" down to a hundredth.
         warmup: share of the stage in which the rates grow linearly from zero.
@@ -155,6 +157,7 @@ class Stage:
     elimination: bool = False
     hidden: float = 0.25
     heads_only: bool = False
+    students_only: bool = False
     head_rate: float = 5e-5
     backbone_rate: float = 5e-6
     schedule: Schedule = "constant"

@@ -10,8 +10,12 @@ from torch import Tensor, nn
 
 from ckd_fast.errors import InputError
 from ckd_fast.reference.config import ModelConfig
-from ckd_fast.reference.model import Trainee, initialise
-from ckd_fast.reference.training import keep_ratio_at
+from ckd_fast.reference.elimination import template_mask
+from ckd_fast.reference.head import HeadMaps, search_features
+from ckd_fast.reference.losses import LossConfig, TaskLoss, task_loss
+from ckd_fast.reference.model import Trainee, initialise, run_branches
+from ckd_fast.reference.training import Losses, keep_ratio_at
+from ckd_fast.reference.vit import Block
 from ckd_fast.weights import LoadedModel, Provenance, load_model
 from ckd_fast.weights.load import expected_shapes
 
@@ -27,9 +31,10 @@ def initial_trainee(config: TrainConfig) -> Trainee:
     if config.init == "random":
         initialise(trainee, config.seed)
         _widen(trainee)
+        _look_for_the_alike(trainee, config.seed)
         return trainee.train()
     loaded = load_model(config.init, config.model, config.seed)
-    weights = dict(loaded.teachers) or teachers_from_student(loaded)
+    weights = dict(loaded.teachers) or teachers_from_student(loaded.weights, loaded.config)
     weights |= {STUDENT + name: value for name, value in loaded.weights.items()}
     load_weights(trainee, weights)
     return trainee.train()
@@ -47,16 +52,73 @@ def _widen(trainee: Trainee) -> None:
                 module.weight *= gain
 
 
-def teachers_from_student(loaded: LoadedModel) -> dict[str, Tensor]:
-    """Teachers for a file that holds a student alone: its branches, and its head with the half that saw the modality.
+def _look_for_the_alike(trainee: Trainee, seed: int) -> None:
+    """Let attention start by similarity: queries and keys of a head project onto the same random directions.
 
-    That is the inverse of how CKD starts: there, the student's head is the one-modality head side by side twice.
+    A tracker must find what looks like its template. Learned from nothing, that takes many thousand pairs; a q k^T that
+    is a similarity from the first step is the "mimetic" start that Trockman and Kolter found for small data
+    (arXiv:2305.09828), without their change of values and projections.
     """
-    dim = loaded.config.dim
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in trainee.modules():
+            if isinstance(module, Block):
+                dim = module.proj.in_features
+                queries, keys, _ = module.qkv.weight.chunk(3)
+                for head in range(module.heads):
+                    rows = slice(head * dim // module.heads, (head + 1) * dim // module.heads)
+                    square = torch.randn(dim, dim, generator=generator)
+                    alike = torch.linalg.qr(square).Q[: dim // module.heads].to(queries.device)  # orthonormal rows
+                    # Normed tokens have C as the square of their norm: at 2, a token's own score stands out clearly.
+                    queries[rows] = 0.5 * queries[rows] + 2 * alike
+                    keys[rows] = 0.5 * keys[rows] + 2 * alike
+
+
+class StudentsAlone(nn.Module):
+    """The students of a `Trainee` as the trainer runs them in a stage without teachers."""
+
+    def __init__(self, trainee: Trainee) -> None:
+        super().__init__()
+        self.trainee = trainee
+
+    def forward(
+        self, template_images: Tensor, search_images: Tensor, mask: Tensor | None, visible: Tensor | None
+    ) -> HeadMaps:
+        """Arguments as of `Trainee`; the student's maps."""
+        config, student = self.trainee.config, self.trainee.student
+        if mask is None:
+            mask = template_mask(config, batch=template_images.shape[1]).to(template_images.device)
+        template, search = student.embed_template(template_images), student.embed_search(search_images, visible)
+        tokens = run_branches(student.branches, template, search, config, mask).tokens
+        return student.head(search_features(tokens, config.search_tokens))  # type: ignore[no-any-return]
+
+
+def students_losses(maps: HeadMaps, target_xywh: Tensor, config: LossConfig) -> Losses:
+    """Losses of a batch without teachers; their terms are zero."""
+    student = task_loss(maps, target_xywh)
+    zero = torch.zeros_like(student.focal.detach())
+    none = TaskLoss(zero, zero, zero)
+    return Losses(student.total(config), student, none, none, style=zero, content=zero, blocks=())
+
+
+def freeze_teachers(trainee: Trainee) -> None:
+    """Only the students learn."""
+    for name, parameter in trainee.named_parameters():
+        if name.startswith("teacher_"):
+            parameter.requires_grad_(False)  # noqa: FBT003
+
+
+def teachers_from_student(student: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Teachers for a student that comes without: its branches, and its head with the half that saw the modality.
+
+    Names are those of our files. That is the inverse of how CKD starts: there, the student's head is the one-modality
+    head side by side twice.
+    """
+    dim = config.dim
     weights: dict[str, Tensor] = {}
     for number, modality in enumerate(("rgb", "tir")):
-        own = "rgb" if loaded.config.share_students else modality
-        for name, value in loaded.weights.items():
+        own = "rgb" if config.share_students else modality
+        for name, value in student.items():
             if name.startswith(f"{own}."):
                 weights[f"teacher_{modality}.branch.{name.partition('.')[2]}"] = value.clone()
             elif name.startswith("head."):

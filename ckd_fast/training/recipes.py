@@ -68,27 +68,33 @@ RECIPES: Mapping[str, TrainConfig] = MappingProxyType(
         "packaged": TrainConfig(
             model=PACKAGED_MODEL,
             stages=(
+                # What the published recipe has from tracking data sets, these learn alone first: to find a template.
                 Stage(
-                    "distil", epochs=1, pairs=120000, batch=10, hidden=0.1, schedule="cosine", warmup=0.02,
-                    head_rate=8e-4, backbone_rate=5e-4,
+                    "students", epochs=1, pairs=192000, batch=16, hidden=0.0, warmup=0.02, students_only=True,
+                    head_rate=2.5e-3, backbone_rate=1.75e-3,
                 ),
                 Stage(
-                    "eliminate", epochs=1, pairs=6000, batch=10, hidden=0.0, schedule="cosine", elimination=True,
-                    heads_only=True, head_rate=3e-4,
+                    "distil", epochs=1, pairs=64000, batch=16, hidden=0.1, schedule="cosine", warmup=0.02,
+                    head_rate=2e-3, backbone_rate=1.4e-3,
+                ),
+                # Unlike the published recipe, the backbones learn here too: four blocks have no room to spare.
+                Stage(
+                    "eliminate", epochs=1, pairs=16000, batch=16, hidden=0.0, schedule="cosine", elimination=True,
+                    head_rate=3e-4, backbone_rate=2e-4,
                 ),
             ),
             sources=(
-                Source("synthetic", share=0.7, scene=SceneConfig(distractors=4)),
-                Source("dataset", share=0.18, name="folder", root="sequences", sequences=TRAINED_ON),
+                Source("synthetic", share=0.75, scene=SceneConfig(distractors=4)),
+                Source("dataset", share=0.13, name="folder", root="sequences", sequences=TRAINED_ON),
                 Source("stills", share=0.12, root="pairs/msrs"),
             ),
-            sampling=Sampling(centre_jitter=1.5, scale_jitter=0.35),
+            sampling=Sampling(centre_jitter=1.5, scale_jitter=0.3),
             clip_norm=1.0,
             drop_path=0.0,
-            ema=0.998,
+            ema=0.999,
             precision="bfloat16",
             workers=0,
-            upkeep=Upkeep(log_every=50, checkpoint_every=200, validate_every=400, validation_pairs=256),
+            upkeep=Upkeep(log_every=50, checkpoint_every=500, validate_every=500, validation_pairs=256),
         ),
     }
 )  # fmt: skip

@@ -39,14 +39,19 @@ from .config import SceneConfig, TrainConfig, read_config
 from .distillation import distillation_of
 from .logs import Board, RunLog, memory_mb
 from .model import (
+    STUDENT,
     RunningMean,
+    StudentsAlone,
     as_loaded,
     elimination_in,
+    freeze_teachers,
     initial_trainee,
     load_weights,
     prefixed,
     set_elimination,
     stored_weights,
+    students_losses,
+    teachers_from_student,
 )
 from .processes import Place, joined, summed, wait_for_all
 
@@ -218,15 +223,19 @@ class Trainer:
         model.requires_grad_(requires_grad=True)
         if stage.heads_only:
             freeze_backbones(model)
+        if stage.students_only:
+            freeze_teachers(model)
+        elif number and config.stages[number - 1].students_only and standing.step == 0:
+            self._begin_teachers(model, ema)
         rates = OptimiserConfig(stage.head_rate, stage.backbone_rate, config.weight_decay, config.clip_norm)
-        optimiser = make_optimiser(model, rates)
+        optimiser = make_optimiser(model, rates, fused=True)
         base_rates = [float(group["lr"]) for group in optimiser.param_groups]
         if moments:
             restore_optimiser(optimiser, moments, str(self.out))
-        network: nn.Module = model
+        network: nn.Module = StudentsAlone(model) if stage.students_only else model
         if place.world > 1:
             on = [place.device.index] if place.device.type == "cuda" else None
-            network = DistributedDataParallel(model, device_ids=on)
+            network = DistributedDataParallel(network, device_ids=on)
         each = stage.accumulate
         numbers = [
             (step * each + i) * place.world + place.rank for step in range(standing.step, steps) for i in range(each)
@@ -289,7 +298,19 @@ class Trainer:
         )
         with mixed:
             output = network(batch.template, batch.search, batch.mask, batch.visible)
+        if self.config.stages[stage].students_only:
+            return students_losses(output, batch.target_xywh, self.config.losses)
         return compute_losses(output, batch.target_xywh, self.config.losses, self._distil)
+
+    @staticmethod
+    def _begin_teachers(model: Trainee, ema: RunningMean | None) -> None:
+        """Teachers made from the student that learned alone, in the weights and in their running mean."""
+        names = [name for name in stored_weights(model) if not name.startswith("teacher_")]
+        for values in (model.state_dict(), *([ema.values] if ema is not None else [])):
+            student = {name: values[STUDENT + name].detach() for name in names}
+            with torch.no_grad():
+                for name, value in teachers_from_student(student, model.config).items():
+                    values[name].copy_(value)
 
     def _stop(self, item: NumberedBatch, step: int, what: str) -> None:
         """Numbers went bad: save what they were computed from, and end."""

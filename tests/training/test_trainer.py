@@ -87,6 +87,39 @@ def test_stages_train_what_they_should(tmp_path: Path) -> None:
     assert moved(tmp_path / "two", "teacher_rgb.head.score.0.0.weight", first) > 1e-4
 
 
+def test_students_alone_and_the_teachers_that_follow(tmp_path: Path) -> None:
+    alone = dataclasses.replace(DISTIL, name="alone", students_only=True)
+    first = stored_weights(initial_trainee(config()))
+    train(config(stages=(alone,)), tmp_path / "one")
+    assert moved(tmp_path / "one", "rgb.blocks.0.qkv.weight", first) > 1e-4
+    assert moved(tmp_path / "one", "teacher_tir.branch.blocks.0.qkv.weight", first) == 0
+    assert moved(tmp_path / "one", "teacher_tir.head.score.0.0.weight", first) == 0
+    last = log(tmp_path / "one")[-1]
+    assert (last["teacher_rgb"], last["style"], last["content"]) == (0, 0, 0)
+    # The next stage starts from the student: at a rate of nothing its teachers are still the student's halves.
+    still = dataclasses.replace(DISTIL, head_rate=1e-30, backbone_rate=1e-30)
+    train(config(stages=(alone, still), ema=0.5), tmp_path / "two")
+    found = last_weights(tmp_path / "two")
+    for prefix in ("", "ema."):
+        student, teacher = (found[prefix + name] for name in ("tir.norm.weight", "teacher_tir.branch.norm.weight"))
+        assert torch.allclose(student, teacher, rtol=1e-6)
+        student, teacher = (
+            found[prefix + name] for name in ("head.score.0.0.weight", "teacher_tir.head.score.0.0.weight")
+        )
+        assert torch.allclose(student[:, MODEL.dim :], teacher, rtol=1e-6)
+    assert log(tmp_path / "two")[-1]["teacher_rgb"] > 0
+
+
+def test_attention_starts_by_similarity() -> None:
+    """Equal tokens attend to one another more than to others from the first step."""
+    block = initial_trainee(config()).student.rgb.blocks[0]
+    tokens = torch.randn(4, 6, MODEL.dim, generator=torch.Generator().manual_seed(0))
+    queries, keys, _ = block.queries_keys_values(torch.cat([tokens, tokens], dim=1))
+    scores = (queries @ keys.transpose(-1, -2))[:, 0, :6, 6:]  # one head
+    own = scores.diagonal(dim1=-2, dim2=-1)
+    assert (own > scores.sum(-1) / 6 + scores.std(-1)).all()
+
+
 def test_it_learns(tmp_path: Path) -> None:
     stage = Stage("distil", epochs=1, pairs=960, batch=8, hidden=0.0, head_rate=3e-3, backbone_rate=2e-3)
     upkeep = Upkeep(log_every=10, checkpoint_every=10**6, validate_every=0)
