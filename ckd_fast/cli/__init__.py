@@ -18,6 +18,7 @@ from ckd_fast import __version__
 from ckd_fast.errors import CkdFastError
 
 from .completion import add_completion
+from .curves import add_curves
 from .data import add_data
 from .demo import add_demo
 from .evaluate import add_eval
@@ -71,8 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ckd-fast {__version__}")
     commands = parser.add_subparsers(title="subcommands", required=True, metavar="SUBCOMMAND")
     adders = (
-        add_demo, add_track, add_train, add_run, add_eval, add_explain, add_data, add_sample, add_info, add_weights,
-        add_completion,
+        add_demo, add_track, add_train, add_curves, add_run, add_eval, add_explain, add_data, add_sample, add_info,
+        add_weights, add_completion,
     )  # fmt: skip
     for add in adders:
         add(commands)  # type: ignore[arg-type]  # a subclass of the parser; the class is invariant

@@ -4,40 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ckd_fast.errors import OutputError
-from ckd_fast.video.plot import require_matplotlib
+from ckd_fast.video.plot import new_figure, save_figure
 
 from .explain import Array, Explanation, activity, alive, instance_norm, similarity, style_gap
 from .tsne import tsne
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MODALITIES = ("visible", "thermal")
 COLOURS = ("#0072b2", "#d55e00")
 VEIL, VEILED = 0.8, 235  # a dropped token shows through a light veil, so that it is seen on black too
 MOST_BLOCKS = 6
-
-
-def _figure(width: float, height: float) -> Figure:
-    require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def _box(axes: Any, of: Explanation) -> None:  # noqa: ANN401  # matplotlib's axes
@@ -58,7 +37,7 @@ def _picture(axes: Any, image: object, title: str, **options: object) -> Any:  #
 def draw_tokens(of: Explanation, path: Path) -> None:
     """Kept tokens stage by stage over the search crops; the score map at the end."""
     cell = of.crops.shape[1] // of.grid
-    figure = _figure(2.3 * (len(of.stages) + 2), 4.9)
+    figure = new_figure(2.3 * (len(of.stages) + 2), 4.9)
     axes = figure.subplots(2, len(of.stages) + 2, squeeze=False)
     for row, name in enumerate(MODALITIES):
         _picture(axes[row][0], of.crops[row], f"{name}, {of.grid**2} tokens")
@@ -74,7 +53,7 @@ def draw_tokens(of: Explanation, path: Path) -> None:
         side = of.crops.shape[1]
         last.imshow(of.score_map, cmap="inferno", alpha=0.6, extent=(0, side, side, 0), vmin=0)
         _box(last, of)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def similarities(of: Explanation) -> list[float]:
@@ -96,7 +75,7 @@ def draw_features(of: Explanation, path: Path, others: Mapping[str, Explanation]
     """
     depth = len(of.tokens)
     blocks = sorted({round(value) for value in np.linspace(0, depth - 1, min(depth, MOST_BLOCKS))})
-    figure = _figure(2.1 * len(blocks) + 3.6, 6.4)
+    figure = new_figure(2.1 * len(blocks) + 3.6, 6.4)
     grid = figure.add_gridspec(3, len(blocks) + 1, width_ratios=[1.0] * len(blocks) + [1.8])
     shape = (of.grid, of.grid)
     for column, block in enumerate(blocks):
@@ -116,20 +95,20 @@ def draw_features(of: Explanation, path: Path, others: Mapping[str, Explanation]
     curve.set(xlabel="block", ylabel="mean cosine of visible and thermal tokens", ylim=(-1.02, 1.02))
     curve.grid(visible=True, alpha=0.3)
     curve.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_gap(of: Explanation, path: Path, block: int) -> None:
     """t-SNE of both modalities' tokens after a block, as they are and after instance normalisation."""
     tokens = of.tokens[block][:, alive(of.tokens[block])]
-    figure = _figure(9.4, 4.6)
+    figure = new_figure(9.4, 4.6)
     panels = figure.subplots(1, 2)
     for axes, title, values in zip(
         panels, ("as they are", "after instance normalisation"), (tokens, instance_norm(tokens)), strict=True
     ):
         _map(axes, title, values)
     figure.suptitle(f"search tokens after block {block}", fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _map(axes: Any, title: str, tokens: Array) -> None:  # noqa: ANN401  # matplotlib's axes

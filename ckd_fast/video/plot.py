@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ckd_fast.errors import EngineError, OutputError
 
 from .writers import COLOURS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def require_matplotlib() -> None:
@@ -16,6 +20,25 @@ def require_matplotlib() -> None:
         import matplotlib as mpl  # noqa: F401
     except ImportError as error:
         raise EngineError("plots need matplotlib: pip install 'ckd_fast[plot]'") from error
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, without a window and without pyplot's global state."""
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write it."""
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def plot_track(
@@ -29,12 +52,7 @@ def plot_track(
         threshold: below it a result counts as lost.
         overlaps: of the first target with the ground truth per frame, None where there is no truth.
     """
-    require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6 if overlaps is None else 5.4), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 3.6 if overlaps is None else 5.4)
     axes = figure.subplots(1 if overlaps is None else 2, 1, sharex=True, squeeze=False)[:, 0]
     top = axes[0]
     for number, series in enumerate(scores, 1):
@@ -54,7 +72,4 @@ def plot_track(
         bottom.set(ylim=(0, 1.02), ylabel="IoU")
         bottom.legend(loc="upper right", fontsize=8)
     axes[-1].set_xlabel("frame")
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    save_figure(figure, path)

@@ -1,0 +1,138 @@
+"""Training runs read back: curves, differences, sweeps, and what `ckd-fast curves` writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from ckd_fast import InputError
+from ckd_fast.cli import main
+from ckd_fast.training import recipe
+from ckd_fast.training.curves import differing, flat, read_run, sweeps
+
+
+def write_run(folder: Path, hidden: float, style: float, scores: list[float], seed: int = 0) -> Path:
+    """A run of two settings with made-up numbers."""
+    config = recipe("sd-cd-mm")
+    stage = dataclasses.replace(config.stages[0], hidden=hidden)
+    losses = dataclasses.replace(config.losses, style_weight=style)
+    config = dataclasses.replace(config, stages=(stage,), losses=losses, seed=seed)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(config.to_json())
+    lines = [
+        {"kind": "step", "step": step, "stage": "distil", "loss": 10 / step, "style": style * step, "focal": 1 / step}
+        for step in range(1, 5)
+    ]
+    lines += [{"kind": "validation", "step": 2 * n, "mean_iou": score} for n, score in enumerate(scores, 1)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    home = tmp_path / "runs"
+    return [
+        write_run(home / "mask-0", 0.0, 0.01, [0.3, 0.40]),
+        write_run(home / "mask-25", 0.25, 0.01, [0.3, 0.46]),
+        write_run(home / "mask-25-again", 0.25, 0.01, [0.3, 0.44], seed=1),
+        write_run(home / "mask-50", 0.5, 0.01, [0.5, 0.42]),
+        write_run(home / "style", 0.25, 0.1, [0.3, 0.2]),
+    ]
+
+
+def test_a_run_is_read(runs: list[Path]) -> None:
+    run = read_run(runs[3])
+    assert run.name == "mask-50"
+    assert run.curves["loss"].steps == (1, 2, 3, 4)
+    assert run.curves["loss"].values == pytest.approx((10, 5, 10 / 3, 2.5))
+    assert "stage" not in run.curves
+    assert (run.last, run.best, run.torn) == (0.42, 0.5, 0)
+    assert run.settings["stages[0].hidden"] == 0.5
+
+
+def test_settings_that_differ_without_seeds(runs: list[Path]) -> None:
+    assert differing([read_run(path) for path in runs]) == ["stages[0].hidden", "losses.style_weight"]
+    assert differing([read_run(runs[1]), read_run(runs[2])]) == []
+
+
+def test_a_sweep_is_runs_that_differ_in_one_number(runs: list[Path]) -> None:
+    (sweep,) = sweeps([read_run(path) for path in reversed(runs)])
+    assert sweep.setting == "stages[0].hidden"
+    assert sweep.values == (0.0, 0.25, 0.5)
+    assert [sorted(run.name for run in some) for some in sweep.runs] == [
+        ["mask-0"], ["mask-25", "mask-25-again"], ["mask-50"],
+    ]  # fmt: skip
+    assert sweep.means() == pytest.approx((0.40, 0.45, 0.42))
+    assert sweeps([read_run(path) for path in runs[:3]]) == []  # two values are no series
+
+
+def test_flat_names() -> None:
+    assert flat({"a": {"b": [1, {"c": None}]}, "d": True}) == {"a.b[0]": 1, "a.b[1].c": None, "d": True}
+
+
+def test_a_run_that_was_killed_while_it_wrote(
+    runs: list[Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    log = runs[0] / "log.jsonl"
+    log.write_text(log.read_text() + '{"kind": "step", "ste')
+    assert read_run(runs[0]).torn == 1
+    assert main(["curves", str(runs[0]), "--out", str(tmp_path / "out")]) == 0
+    assert "mask-0: 1 lines of the log" in capsys.readouterr().err
+
+
+def test_never_validated(runs: list[Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    log = runs[0] / "log.jsonl"
+    log.write_text("".join(line + "\n" for line in log.read_text().splitlines() if "validation" not in line))
+    assert math.isnan(read_run(runs[0]).last)
+    out = tmp_path / "out"
+    assert main(["curves", str(runs[0]), "--out", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["curves.json", "losses.png"]
+    assert json.loads((out / "curves.json").read_text())["runs"]["mask-0"]["validation"] is None
+    assert "never validated" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("break_it", ["empty", "no config", "no numbers", "config"])
+def test_what_is_no_run(runs: list[Path], break_it: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = runs[0]
+    if break_it == "empty":
+        folder = tmp_path / "none"
+        folder.mkdir()
+    if break_it == "no config":
+        (folder / "config.json").unlink()
+    if break_it == "config":
+        (folder / "config.json").write_text("{")
+    if break_it == "no numbers":
+        (folder / "log.jsonl").write_text("")
+    with pytest.raises(InputError, match=folder.name):
+        read_run(folder)
+    assert main(["curves", str(folder), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith("ckd-fast: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import cv2
+
+    out = tmp_path / "out"
+    command = ["curves", *map(str, runs), "--out", str(out)]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "| mask-25 | 4 | 0.460 | 0.460 | 0.25 | 0.01 |" in printed
+    names = ["curves.json", "losses.png", "sweep-1-stages-0-hidden.png", "validation.png"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    for name in names[1:]:
+        picture = cv2.imread(str(out / name))
+        assert picture is not None
+        assert picture.std() > 5  # something is drawn
+    content = json.loads((out / "curves.json").read_text())
+    assert content["runs"]["style"]["settings"] == {"stages[0].hidden": 0.25, "losses.style_weight": 0.1}
+    assert content["sweeps"][0]["validation"] == pytest.approx([0.40, 0.45, 0.42])
+    assert main(command) == 2
+    assert "--force" in capsys.readouterr().err
+    assert main([*command, "--force"]) == 0
+    assert main(["curves", str(runs[0]), str(runs[0]), "--out", str(tmp_path / "twice")]) == 2
+    assert "several runs have this name" in capsys.readouterr().err
