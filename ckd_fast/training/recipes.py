@@ -88,7 +88,7 @@ RECIPES: Mapping[str, TrainConfig] = MappingProxyType(
                 Source("dataset", share=0.13, name="folder", root="sequences", sequences=TRAINED_ON),
                 Source("stills", share=0.12, root="pairs/msrs"),
             ),
-            sampling=Sampling(centre_jitter=1.5, scale_jitter=0.3),
+            sampling=Sampling(centre_jitter=1.5, scale_jitter=0.55),
             clip_norm=1.0,
             drop_path=0.0,
             ema=0.999,
