@@ -25,7 +25,7 @@ def add_demo(commands: Commands) -> None:
         "demo",
         "track a generated clip with the packaged model; write an annotated video and a plot",
         "  ckd-fast demo\n"
-        "  ckd-fast demo --seed 7 --frames 200 --out elsewhere/\n"
+        "  ckd-fast demo --clip 7 --frames 200 --out elsewhere/\n"
         "  ckd-fast demo --weights ckd.safetensors --engine triton",
     )
     parser.add_argument(
