@@ -17,8 +17,9 @@ class TrackerConfig:
 
     Attributes:
         color: order of the visible frame's channels.
-        lost_threshold: a score below it marks the result as lost. It changes neither box nor state. 0.2 is not
-            calibrated: what a score means depends on the weights.
+        lost_threshold: a score below it marks the result as lost. It changes neither box nor state. What a score means
+            depends on the weights: None takes the threshold that is calibrated in their file, and 0.2 where there is
+            none.
         lost_search_scale: the search crop is this much wider in the frame after a lost one; 1 is off.
         tir_to_rgb: 3x3 homography from thermal to visible pixels, row by row. Without one, a thermal frame of another
             size is scaled to the visible frame's.
@@ -29,7 +30,7 @@ class TrackerConfig:
     """
 
     color: Literal["rgb", "bgr"] = "rgb"
-    lost_threshold: float = 0.2
+    lost_threshold: float | None = None
     lost_search_scale: float = 1.0
     tir_to_rgb: Homography | None = None
     tir_range: tuple[int, int] | None = None
@@ -41,6 +42,8 @@ class TrackerConfig:
             raise InputError(f"color={self.color!r}: known are rgb, bgr")
         for name, low, high in (("lost_threshold", 0, 1), ("lost_search_scale", 1, 4)):
             value = getattr(self, name)
+            if value is None and name == "lost_threshold":
+                continue
             if not isinstance(value, int | float) or not low <= value <= high:
                 raise InputError(f"{name}={value!r}: expected a number in [{low}, {high}]")
         if self.tir_range is not None:

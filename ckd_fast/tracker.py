@@ -70,6 +70,8 @@ class Follower(ABC):
             else:
                 loaded = load_model(weights, model, seed)
             self.engine = build_engine(engine, loaded, device, dtype)
+        own = self.config.lost_threshold
+        self.lost_threshold = self.engine.lost_threshold if own is None else own
         self._start_over()
 
     @abstractmethod
@@ -110,14 +112,14 @@ class Follower(ABC):
         scale = self.config.lost_search_scale
         if target.last is not None and target.last.lost:
             factor = max(factor, min(factor * scale, _widest(box, frames.form.rgb_size)))
-        return Search(target.slot, box, factor, self.config.lost_threshold, scale)
+        return Search(target.slot, box, factor, self.lost_threshold, scale)
 
     def _accept(self, target: Target, found: Found, frames: RawPair, begin: float, prepare_ms: float) -> TrackResult:
         """Make a result of what was found and move the target there."""
         result = TrackResult(
             box=found.box,
             score=found.score,
-            lost=found.score < self.config.lost_threshold,
+            lost=found.score < self.lost_threshold,
             frame=target.frame + 1,
             rgb_used=frames.rgb is not None,
             tir_used=frames.tir is not None,

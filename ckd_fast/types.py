@@ -34,7 +34,7 @@ class TrackResult:
         box: (x, y, w, h) in pixels of the visible frame, inside it, at least 10 wide and high.
         score: the score map's value at the chosen cell, in [1e-4, 1 - 1e-4]; before the window that prefers little
             motion.
-        lost: the score is below `TrackerConfig.lost_threshold`. Says nothing else and changes nothing.
+        lost: the score is below the tracker's `lost_threshold`. Says nothing else and changes nothing.
         frame: number of this frame, 1 for the first after `init`.
         rgb_used: False where the visible frame was missing.
         tir_used: False where the thermal frame was missing.

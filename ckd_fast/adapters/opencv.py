@@ -28,7 +28,7 @@ class OpenCVTracker:
 
     Args:
         weights: as for `Tracker`.
-        config: frames are BGR, whatever its `color`; its `lost_threshold` is the threshold (0.2, as OpenCV's).
+        config: frames are BGR, whatever its `color`; its `lost_threshold` is the threshold.
         options: everything else that `Tracker` takes.
     """
 

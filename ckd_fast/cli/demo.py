@@ -44,7 +44,7 @@ def run_demo(options: argparse.Namespace) -> int:
     import numpy as np
     from tqdm import tqdm
 
-    from ckd_fast import Tracker, TrackerConfig
+    from ckd_fast import Tracker
     from ckd_fast.datasets import ClipConfig, SyntheticClip
     from ckd_fast.frames import FramePair
     from ckd_fast.video import AnnotatedVideo
@@ -59,10 +59,7 @@ def run_demo(options: argparse.Namespace) -> int:
     present = [path.name for path in (video_path, plot_path) if path.exists()]
     if present and not options.force:
         raise OutputError(f"{options.out}: {', '.join(present)} exist; choose another --out or use --force")
-    config = TrackerConfig()
-    tracker = Tracker(
-        options.weights, options.model, options.engine, options.device, options.dtype, config, seed=options.seed
-    )
+    tracker = Tracker(options.weights, options.model, options.engine, options.device, options.dtype, seed=options.seed)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -87,7 +84,7 @@ def run_demo(options: argparse.Namespace) -> int:
             mark = Mark(result.box, f"{result.score:.2f}", result.lost, frame.box)
         video.write(annotate(FramePair(frame.rgb, tir, frame.rgb.shape[:2]), [mark]))
     video.close()
-    plot_track(plot_path, [scores], config.lost_threshold, [1.0, *overlaps])
+    plot_track(plot_path, [scores], tracker.lost_threshold, [1.0, *overlaps])
     mean, speed = sum(overlaps) / len(overlaps), len(overlaps) / seconds
     if options.json:
         shown = {"mean_iou": mean, "frames_per_second": speed, "frames": len(overlaps), "engine": str(tracker.engine)}

@@ -61,7 +61,9 @@ def add_track(commands: Commands) -> None:
     parser_model = parser
     add_model_options(parser_model)
     behaviour = parser.add_argument_group("behaviour")
-    behaviour.add_argument("--lost-threshold", type=float, default=0.2, metavar="S", help="score that counts as lost")
+    behaviour.add_argument(
+        "--lost-threshold", type=float, metavar="S", help="score that counts as lost (default: the weights', else 0.2)"
+    )
     behaviour.add_argument("--lost-search-scale", type=float, default=1.0, metavar="F", help="search wider while lost")
     output = parser.add_argument_group("output")
     output.add_argument("--no-video", action="store_false", dest="video", help="no annotated video")

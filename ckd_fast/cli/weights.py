@@ -49,6 +49,7 @@ def add_weights(commands: Commands) -> None:
     convert.add_argument("--seed", type=int, help="for an encoder without a head: draw a random one")
     convert.add_argument("--half", choices=("float16", "bfloat16"), help="store weights in half precision")
     convert.add_argument("--teachers", action="store_true", help="keep the teachers, to go on training")
+    convert.add_argument("--lost-threshold", type=float, metavar="S", help="store it as calibrated for these weights")
     convert.add_argument("--json", action="store_true", help="machine-readable output")
     convert.add_argument("--force", action="store_true", help="overwrite OUT.safetensors")
     convert.set_defaults(run=run_weights_convert)
@@ -75,6 +76,7 @@ def run_weights_inspect(options: argparse.Namespace) -> int:
         "teachers": "yes" if found.teachers else "no",
         "tensors": f"{found.tensors} ({', '.join(f'{count} {name}' for name, count in found.dtypes.items())}), "
         f"{found.parameters:,} values",
+        "lost below": "not calibrated" if found.lost_threshold is None else f"{found.lost_threshold:g}",
         "not loaded": ", ".join(found.not_loaded) or "nothing",
     }
     for name, value in rows.items():
@@ -93,6 +95,7 @@ def run_weights_convert(options: argparse.Namespace) -> int:
         seed=options.seed,
         half=options.half,
         teachers=options.teachers,
+        lost_threshold=options.lost_threshold,
         force=options.force,
     )
     if options.json:

@@ -136,6 +136,7 @@ class Engine(ABC):
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self}>"
 
+    lost_threshold = 0.2  # a score below it counts as lost where the tracker's configuration does not say
     carries = False  # whether a search may leave its box out
     most_targets: int | None = None  # in one call; None: any number
 

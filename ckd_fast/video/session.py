@@ -275,7 +275,7 @@ def run_session(
     if options.plot:
         from .plot import plot_track
 
-        threshold = tracker.config.lost_threshold
+        threshold = tracker.lost_threshold
         plot_track(options.out / "plot.png", scores, threshold, overlaps if truth is not None else None)
     tracked = frames - 1 - skipped
     return SessionSummary(

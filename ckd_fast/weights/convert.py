@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,15 @@ def convert_weights(
     seed: int | None = None,
     half: HalfPrecision | None = None,
     teachers: bool = False,
+    lost_threshold: float | None = None,
     force: bool = False,
 ) -> Conversion:
-    """Load `source` with every check, write `target` atomically; see `load_model` and `save_model`."""
+    """Load `source` with every check, write `target` atomically; see `load_model` and `save_model`.
+
+    `lost_threshold` is stored as the calibration of these weights; None keeps what the source says.
+    """
+    if lost_threshold is not None and not 0 <= lost_threshold <= 1:
+        raise InputError(f"lost_threshold={lost_threshold}: expected a number in [0, 1]")
     target = Path(target)
     if target.suffix != ".safetensors":
         raise InputError(f"{target}: expected a name that ends in .safetensors")
@@ -40,5 +47,7 @@ def convert_weights(
     loaded = load_model(source, model, seed)
     if teachers and not loaded.teachers:
         raise InputError(f"{source}: holds no teachers to keep")
+    if lost_threshold is not None:
+        loaded = dataclasses.replace(loaded, lost_threshold=lost_threshold)
     save_model(loaded, target, half=half, teachers=teachers)
     return Conversion(loaded, target, target.stat().st_size)

@@ -27,6 +27,7 @@ class Inspection:
         config: sizes and choices.
         provenance: where the weights came from.
         teachers: whether teachers are in the file.
+        lost_threshold: calibrated for these weights, if it was.
     """
 
     container: str
@@ -39,6 +40,7 @@ class Inspection:
     config: ModelConfig
     provenance: Provenance
     teachers: bool
+    lost_threshold: float | None
 
 
 def inspect_weights(
@@ -58,4 +60,5 @@ def inspect_weights(
         config=loaded.config,
         provenance=loaded.provenance,
         teachers=bool(loaded.teachers),
+        lost_threshold=loaded.lost_threshold,
     )

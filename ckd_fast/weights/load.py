@@ -69,12 +69,14 @@ class LoadedModel:
         weights: the student's tensors by our names, float32.
         teachers: the teachers' tensors, empty if the source has none.
         provenance: where they came from.
+        lost_threshold: the score below which a result of these weights should count as lost; None: not calibrated.
     """
 
     config: ModelConfig
     weights: Mapping[str, Tensor]
     teachers: Mapping[str, Tensor]
     provenance: Provenance
+    lost_threshold: float | None = None
 
     def student(self) -> Student:
         """The model in evaluation mode, sharing these tensors."""
@@ -226,10 +228,11 @@ def model_from_file(file: WeightsFile, config: ModelConfig | None, seed: int | N
     if teachers:
         _compare(path, {f"student.{n}": v for n, v in students.items()} | teachers, settled, Trainee, "student.")
     if kind == "ckd_fast":
-        provenance = _stored_provenance(file)
+        provenance, threshold = _stored_provenance(file), _stored_threshold(file)
     else:
+        threshold = None
         provenance = Provenance(path.name, kind, file.sha256, file.placeholders, seed)
-    return LoadedModel(settled, students, teachers, provenance)
+    return LoadedModel(settled, students, teachers, provenance, threshold)
 
 
 def _one_stream_config(file: WeightsFile) -> ModelConfig:
@@ -351,6 +354,15 @@ def _stored_provenance(file: WeightsFile) -> Provenance:
         raise CorruptWeightsError(f"{file.path}: its provenance is incomplete ({error})") from error
 
 
+def _stored_threshold(file: WeightsFile) -> float | None:
+    if "calibration" not in file.metadata:
+        return None
+    value = metadata_json(file.metadata, "calibration", file.path).get("lost_threshold")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise CorruptWeightsError(f"{file.path}: its calibration has lost_threshold={value!r}; expected one in [0, 1]")
+    return float(value)
+
+
 def _share(path: Path, named: dict[str, Tensor]) -> dict[str, Tensor]:
     """A shared backbone is stored once; a file with both names must hold the same tensors under them."""
     for name, value in named.items():
@@ -403,6 +415,8 @@ def save_model(
         "provenance": json.dumps(dataclasses.asdict(model.provenance)),
         "written_by": f"ckd_fast {__version__}",
     }
+    if model.lost_threshold is not None:
+        metadata["calibration"] = json.dumps({"lost_threshold": model.lost_threshold})
     write_safetensors(path, tensors, metadata)
 
 

@@ -223,6 +223,17 @@ def test_results_stay_inside_the_frame_and_count_frames() -> None:
         assert parts.total_ms >= parts.prepare_ms + parts.crop_ms + parts.network_ms + parts.decode_ms - 1e-6 > 0
 
 
+def test_the_threshold_is_the_weights_unless_it_is_given() -> None:
+    calibrated = dataclasses.replace(MODEL, lost_threshold=0.37)
+    assert Tracker(MODEL, engine="reference", device="cpu").lost_threshold == 0.2
+    own = Tracker(calibrated, engine="reference", device="cpu")
+    assert own.lost_threshold == 0.37
+    assert Tracker(engine=own.engine).lost_threshold == 0.37
+    assert Tracker(engine=own.engine, config=TrackerConfig(lost_threshold=0.0)).lost_threshold == 0
+    surely = Tracker(dataclasses.replace(MODEL, lost_threshold=1.0), engine="reference", device="cpu")
+    assert [r.lost for r in walk(surely, PAIRS)] == [True] * 4
+
+
 def test_lost_says_and_changes_nothing() -> None:
     never, always = tracker(lost_threshold=0.0), tracker(lost_threshold=1.0)
     first, second = walk(never, PAIRS), walk(always, PAIRS)
@@ -391,7 +402,7 @@ def test_an_engine_is_passed_alone() -> None:
         ({"color": "grey"}, "color='grey'"),
         ({"lost_threshold": 2}, "lost_threshold=2"),
         ({"lost_search_scale": 0.5}, "lost_search_scale=0.5"),
-        ({"lost_threshold": None}, "lost_threshold=None"),
+        ({"lost_threshold": "0.2"}, "lost_threshold='0.2'"),
         ({"lost_search_scale": "2"}, "lost_search_scale='2'"),
         ({"tir_range": (5, 5)}, "tir_range"),
         ({"tir_range": 5}, "tir_range=5"),

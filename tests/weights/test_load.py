@@ -14,6 +14,7 @@ from support import GOLDEN_CONFIG, Golden
 
 from ckd_fast import (
     PRESETS,
+    CorruptWeightsError,
     InputError,
     LoadedModel,
     MissingModelError,
@@ -24,6 +25,7 @@ from ckd_fast import (
 )
 from ckd_fast.reference.model import Student, Trainee
 from ckd_fast.weights import convert_weights, inspect_weights
+from ckd_fast.weights.files import open_weights, write_safetensors
 from ckd_fast.weights.keys import from_authors, is_unused
 from ckd_fast.weights.load import expected_shapes
 
@@ -168,6 +170,23 @@ def test_random_weights() -> None:
     assert all(torch.equal(first.weights[n], second.weights[n]) for n in first.weights)
     assert first.provenance.kind == "random weights, seed 5"
     assert first.student().training is False
+
+
+def test_calibration_is_kept(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    save_model(load_model("random", SMALL), first)
+    assert load_model(first).lost_threshold is None
+    convert_weights(first, second, lost_threshold=0.25)
+    assert load_model(second).lost_threshold == 0.25
+    convert_weights(second, first, half="float16", force=True)
+    assert inspect_weights(first).lost_threshold == 0.25
+    with pytest.raises(InputError, match=r"lost_threshold=1\.5"):
+        convert_weights(first, second, lost_threshold=1.5, force=True)
+    for broken in ('{"lost_threshold": "0.2"}', '{"lost_threshold": 7}', "{}"):
+        file = open_weights(first)
+        write_safetensors(second, file.tensors, {**file.metadata, "calibration": broken})
+        with pytest.raises(CorruptWeightsError, match="its calibration has lost_threshold="):
+            load_model(second)
 
 
 def test_an_installation_without_the_packaged_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
