@@ -79,12 +79,23 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """What rendered pairs of views contain; probabilities are per sample."""
+    """What rendered pairs of views contain; probabilities are per sample.
+
+    Attributes:
+        clutter: plain shapes around the target.
+        distractors: things that look like the target.
+        dark: the visible camera sees next to nothing, mostly in the search view.
+        crossover: the target is as warm as what is behind it, in the search view.
+        camouflage: in visible light the target all but looks like what is behind it, in both views.
+        occlusion: something is in front of the target in the search view.
+        noise: of the sensors, in levels.
+    """
 
     clutter: int = 6
     distractors: int = 3
     dark: float = 0.15
     crossover: float = 0.12
+    camouflage: float = 0.1
     occlusion: float = 0.15
     noise: float = 5.0
 
@@ -92,7 +103,7 @@ class SceneConfig:
         """Refuse what cannot be drawn."""
         if self.clutter < 0 or self.distractors < 0 or not 0 <= self.noise <= 64:
             raise InputError("clutter and distractors: expected numbers from 0; noise: expected levels in [0, 64]")
-        for name in ("dark", "crossover", "occlusion"):
+        for name in ("dark", "crossover", "camouflage", "occlusion"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}={getattr(self, name)}: expected a probability in [0, 1]")
 

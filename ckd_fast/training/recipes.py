@@ -31,7 +31,7 @@ def _eliminating(kind: str) -> TrainConfig:
 
 # What one core can train in an hour or two: half of the published crops' side, four blocks of 128 channels.
 PACKAGED_MODEL = ModelConfig(
-    dim=128, depth=4, heads=2, head_channels=64, eliminate_at=(2,), template_size=64, search_size=128
+    dim=128, depth=4, heads=2, head_channels=64, eliminate_at=(2,), template_size=64, search_size=128, search_factor=3.0
 )
 HELD_OUT = ("m3svd_0111_1716", "m3svd_0113_1714_black", "m3svd_0113_1714_red")
 TRAINED_ON = ("m3svd_0111_1753", "m3svd_0111_1803", "m3svd_0117_1605_a", "m3svd_0117_1605_b")
@@ -88,7 +88,8 @@ RECIPES: Mapping[str, TrainConfig] = MappingProxyType(
                 Source("dataset", share=0.13, name="folder", root="sequences", sequences=TRAINED_ON),
                 Source("stills", share=0.12, root="pairs/msrs"),
             ),
-            sampling=Sampling(centre_jitter=1.5, scale_jitter=0.55),
+            sampling=Sampling(centre_jitter=1.3, scale_jitter=0.5),
+            augmentation=Augmentation(grayscale=0.15),
             clip_norm=1.0,
             drop_path=0.0,
             ema=0.999,

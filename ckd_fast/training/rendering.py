@@ -214,14 +214,14 @@ class _Scene:
             self._distractor(number, view, canvas, xs, ys, pixel)
         look = self.looks.to(device)
         crossover = self._happens(self.config.crossover, 101) if view == 1 else np.zeros(self.count, bool)
-        if crossover.any():
-            # As warm as what is behind it, but for a tenth of its contrast.
-            alpha, _, _ = coverages(target, xs, ys, pixel)
-            around = (canvas[:, 3] * alpha).sum((1, 2)) / alpha.sum((1, 2)).clamp(min=1e-3)
-            warm = look[:, 3] - look[:, 3].mean((1, 2), keepdim=True)
-            hidden = around[:, None, None] + 0.1 * warm
-            look = look.clone()
-            look[:, 3] = torch.where(torch.from_numpy(crossover).to(device)[:, None, None], hidden, look[:, 3])
+        camouflage = self._happens(self.config.camouflage, 105) & ~crossover
+        if crossover.any() or camouflage.any():
+            # As warm, or of the colour, as what is behind it, but for a tenth of its contrast.
+            alpha = coverages(target, xs, ys, pixel)[0][:, None]  # [B, 1, H, W]
+            around = (canvas * alpha).sum((2, 3), keepdim=True) / alpha.sum((2, 3), keepdim=True).clamp(min=1e-3)
+            hidden = around + 0.1 * (look - look.mean((2, 3), keepdim=True))  # [B, 4, cells, cells]
+            unseen = np.stack([*[camouflage] * 3, crossover], axis=1)  # [B, 4]
+            look = torch.where(torch.from_numpy(unseen).to(device)[:, :, None, None], hidden, look)
         paint_textured(canvas, target, look, xs, ys, pixel)
         if view == 1:
             self._occluder(canvas, xs, ys, pixel)
