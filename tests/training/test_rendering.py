@@ -7,9 +7,9 @@ import torch
 
 from ckd_fast.datasets.synthetic import Pose, coverage
 from ckd_fast.training.config import Sampling, SceneConfig
-from ckd_fast.training.rendering import Poses, Renderer, coverages
+from ckd_fast.training.rendering import Poses, RenderedPairs, Renderer, coverages
 
-BARE = SceneConfig(clutter=0, distractors=0, dark=0, crossover=0, occlusion=0, noise=0)
+BARE = SceneConfig(clutter=0, distractors=0, dark=0, crossover=0, camouflage=0, occlusion=0, noise=0)
 
 
 def renderer(scene: SceneConfig = BARE, sampling: Sampling | None = None) -> Renderer:
@@ -65,26 +65,37 @@ def test_equal_seeds_give_equal_scenes() -> None:
 
 def test_darkness_blinds_the_visible_camera_alone() -> None:
     bright = renderer(BARE).render(16, (2,))
-    dark = renderer(SceneConfig(clutter=0, distractors=0, dark=1, crossover=0, occlusion=0, noise=0)).render(16, (2,))
+    dark = renderer(
+        SceneConfig(clutter=0, distractors=0, dark=1, crossover=0, camouflage=0, occlusion=0, noise=0)
+    ).render(16, (2,))
     seen = bright.search[0].float().mean((1, 2, 3)) > 20  # some windows lie beyond the frame's edge
     ratio = dark.search[0].float().mean((1, 2, 3)) / bright.search[0].float().mean((1, 2, 3)).clamp(min=1)
     assert float(ratio[seen].max()) < 0.35
     assert torch.equal(dark.search[1], bright.search[1])
 
 
+def contrast(pairs: RenderedPairs, modality: int) -> float:
+    """How far the middle of the target is from the rest of the search view, in levels."""
+    values = []
+    for image, box in zip(pairs.search[modality].float().mean(1), pairs.target_xywh * 128, strict=True):
+        x, y = (float(box[i] + box[i + 2] / 2) for i in range(2))
+        if 4 < x < 124 and 4 < y < 124:
+            values.append(abs(float(image[int(y) - 2 : int(y) + 3, int(x) - 2 : int(x) + 3].mean() - image.median())))
+    return float(np.median(values))
+
+
 def test_crossover_hides_the_target_from_the_thermal_camera_alone() -> None:
-    scene = SceneConfig(clutter=0, distractors=0, dark=0, crossover=1, occlusion=0, noise=0)
+    scene = SceneConfig(clutter=0, distractors=0, dark=0, crossover=1, camouflage=0, occlusion=0, noise=0)
     plain, hidden = renderer(BARE).render(24, (4,)), renderer(scene).render(24, (4,))
     assert torch.equal(plain.search[0], hidden.search[0])
     assert torch.equal(plain.template, hidden.template)
-    contrast = []
-    for pairs in (plain, hidden):
-        values = []
-        for image, box in zip(pairs.search[1, :, 0].float(), pairs.target_xywh * 128, strict=True):
-            x, y = (float(box[i] + box[i + 2] / 2) for i in range(2))
-            if 4 < x < 124 and 4 < y < 124:
-                values.append(
-                    abs(float(image[int(y) - 2 : int(y) + 3, int(x) - 2 : int(x) + 3].mean() - image.median()))
-                )
-        contrast.append(np.median(values))
-    assert contrast[1] < 0.4 * contrast[0]
+    assert contrast(hidden, 1) < 0.4 * contrast(plain, 1)
+
+
+def test_camouflage_hides_the_target_from_the_visible_camera_alone() -> None:
+    scene = SceneConfig(clutter=0, distractors=0, dark=0, crossover=0, camouflage=1, occlusion=0, noise=0)
+    plain, hidden = renderer(BARE).render(24, (4,)), renderer(scene).render(24, (4,))
+    assert torch.equal(plain.search[1], hidden.search[1])
+    assert torch.equal(plain.template[1], hidden.template[1])
+    assert not torch.equal(plain.template[0], hidden.template[0])
+    assert contrast(hidden, 0) < 0.5 * contrast(plain, 0)
