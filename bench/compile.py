@@ -3,12 +3,14 @@
     python bench/compile.py                 # sm_90, bfloat16, one target
     python bench/compile.py --all           # seven chips, three precisions, 1 and 32 targets
     python bench/compile.py --arch 86 89 --dtype float16 --json out/compile.json
+    python bench/compile.py --model packaged --arch 80 86 89 90 100 120
 
 The chips of `--all` are sm_80, 86, 89, 90, 100, 120 and AMD gfx942. No GPU and no driver is needed: Triton brings its
-own assembler and disassembler. Compiled is what the engine launches for a frame of the paper's model, in the tiles that
-it chooses on that chip, and the kernels beside a frame (other frames from cameras, per-branch elimination, the fused
-losses). For each: registers, spills, shared memory against what a block of that chip may use, tensor-core instructions.
-Exit code 1 where a bound is broken: spills, too much shared memory, a matrix kernel without tensor cores in 16 bits.
+own assembler and disassembler. Compiled is what the engine launches for a frame of the paper's model (`--model` names
+another), in the tiles that it chooses on that chip, and the kernels beside a frame (other frames from cameras,
+per-branch elimination, the fused losses). For each: registers, spills, shared memory against what a block of that chip
+may use, tensor-core instructions. Exit code 1 where a bound is broken: spills, too much shared memory, a matrix kernel
+without tensor cores in 16 bits.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from launches import Launch, collected, frame_launches, hollow_build
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from ckd_fast import load_model
 from ckd_fast.kernels import distillation as distillation_file
 from ckd_fast.kernels import elimination as elimination_file
 from ckd_fast.kernels.crop import FrameKind
@@ -122,7 +125,8 @@ def launches(config: ModelConfig, dtype: torch.dtype, chip: str, targets: Sequen
         reading = distillation_file.Reading()
         _, moments = distillation_file.distillation_forward(features, reading)
         distillation_file.distillation_backward(features, moments, torch.ones(3), reading)
-        elimination_file.gather(features[:2], torch.zeros(2, 16, 244, dtype=torch.int32))
+        left = config.template_tokens + config.search_tokens_after(config.eliminate_at[0])
+        elimination_file.gather(features[:2], torch.zeros(2, 16, left, dtype=torch.int32))
     return found + others
 
 
@@ -189,12 +193,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHITECTURES, default=[90], help="default: 90")
     parser.add_argument("--all", action="store_true", help="every chip, precision and 1 and 32 targets: half an hour")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16"], help="default: bfloat16")
+    parser.add_argument("--model", default="base", help="a preset, a file of weights, or 'packaged' (default: base)")
     parser.add_argument("--targets", type=int, nargs="+", default=[1], help="targets in a frame (default: 1)")
     parser.add_argument("--json", type=Path, default=ROOT / "out" / "compile.json", metavar="FILE")
     options = parser.parse_args(arguments)
     chips = [f"sm_{number}" for number in (ARCHITECTURES if options.all else options.arch)]
     chips += [AMD] if options.all else []
     dtypes, targets = (DTYPES, (1, 32)) if options.all else (options.dtype, options.targets)
+    config = PRESETS.get(options.model)
+    if config is None:
+        config = load_model(None if options.model == "packaged" else options.model).config
     results: list[Compiled] = []
     print(f"triton {triton.__version__}, commit {commit()}")
     print(f"{'chip':<8}{'dtype':<10}{'launch':<52}{'registers':>10}{'spills':>8}{'shared':>9}{'matrix':>8}")
@@ -207,10 +215,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         target = GPUTarget("hip", chip, 64) if chip == AMD else GPUTarget("cuda", int(chip[3:]), 32)
         driver.set_active(NoDevice(target, number))
         for dtype in dtypes:
-            found = launches(PRESETS["base"], getattr(torch, dtype), chip, targets)
+            found = launches(config, getattr(torch, dtype), chip, targets)
             results += compile_all(found, chip, dtype, tell)
     bad = [result for result in results if result.problem]
-    about = {"triton": triton.__version__, "commit": commit()}
+    about = {"triton": triton.__version__, "commit": commit(), "model": options.model}
     write_json(options.json, {"machine": about, "results": [asdict(result) for result in results]})
     print(f"{len(results)} compiled, {len(bad)} with problems; written to {options.json}")
     return 1 if bad else 0

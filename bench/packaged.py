@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from ckd_fast import LoadedModel, Tracker, load_model
 from ckd_fast.datasets import ClipConfig, SyntheticClip, open_dataset
+from ckd_fast.reference.config import Elimination
 from ckd_fast.training.samples import FrameCache
 from ckd_fast.types import Box
 
@@ -194,22 +195,23 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(options.threads)
     model = load_model(options.weights)
-    dropping = dataclasses.replace(model, config=dataclasses.replace(model.config, elimination="mce"))
+    other: Elimination = "mce" if model.config.elimination == "none" else "none"
+    switched = dataclasses.replace(model, config=dataclasses.replace(model.config, elimination=other))
     trackers: dict[str, Callable[[Image, Image, Box], Find]] = {"ckd_fast": ours(model)}
     missing = []
     if not options.only_ours:
         trackers |= {
-            "with MCE": ours(dropping),
+            f"elimination {other}": ours(switched),
             "RGB alone": ours(model, tir_seen=False),
             "TIR alone": ours(model, rgb_seen=False),
             "still": still,
         }
         for name in options.opencv:
-            other = opencv(name)
-            if other is None:
+            start = opencv(name)
+            if start is None:
                 missing.append(name)
             else:
-                trackers[f"OpenCV {name}"] = other
+                trackers[f"OpenCV {name}"] = start
     rows, on_clips = [], []
     clips = [synthetic(options.clips, options.frames)]
     if options.data is not None:

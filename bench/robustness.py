@@ -55,7 +55,8 @@ def about(options: argparse.Namespace, dataset: Dataset) -> dict[str, object]:
     used = identity(dataset, RunPlan(TrackerSetup(options.weights, options.model)))
     return {
         "machine": machine(devices(options.device, 1)[0].replace("auto", "cpu")),  # "auto" stays where no GPU is
-        "weights": {"file": Path(options.weights).name} | {name: used[name] for name in ("weights", "sha256", "seed")},
+        "weights": {"file": Path(options.weights or "packaged").name}
+        | {name: used[name] for name in ("weights", "sha256", "seed")},
         "levels": options.levels,
         "corrupt_seed": options.corrupt_seed,
     }
@@ -65,7 +66,7 @@ def main() -> None:
     """Run, score, print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of own sequences")
-    parser.add_argument("--weights", required=True)
+    parser.add_argument("--weights", help="default: the packaged model")
     parser.add_argument("--model")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--corrupt-seed", type=int, default=0, help="of the damage")

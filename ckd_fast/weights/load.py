@@ -348,6 +348,8 @@ def _stored_provenance(file: WeightsFile) -> Provenance:
     known = {field.name for field in dataclasses.fields(Provenance)}
     values = metadata_json(file.metadata, "provenance", file.path)
     kept = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in known}
+    if not kept.get("sha256") and kept.get("seed") is None:
+        kept["sha256"] = file.sha256  # trained weights have no other source than this file
     try:
         return Provenance(**kept)  # type: ignore[arg-type]
     except TypeError as error:
