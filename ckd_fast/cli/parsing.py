@@ -128,7 +128,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--weights",
         metavar="FILE",
-        help="file of weights (.safetensors, .pth.tar), or 'random' (default: the small model that comes with ckd_fast)",
+        help="file of weights (.safetensors, .pth.tar), or 'random' (default: the small packaged model)",
     )
     group.add_argument("--model", metavar="PRESET", help="base, base-shared, small, tiny; where the file does not say")
     group.add_argument("--seed", type=not_negative, metavar="N", help="of random weights (default: 0)")

@@ -89,6 +89,9 @@ class SceneConfig:
         camouflage: in visible light the target all but looks like what is behind it, in both views.
         occlusion: something is in front of the target in the search view.
         noise: of the sensors, in levels.
+        thermal_range: how much the thermal camera's gain and offset vary, from 0 to 1. Thermal cameras show what is in
+            view stretched to their range: a scene comes dark or light, flat or steep, and some cameras show warm
+            as black (a tenth of the samples at 1).
     """
 
     clutter: int = 6
@@ -98,14 +101,15 @@ class SceneConfig:
     camouflage: float = 0.1
     occlusion: float = 0.15
     noise: float = 5.0
+    thermal_range: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""
         if self.clutter < 0 or self.distractors < 0 or not 0 <= self.noise <= 64:
             raise InputError("clutter and distractors: expected numbers from 0; noise: expected levels in [0, 64]")
-        for name in ("dark", "crossover", "camouflage", "occlusion"):
+        for name in ("dark", "crossover", "camouflage", "occlusion", "thermal_range"):
             if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name}={getattr(self, name)}: expected a probability in [0, 1]")
+                raise InputError(f"{name}={getattr(self, name)}: expected a number in [0, 1]")
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ RECIPES: Mapping[str, TrainConfig] = MappingProxyType(
                 ),
             ),
             sources=(
-                Source("synthetic", share=0.75, scene=SceneConfig(distractors=4)),
+                Source("synthetic", share=0.75, scene=SceneConfig(distractors=4, thermal_range=1.0)),
                 Source("dataset", share=0.13, name="folder", root="sequences", sequences=TRAINED_ON),
                 Source("stills", share=0.12, root="pairs/msrs"),
             ),

@@ -145,6 +145,10 @@ class _Scene:
         # The frame ends somewhere: a third of the samples see beyond it. The target's centre stays inside.
         self.edge = tuple(np.where(random.random(count) < 0.1, random.uniform(0.2, 2.0, count), 1e3) for _ in range(4))
         self.looks = self._target_look()
+        # Both views have the same camera: thermal levels become gain * level + offset.
+        vary = config.thermal_range
+        gain = np.exp(vary * random.uniform(-0.7, 0.25, count)) * np.where(random.random(count) < 0.1 * vary, -1, 1)
+        self.thermal = gain, 128 - gain * 128 + vary * random.uniform(-50, 50, count)
         self._key = int(random.integers(2**31))
 
     def _window(self, boxes: Floats, factor: float, sampling: Sampling) -> Window:
@@ -230,6 +234,8 @@ class _Scene:
         dark &= self._happens(0.3, 103) if view == 0 else True
         dimmed = np.where(dark, random.uniform(0.02, 0.3, self.count), 1.0)
         canvas[:, :3] *= torch.from_numpy(dimmed).float().to(device)[:, None, None, None]
+        gain, offset = (torch.from_numpy(v).float().to(device)[:, None, None] for v in self.thermal)
+        canvas[:, 3] = canvas[:, 3] * gain + offset
         strength = torch.from_numpy(random.uniform(0.2, 1.5, self.count)).float()[:, None, None, None]
         noise = torch.from_numpy(random.standard_normal((self.count, 4, size, size), dtype=np.float32))
         canvas += (noise * strength * self.config.noise).to(device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 
@@ -99,3 +101,19 @@ def test_camouflage_hides_the_target_from_the_visible_camera_alone() -> None:
     assert torch.equal(plain.template[1], hidden.template[1])
     assert not torch.equal(plain.template[0], hidden.template[0])
     assert contrast(hidden, 0) < 0.5 * contrast(plain, 0)
+
+
+def test_thermal_cameras_differ_and_are_the_same_in_both_views() -> None:
+    varied = dataclasses.replace(BARE, thermal_range=1.0)
+    plain, other = renderer(BARE).render(64, (6,)), renderer(varied).render(64, (6,))
+    assert torch.equal(plain.template[0], other.template[0])
+    signs = []
+    for before, after in zip(plain.template[1, :, 0].float(), other.template[1, :, 0].float(), strict=True):
+        seen = (before > 5) & (before < 250) & (after > 0) & (after < 255)
+        if seen.sum() > 100:
+            x, y = before[seen] - before[seen].mean(), after[seen] - after[seen].mean()
+            slope = float((x * y).sum() / (x * x).sum())
+            signs.append(slope < 0)
+            assert 0.45 < abs(slope) < 1.35
+            assert float((y - slope * x).abs().max()) <= 2  # a straight line, but for rounding
+    assert 0 < sum(signs) < len(signs) / 3

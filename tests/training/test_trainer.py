@@ -70,6 +70,7 @@ def test_a_run_leaves_what_it_says(tmp_path: Path) -> None:
     final, best = load_model(tmp_path / "final.safetensors"), load_model(tmp_path / "best.safetensors")
     assert final.config == best.config == MODEL
     assert not final.teachers
+    assert final.provenance.sha256 != best.provenance.sha256  # `ckd-fast run` can tell them apart
     mean = read_checkpoint(Checkpoints(tmp_path, 2).all()[-1]).ema
     assert all(torch.equal(value, mean[name]) for name, value in final.weights.items())
     assert load_model(tmp_path / "checkpoints/step-00000006/weights.safetensors").teachers
