@@ -5,8 +5,9 @@
     ckd-fast curves runs/ablation/* --out figures/
 
 Every row distils for the same number of pairs, in the same order, from the same first weights, and differs from the
-row `sd-cd-mm` in nothing but what its name says. The rows of elimination go on from `sd-cd-mm` with frozen backbones,
-as the published second stage does. Runs that are there are not repeated: an interrupted table goes on where it stopped.
+row `sd-cd-mm` in nothing but what its name says; those without MM hide no patches. The rows of elimination go on from
+`sd-cd-mm` with frozen backbones, as the published second stage does. Runs that are there are not repeated: an
+interrupted table goes on where it stopped.
 
 Two figures per row: mean IoU on rendered pairs that no run has seen, and mean IoU of the tracker on generated clips.
 With one seed each, differences of the second figure below its spread over clips mean nothing; the spread is printed.
@@ -31,7 +32,7 @@ from ckd_fast import load_model
 from ckd_fast.reference.config import Elimination
 from ckd_fast.reference.losses import LossConfig
 from ckd_fast.training import Place, TrainConfig, Trainer, recipe
-from ckd_fast.training.config import SceneConfig, Stage
+from ckd_fast.training.config import SceneConfig, Stage, read_config
 from ckd_fast.training.trainer import mean_overlap
 
 BASE = "sd-cd-mm"
@@ -103,10 +104,12 @@ def _with(base: TrainConfig, stage: Stage, **changes: object) -> TrainConfig:
 
 
 def train(plan: Plan, init: str, out: Path) -> Path:
-    """The row's weights, trained unless they are there."""
-    final = out / "final.safetensors"
+    """The row's weights, trained unless they are there; a run of other settings is never taken for this one."""
+    final, config = out / "final.safetensors", dataclasses.replace(plan.config, init=init)
+    stored = out / "config.json"
+    if stored.exists() and read_config(stored.read_text(encoding="utf-8"), str(stored)) != config:
+        raise SystemExit(f"{out}: holds a run with other settings; choose another --out, or remove it")
     if not final.exists():
-        config = dataclasses.replace(plan.config, init=init)
         Trainer(config, out, Place(0, 1, torch.device("cpu"))).run(resume=out.exists())
     return final
 
@@ -151,13 +154,18 @@ def main() -> None:
     unknown = set(options.rows or ()) - {plan.name for plan in table}
     if unknown:
         parser.error(f"unknown rows {sorted(unknown)}: known are {[plan.name for plan in table]}")
+    if options.clips < 2 or options.frames < 2:
+        parser.error(f"--clips {options.clips} --frames {options.frames}: expected at least 2 of each")
+    wanted = [plan for plan in table if not options.rows or plan.name in options.rows]
+    for plan in wanted:
+        before = plan.after is None or plan.after in {one.name for one in wanted}
+        if not before and not (options.out / str(plan.after) / "final.safetensors").exists():
+            parser.error(f"{plan.name} goes on from {plan.after}, which is not in {options.out}: name that row too")
     clips = list(synthetic(options.clips, options.frames))
     start = load_model(options.init)
     rows = []
     print("| row | IoU on pairs | IoU on clips |\n|---|---|---|", flush=True)
-    for plan in table:
-        if options.rows and plan.name not in options.rows:
-            continue
+    for plan in wanted:
         init = options.init if plan.after is None else str(last_checkpoint(options.out / plan.after))
         row = judge(plan.name, train(plan, init, options.out / plan.name), plan.config, clips)
         rows.append(row)

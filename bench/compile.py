@@ -37,7 +37,7 @@ from launches import Launch, collected, frame_launches, hollow_build
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from ckd_fast import load_model
+from ckd_fast import CkdFastError, load_model
 from ckd_fast.kernels import distillation as distillation_file
 from ckd_fast.kernels import elimination as elimination_file
 from ckd_fast.kernels.crop import FrameKind
@@ -125,7 +125,7 @@ def launches(config: ModelConfig, dtype: torch.dtype, chip: str, targets: Sequen
         reading = distillation_file.Reading()
         _, moments = distillation_file.distillation_forward(features, reading)
         distillation_file.distillation_backward(features, moments, torch.ones(3), reading)
-        left = config.template_tokens + config.search_tokens_after(config.eliminate_at[0])
+        left = config.template_tokens + config.search_tokens_after(config.depth - 1)
         elimination_file.gather(features[:2], torch.zeros(2, 16, left, dtype=torch.int32))
     return found + others
 
@@ -202,7 +202,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dtypes, targets = (DTYPES, (1, 32)) if options.all else (options.dtype, options.targets)
     config = PRESETS.get(options.model)
     if config is None:
-        config = load_model(None if options.model == "packaged" else options.model).config
+        try:
+            config = load_model(None if options.model == "packaged" else options.model).config
+        except CkdFastError as error:
+            parser.error(f"--model {options.model}: none of {', '.join(PRESETS)}, and {error}")
     results: list[Compiled] = []
     print(f"triton {triton.__version__}, commit {commit()}")
     print(f"{'chip':<8}{'dtype':<10}{'launch':<52}{'registers':>10}{'spills':>8}{'shared':>9}{'matrix':>8}")

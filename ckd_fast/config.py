@@ -44,7 +44,7 @@ class TrackerConfig:
             value = getattr(self, name)
             if value is None and name == "lost_threshold":
                 continue
-            if not isinstance(value, int | float) or not low <= value <= high:
+            if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
                 raise InputError(f"{name}={value!r}: expected a number in [{low}, {high}]")
         if self.tir_range is not None:
             bounds = tuple(self.tir_range) if isinstance(self.tir_range, tuple | list) else ()

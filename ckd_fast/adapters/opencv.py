@@ -28,7 +28,7 @@ class OpenCVTracker:
 
     Args:
         weights: as for `Tracker`.
-        config: frames are BGR, whatever its `color`; its `lost_threshold` is the threshold.
+        config: frames are BGR, whatever its `color`; its `lost_threshold`, or the weights', is the threshold.
         options: everything else that `Tracker` takes.
     """
 

@@ -48,18 +48,22 @@ def run_curves(options: argparse.Namespace) -> int:
     names = [run.name for run in runs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise InputError(f"{twice[0]}: several runs have this name; figures could not tell them apart")
+        raise InputError(f"{twice[0]}: several runs have this name, and figures could not tell them apart: rename one")
     series = sweeps(runs)
     files = ["losses.png", *(["validation.png"] if any(run.validation.values for run in runs) else [])]
     files += [sweep_file(number, sweep) for number, sweep in enumerate(series, 1)]
     out: Path = options.out
-    present = [name for name in (*files, TABLE) if (out / name).exists()]
+    present = sorted(
+        {name for name in (*files, TABLE) if (out / name).exists()} | {p.name for p in out.glob("sweep-*.png")}
+    )
     if present and not options.force:
         raise OutputError(f"{out}: {', '.join(present)} exist; choose another folder or use --force")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
+    for old in out.glob("sweep-*.png"):  # of other runs; without --force there is none
+        old.unlink()
     draw_losses(runs, out / "losses.png")
     if "validation.png" in files:
         draw_validation(runs, out / "validation.png")
@@ -70,7 +74,7 @@ def run_curves(options: argparse.Namespace) -> int:
     print(_table(runs, settings))
     for run in runs:
         if run.torn:
-            sys.stderr.write(f"ckd-fast: {run.name}: {run.torn} lines of the log could not be read and are left out\n")
+            sys.stderr.write(f"ckd-fast: {run.name}: lines of the log that could not be read: {run.torn}\n")
         if not run.validation.values:
             sys.stderr.write(f"ckd-fast: {run.name}: never validated; it is in the losses alone\n")
     print(f"{', '.join(files)} and {TABLE} in {out}")

@@ -25,6 +25,9 @@ from ckd_fast.reference.head import HeadMaps
 from ckd_fast.reference.model import OnStep, ignore_step
 from ckd_fast.reference.preprocess import Crop, box_in_crop, crop, crop_window, normalise
 from ckd_fast.types import Box
+from ckd_fast.weights import LoadedModel
+
+NOT_CALIBRATED = 0.2  # threshold of a lost target for weights that bring none
 
 
 @dataclass(frozen=True)
@@ -119,13 +122,15 @@ class Engine(ABC):
 
     name: str
 
-    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype, note: str = "") -> None:
-        self.config = config
+    def __init__(self, model: LoadedModel, device: torch.device, dtype: torch.dtype, note: str = "") -> None:
+        self.config = model.config
+        # A score below it counts as lost where the tracker's configuration does not say.
+        self.lost_threshold = NOT_CALIBRATED if model.lost_threshold is None else model.lost_threshold
         self.device = device
         self.dtype = dtype
         self.note = note
         self._lock = threading.Lock()
-        self._window = hann_window(config.search_grid)
+        self._window = hann_window(model.config.search_grid)
 
     def __str__(self) -> str:
         """Name, device, precision, and why it was chosen where that was not the caller's choice."""
@@ -136,7 +141,6 @@ class Engine(ABC):
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self}>"
 
-    lost_threshold = 0.2  # a score below it counts as lost where the tracker's configuration does not say
     carries = False  # whether a search may leave its box out
     most_targets: int | None = None  # in one call; None: any number
 

@@ -27,7 +27,7 @@ class CompiledEngine(HostEngine):
     def __init__(
         self, model: LoadedModel, device: torch.device, dtype: torch.dtype, note: str = "", mode: str = "default"
     ) -> None:
-        super().__init__(model.config, device, dtype, note)
+        super().__init__(model, device, dtype, note)
         self._student = model.student().to(device, dtype)
         self._network = torch.compile(self._forward, dynamic=False, mode=mode)
         self._warm_up()

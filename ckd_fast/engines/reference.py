@@ -18,7 +18,7 @@ class ReferenceEngine(HostEngine):
     name = "reference"
 
     def __init__(self, model: LoadedModel, device: torch.device, dtype: torch.dtype, note: str = "") -> None:
-        super().__init__(model.config, device, dtype, note)
+        super().__init__(model, device, dtype, note)
         self._student = model.student().to(device, dtype)
 
     def _embed(self, images: Tensor) -> Tensor:

@@ -65,15 +65,7 @@ def build_engine(
     """
     if name not in ENGINES:
         raise InputError(f"engine={name!r}: known are {', '.join(ENGINES)}")
-    engine = _build(name, model, resolve_device(device), resolve_dtype(dtype), compile_mode)
-    if model.lost_threshold is not None:
-        engine.lost_threshold = model.lost_threshold
-    return engine
-
-
-def _build(
-    name: str, model: LoadedModel, target: torch.device, precision: torch.dtype | None, compile_mode: str
-) -> Engine:
+    target, precision = resolve_device(device), resolve_dtype(dtype)
     if name == "auto":
         return _fastest(model, target, precision)
     if name == "triton":

@@ -131,7 +131,7 @@ class TritonEngine(Engine):
         tf32: bool = False,
         overlap: bool = False,
     ) -> None:
-        super().__init__(model.config, device, dtype, note)
+        super().__init__(model, device, dtype, note)
         with torch.inference_mode():
             self._model = model
             self._build = Build(

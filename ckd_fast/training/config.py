@@ -155,8 +155,8 @@ class Stage:
         elimination: tokens are dropped as the model's configuration says; otherwise all stay.
         hidden: probability with which the students do not see a search patch.
         heads_only: the backbones are frozen.
-        students_only: the teachers neither run nor learn, for twice the pace when everything starts from random
-            weights; the stage after it begins with teachers made from the student.
+        students_only: the teachers neither run nor learn, for the time before there is anything to teach; they are made
+            from the student for the stage after it.
         head_rate, backbone_rate: learning rates.
         schedule: "constant", as published, or "cosine" down to a hundredth.
         warmup: share of the stage in which the rates grow linearly from zero.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,13 @@ from .logs import LOG
 
 CONFIG = "config.json"
 # Settings that do not make a run another experiment: what is written when, and repetitions of the same.
-ASIDE = ("upkeep", "workers", "loss_engine", "seed")
+ASIDE = re.compile(r"upkeep\.(?!validation_pairs$)|workers$|loss_engine$|seed$")
+# Settings that change the pairs on which a run is validated: scores under two values of them cannot be compared.
+MEASURE = re.compile(
+    r"sources|sampling|upkeep\.validation_pairs|model\.(template|search)_(size|factor)|model\.patch_size"
+)
+# Settings that change how many steps a run has; in all other sweeps runs must have gone equally far.
+LENGTH = re.compile(r"stages\[\d+\]\.(pairs|epochs|batch|accumulate)$")
 FEWEST_POINTS = 3
 Setting = str | int | float | bool | None
 
@@ -92,6 +99,8 @@ def read_run(folder: Path) -> RunRecord:
         lines = (folder / LOG).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: no run of `ckd-fast train`, {CONFIG} and {LOG} are expected ({error})") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{folder / CONFIG}: expected a JSON object of settings, as `ckd-fast train` writes it")
     points: dict[tuple[str, str], _Points] = {}
     torn = 0
     for line in lines:
@@ -106,8 +115,8 @@ def read_run(folder: Path) -> RunRecord:
                 one = points.setdefault((kind, name), _Points())
                 one.steps.append(step)
                 one.values.append(float(value))
-    if not points:
-        raise InputError(f"{folder / LOG}: holds no numbers; the run ended before its first line")
+    if ("step", "loss") not in points:
+        raise InputError(f"{folder / LOG}: holds no losses; the run ended before its first line of them")
     curves = {name: found.curve() for (kind, name), found in points.items() if kind == "step"}
     validation = points.get(("validation", "mean_iou"), _Points()).curve()
     return RunRecord(folder.resolve().name, flat(config), curves, validation, torn)
@@ -127,25 +136,28 @@ def flat(values: object, path: str = "") -> dict[str, Setting]:
 def differing(runs: Sequence[RunRecord]) -> list[str]:
     """Settings that are not the same in all runs, but for those in `ASIDE`."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
-    return [
-        name
-        for name in names
-        if name.partition(".")[0] not in ASIDE and len({_key(run.settings.get(name)) for run in runs}) > 1
-    ]
+    return [name for name in names if not ASIDE.match(name) and len({_key(run.settings.get(name)) for run in runs}) > 1]
 
 
 def sweeps(runs: Sequence[RunRecord]) -> list[Sweep]:
-    """Every series of runs that differ in one number alone and have at least three values of it."""
+    """Every series of runs that differ in one number alone and have at least three values of it.
+
+    Runs count as comparable where they were validated on the same pairs, last after equally many steps.
+    """
     names = differing(runs)
     found = []
     for name in names:
+        if MEASURE.match(name):
+            continue
         alike: dict[tuple[Any, ...], dict[float, list[RunRecord]]] = {}
         for run in runs:
             value = run.settings.get(name)
             if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(run.last):
                 continue
-            others = tuple(_key(run.settings.get(other)) for other in names if other != name)
-            alike.setdefault(others, {}).setdefault(float(value), []).append(run)
+            others = [_key(run.settings.get(other)) for other in names if other != name]
+            if not LENGTH.match(name):
+                others.append(_key(run.validation.steps[-1]))
+            alike.setdefault(tuple(others), {}).setdefault(float(value), []).append(run)
         for values in alike.values():
             if len(values) >= FEWEST_POINTS:
                 order = sorted(values)

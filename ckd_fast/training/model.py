@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 
 import torch
@@ -21,6 +22,7 @@ from ckd_fast.weights.load import expected_shapes
 
 from .config import Stage, TrainConfig
 
+_log = logging.getLogger(__name__)
 STUDENT = "student."
 BASE_DIM = 768
 
@@ -34,6 +36,12 @@ def initial_trainee(config: TrainConfig) -> Trainee:
         _look_for_the_alike(trainee, config.seed)
         return trainee.train()
     loaded = load_model(config.init, config.model, config.seed)
+    alone = next((stage.name for stage in config.stages if stage.students_only), None)
+    if loaded.teachers and alone is not None:
+        _log.warning(
+            "%s holds teachers; stage %r, in which the student learns alone, replaces them by ones made from it. Leave "
+            "that stage out to keep them", config.init, alone,
+        )  # fmt: skip
     weights = dict(loaded.teachers) or teachers_from_student(loaded.weights, loaded.config)
     weights |= {STUDENT + name: value for name, value in loaded.weights.items()}
     load_weights(trainee, weights)
@@ -125,6 +133,20 @@ def teachers_from_student(student: Mapping[str, Tensor], config: ModelConfig) ->
                 half = value[:, number * dim : (number + 1) * dim] if name.endswith(".0.0.weight") else value
                 weights[f"teacher_{modality}.{name}"] = half.clone()
     return weights
+
+
+@torch.no_grad()
+def renew_teachers(trainee: Trainee, ema: RunningMean | None) -> None:
+    """Teachers made from a student that learns alone, in the weights and in their running mean.
+
+    Done before every checkpoint of such a stage: whoever starts from one, the next stage included, finds teachers that
+    know what the student knows.
+    """
+    names = [name for name in stored_weights(trainee) if not name.startswith("teacher_")]
+    for values in (trainee.state_dict(), *([ema.values] if ema is not None else [])):
+        student = {name: values[STUDENT + name].detach() for name in names}
+        for name, value in teachers_from_student(student, trainee.config).items():
+            values[name].copy_(value)
 
 
 def stored_weights(trainee: Trainee) -> dict[str, Tensor]:

@@ -218,7 +218,8 @@ class _Scene:
             self._distractor(number, view, canvas, xs, ys, pixel)
         look = self.looks.to(device)
         crossover = self._happens(self.config.crossover, 101) if view == 1 else np.zeros(self.count, bool)
-        camouflage = self._happens(self.config.camouflage, 105) & ~crossover
+        # In both views, and never together with a crossover: the target would be nowhere.
+        camouflage = self._happens(self.config.camouflage, 105) & ~self._happens(self.config.crossover, 101)
         if crossover.any() or camouflage.any():
             # As warm, or of the colour, as what is behind it, but for a tenth of its contrast.
             alpha = coverages(target, xs, ys, pixel)[0][:, None]  # [B, 1, H, W]

@@ -39,7 +39,6 @@ from .config import SceneConfig, TrainConfig, read_config
 from .distillation import distillation_of
 from .logs import Board, RunLog, memory_mb
 from .model import (
-    STUDENT,
     RunningMean,
     StudentsAlone,
     as_loaded,
@@ -48,10 +47,10 @@ from .model import (
     initial_trainee,
     load_weights,
     prefixed,
+    renew_teachers,
     set_elimination,
     stored_weights,
     students_losses,
-    teachers_from_student,
 )
 from .processes import Place, joined, summed, wait_for_all
 
@@ -221,12 +220,11 @@ class Trainer:
         stage, upkeep = config.stages[number], config.upkeep
         steps = stage.steps_per_epoch(place.world) * stage.epochs
         model.requires_grad_(requires_grad=True)
+        model.zero_grad(set_to_none=True)  # of what is frozen from here on, gradients of the last stage would stay
         if stage.heads_only:
             freeze_backbones(model)
         if stage.students_only:
             freeze_teachers(model)
-        elif number and config.stages[number - 1].students_only and standing.step == 0:
-            self._begin_teachers(model, ema)
         rates = OptimiserConfig(stage.head_rate, stage.backbone_rate, config.weight_decay, config.clip_norm)
         optimiser = make_optimiser(model, rates, fused=True)
         base_rates = [float(group["lr"]) for group in optimiser.param_groups]
@@ -284,6 +282,8 @@ class Trainer:
             if (step + 1) % upkeep.log_every == 0 or ends:
                 self._report(standing, means.take(), float(optimiser.param_groups[0]["lr"]), pace, validation)
             if (step + 1) % upkeep.checkpoint_every == 0 or ends:
+                if stage.students_only:
+                    renew_teachers(model, ema)
                 after = dataclasses.replace(standing, stage=number + 1, step=0) if ends else standing
                 self._checkpoint(after, model, ema, {} if ends else optimiser_tensors(optimiser))
         return dataclasses.replace(standing, stage=number + 1, step=0)
@@ -301,16 +301,6 @@ class Trainer:
         if self.config.stages[stage].students_only:
             return students_losses(output, batch.target_xywh, self.config.losses)
         return compute_losses(output, batch.target_xywh, self.config.losses, self._distil)
-
-    @staticmethod
-    def _begin_teachers(model: Trainee, ema: RunningMean | None) -> None:
-        """Teachers made from the student that learned alone, in the weights and in their running mean."""
-        names = [name for name in stored_weights(model) if not name.startswith("teacher_")]
-        for values in (model.state_dict(), *([ema.values] if ema is not None else [])):
-            student = {name: values[STUDENT + name].detach() for name in names}
-            with torch.no_grad():
-                for name, value in teachers_from_student(student, model.config).items():
-                    values[name].copy_(value)
 
     def _stop(self, item: NumberedBatch, step: int, what: str) -> None:
         """Numbers went bad: save what they were computed from, and end."""

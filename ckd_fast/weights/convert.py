@@ -10,7 +10,7 @@ from pathlib import Path
 from ckd_fast.errors import InputError, OutputError
 from ckd_fast.reference.config import ModelConfig
 
-from .load import HalfPrecision, LoadedModel, load_model, save_model
+from .load import HalfPrecision, LoadedModel, is_threshold, load_model, save_model
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ def convert_weights(
 
     `lost_threshold` is stored as the calibration of these weights; None keeps what the source says.
     """
-    if lost_threshold is not None and not 0 <= lost_threshold <= 1:
-        raise InputError(f"lost_threshold={lost_threshold}: expected a number in [0, 1]")
+    if lost_threshold is not None and not is_threshold(lost_threshold):
+        raise InputError(f"lost_threshold={lost_threshold!r}: expected a number in [0, 1]")
     target = Path(target)
     if target.suffix != ".safetensors":
         raise InputError(f"{target}: expected a name that ends in .safetensors")

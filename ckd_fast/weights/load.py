@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -360,9 +360,14 @@ def _stored_threshold(file: WeightsFile) -> float | None:
     if "calibration" not in file.metadata:
         return None
     value = metadata_json(file.metadata, "calibration", file.path).get("lost_threshold")
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+    if not is_threshold(value):
         raise CorruptWeightsError(f"{file.path}: its calibration has lost_threshold={value!r}; expected one in [0, 1]")
-    return float(value)
+    return value
+
+
+def is_threshold(value: object) -> TypeGuard[float]:
+    """Whether this can be a score's threshold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _share(path: Path, named: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ import dataclasses
 
 import pytest
 import torch
+from support import assert_as_exact
+from torch.nn import functional
 
 from ckd_fast import ModelConfig
 from ckd_fast.reference.cost import model_cost
@@ -15,6 +17,7 @@ from ckd_fast.reference.labels import visible_patches
 from ckd_fast.reference.losses import LossConfig, content_loss, distillation, focal_loss, over_blocks, style_loss
 from ckd_fast.reference.model import Student, Trainee, initialise
 from ckd_fast.reference.training import OptimiserConfig, freeze_backbones, make_optimiser
+from ckd_fast.reference.vit import attention
 
 SMALL = ModelConfig(dim=32, depth=3, heads=2, head_channels=16, eliminate_at=(1,), template_size=64, search_size=112)
 
@@ -236,3 +239,25 @@ def test_head_maps_are_clamped() -> None:
         values = getattr(maps, name)
         assert values.min() >= 1e-4
         assert values.max() <= 1 - 1e-4
+
+
+def test_attention_in_training_is_attention() -> None:
+    """On the CPU, training in bfloat16 takes another way; values and gradients are as exact as torch's routine."""
+    generator = torch.Generator().manual_seed(0)
+    exact = [torch.randn(2, 3, 2, 7, 16, generator=generator, dtype=torch.float64) for _ in range(3)]
+    weight = torch.randn(2, 3, 2, 7, 16, generator=generator)
+
+    def outcome(dtype: torch.dtype, *, fused: bool) -> list[torch.Tensor]:
+        inputs = [value.to(dtype).requires_grad_() for value in exact]
+        if fused:
+            flat = [value.reshape(-1, *value.shape[-3:]) for value in inputs]
+            made = functional.scaled_dot_product_attention(*flat).reshape(weight.shape)
+        else:
+            made = attention(*inputs)
+        return [made.detach(), *torch.autograd.grad((made * weight.to(dtype)).sum(), inputs)]
+
+    rounded = [value.to(torch.bfloat16).double() for value in exact]
+    exact = rounded
+    ours, torchs = outcome(torch.bfloat16, fused=False), outcome(torch.bfloat16, fused=True)
+    for value, plain, truth in zip(ours, torchs, outcome(torch.float64, fused=True), strict=True):
+        assert_as_exact(value, plain, truth)

@@ -24,6 +24,7 @@ from ckd_fast import (
     TrackResult,
     load_model,
 )
+from ckd_fast.engines.reference import ReferenceEngine
 from ckd_fast.frames import FrameForm, check_pair, reduce_to_8_bits, register, settle_form
 
 H, W = 96, 128
@@ -229,6 +230,7 @@ def test_the_threshold_is_the_weights_unless_it_is_given() -> None:
     own = Tracker(calibrated, engine="reference", device="cpu")
     assert own.lost_threshold == 0.37
     assert Tracker(engine=own.engine).lost_threshold == 0.37
+    assert ReferenceEngine(calibrated, torch.device("cpu"), torch.float32).lost_threshold == 0.37
     assert Tracker(engine=own.engine, config=TrackerConfig(lost_threshold=0.0)).lost_threshold == 0
     surely = Tracker(dataclasses.replace(MODEL, lost_threshold=1.0), engine="reference", device="cpu")
     assert [r.lost for r in walk(surely, PAIRS)] == [True] * 4

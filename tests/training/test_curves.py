@@ -70,6 +70,28 @@ def test_a_sweep_is_runs_that_differ_in_one_number(runs: list[Path]) -> None:
     assert sweeps([read_run(path) for path in runs[:3]]) == []  # two values are no series
 
 
+def test_runs_that_cannot_be_compared_are_no_sweep(runs: list[Path]) -> None:
+    log = runs[3] / "log.jsonl"
+    log.write_text(log.read_text().replace('"step": 4, "mean_iou"', '"step": 3, "mean_iou"'))
+    assert sweeps([read_run(path) for path in runs]) == []  # one of three values ended earlier
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("upkeep", {"validation_pairs": 7}), ("sampling", {"centre_jitter": 1.0})]
+)
+def test_other_validation_pairs_are_other_runs(runs: list[Path], setting: str, value: dict[str, float]) -> None:
+    config = json.loads((runs[3] / "config.json").read_text())
+    config[setting] |= value
+    (runs[3] / "config.json").write_text(json.dumps(config))
+    assert sweeps([read_run(path) for path in runs]) == []
+    assert f"{setting}.{next(iter(value))}" in differing([read_run(path) for path in runs])
+    for number, path in enumerate(runs[:4]):  # and are never swept over
+        own = json.loads((runs[1] / "config.json").read_text())
+        own[setting] |= {next(iter(value)): number + 1}
+        (path / "config.json").write_text(json.dumps(own))
+    assert sweeps([read_run(path) for path in runs[:4]]) == []
+
+
 def test_flat_names() -> None:
     assert flat({"a": {"b": [1, {"c": None}]}, "d": True}) == {"a.b[0]": 1, "a.b[1].c": None, "d": True}
 
@@ -81,7 +103,7 @@ def test_a_run_that_was_killed_while_it_wrote(
     log.write_text(log.read_text() + '{"kind": "step", "ste')
     assert read_run(runs[0]).torn == 1
     assert main(["curves", str(runs[0]), "--out", str(tmp_path / "out")]) == 0
-    assert "mask-0: 1 lines of the log" in capsys.readouterr().err
+    assert "mask-0: lines of the log that could not be read: 1" in capsys.readouterr().err
 
 
 def test_never_validated(runs: list[Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -95,7 +117,7 @@ def test_never_validated(runs: list[Path], capsys: pytest.CaptureFixture[str], t
     assert "never validated" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("break_it", ["empty", "no config", "no numbers", "config"])
+@pytest.mark.parametrize("break_it", ["empty", "no config", "no numbers", "no losses", "config", "list"])
 def test_what_is_no_run(runs: list[Path], break_it: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = runs[0]
     if break_it == "empty":
@@ -105,6 +127,10 @@ def test_what_is_no_run(runs: list[Path], break_it: str, tmp_path: Path, capsys:
         (folder / "config.json").unlink()
     if break_it == "config":
         (folder / "config.json").write_text("{")
+    if break_it == "list":
+        (folder / "config.json").write_text("[1]")
+    if break_it == "no losses":
+        (folder / "log.jsonl").write_text('{"kind": "validation", "step": 2, "mean_iou": 0.5}\n')
     if break_it == "no numbers":
         (folder / "log.jsonl").write_text("")
     with pytest.raises(InputError, match=folder.name):
@@ -134,5 +160,11 @@ def test_the_command(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFix
     assert main(command) == 2
     assert "--force" in capsys.readouterr().err
     assert main([*command, "--force"]) == 0
+    (out / "losses.png").unlink()
+    (out / "curves.json").unlink()
+    (out / "validation.png").unlink()
+    assert main(["curves", str(runs[0]), "--out", str(out)]) == 2  # a sweep of other runs is there
+    assert main(["curves", str(runs[0]), "--out", str(out), "--force"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["curves.json", "losses.png", "validation.png"]
     assert main(["curves", str(runs[0]), str(runs[0]), "--out", str(tmp_path / "twice")]) == 2
     assert "several runs have this name" in capsys.readouterr().err

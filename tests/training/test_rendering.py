@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 import torch
 
 from ckd_fast.datasets.synthetic import Pose, coverage
@@ -76,6 +77,12 @@ def test_darkness_blinds_the_visible_camera_alone() -> None:
     assert torch.equal(dark.search[1], bright.search[1])
 
 
+def contrast_of_template(pairs: RenderedPairs, modality: int) -> float:
+    """How far the middle of the target, which is the middle of the crop, is from the rest, in levels."""
+    shades = pairs.template[modality].float().mean(1)
+    return float((shades[:, 30:35, 30:35].mean((1, 2)) - shades.flatten(1).median(1).values).abs().median())
+
+
 def contrast(pairs: RenderedPairs, modality: int) -> float:
     """How far the middle of the target is from the rest of the search view, in levels."""
     values = []
@@ -99,21 +106,41 @@ def test_camouflage_hides_the_target_from_the_visible_camera_alone() -> None:
     plain, hidden = renderer(BARE).render(24, (4,)), renderer(scene).render(24, (4,))
     assert torch.equal(plain.search[1], hidden.search[1])
     assert torch.equal(plain.template[1], hidden.template[1])
-    assert not torch.equal(plain.template[0], hidden.template[0])
     assert contrast(hidden, 0) < 0.5 * contrast(plain, 0)
+    assert contrast_of_template(hidden, 0) < 0.5 * contrast_of_template(plain, 0)
+
+
+def test_camouflage_and_crossover_exclude_one_another_in_both_views() -> None:
+    both = SceneConfig(clutter=0, distractors=0, dark=0, crossover=1, camouflage=1, occlusion=0, noise=0)
+    crossover = dataclasses.replace(both, camouflage=0)
+    for one, other in zip(
+        renderer(both).render(8, (4,)).template, renderer(crossover).render(8, (4,)).template, strict=True
+    ):
+        assert torch.equal(one, other)
+    assert torch.equal(renderer(both).render(8, (4,)).search, renderer(crossover).render(8, (4,)).search)
 
 
 def test_thermal_cameras_differ_and_are_the_same_in_both_views() -> None:
     varied = dataclasses.replace(BARE, thermal_range=1.0)
     plain, other = renderer(BARE).render(64, (6,)), renderer(varied).render(64, (6,))
     assert torch.equal(plain.template[0], other.template[0])
-    signs = []
-    for before, after in zip(plain.template[1, :, 0].float(), other.template[1, :, 0].float(), strict=True):
-        seen = (before > 5) & (before < 250) & (after > 0) & (after < 255)
-        if seen.sum() > 100:
-            x, y = before[seen] - before[seen].mean(), after[seen] - after[seen].mean()
-            slope = float((x * y).sum() / (x * x).sum())
-            signs.append(slope < 0)
-            assert 0.45 < abs(slope) < 1.35
-            assert float((y - slope * x).abs().max()) <= 2  # a straight line, but for rounding
+    # Where both are far from the ends, search view = gain * level + offset with the gain and offset of the template.
+    signs, ends = [], []
+    for one in range(64):
+        lines = []
+        for before, after in ((plain.template, other.template), (plain.search, other.search)):
+            x, y = before[1, one, 0].float(), after[1, one, 0].float()
+            seen = (x > 5) & (x < 250) & (y > 0) & (y < 255)
+            if seen.sum() > 100:
+                x, y = x[seen], y[seen]
+                slope = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
+                offset = float(y.mean() - slope * x.mean())
+                assert float((y - slope * x - offset).abs().max()) <= 2  # a straight line, but for rounding
+                lines.append((slope, offset))
+        if len(lines) == 2:
+            assert lines[0] == pytest.approx(lines[1], rel=0.05, abs=2)
+            signs.append(lines[0][0] < 0)
+            ends.append(abs(lines[0][0]))
     assert 0 < sum(signs) < len(signs) / 3
+    assert 0.45 < min(ends) < 0.7
+    assert 1.1 < max(ends) < 1.35

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -93,13 +94,19 @@ def test_students_alone_and_the_teachers_that_follow(tmp_path: Path) -> None:
     first = stored_weights(initial_trainee(config()))
     train(config(stages=(alone,)), tmp_path / "one")
     assert moved(tmp_path / "one", "rgb.blocks.0.qkv.weight", first) > 1e-4
-    assert moved(tmp_path / "one", "teacher_tir.branch.blocks.0.qkv.weight", first) == 0
-    assert moved(tmp_path / "one", "teacher_tir.head.score.0.0.weight", first) == 0
+    found = last_weights(tmp_path / "one")
+    assert torch.equal(found["teacher_tir.branch.blocks.0.qkv.weight"], found["tir.blocks.0.qkv.weight"])
+    assert torch.equal(found["ema.teacher_tir.branch.norm.weight"], found["ema.tir.norm.weight"])
     last = log(tmp_path / "one")[-1]
     assert (last["teacher_rgb"], last["style"], last["content"]) == (0, 0, 0)
     # The next stage starts from the student: at a rate of nothing its teachers are still the student's halves.
     still = dataclasses.replace(DISTIL, head_rate=1e-30, backbone_rate=1e-30)
     train(config(stages=(alone, still), ema=0.5), tmp_path / "two")
+    # So does whoever starts from its checkpoint.
+    (checkpoint,) = Checkpoints(tmp_path / "one", 1).all()[-1:]
+    begun = stored_weights(initial_trainee(config(init=str(checkpoint / "weights.safetensors"))))
+    assert torch.equal(begun["teacher_rgb.branch.norm.weight"], begun["rgb.norm.weight"])
+    assert not torch.equal(begun["rgb.norm.weight"], first["rgb.norm.weight"])
     found = last_weights(tmp_path / "two")
     for prefix in ("", "ema."):
         student, teacher = (found[prefix + name] for name in ("tir.norm.weight", "teacher_tir.branch.norm.weight"))
@@ -109,6 +116,33 @@ def test_students_alone_and_the_teachers_that_follow(tmp_path: Path) -> None:
         )
         assert torch.allclose(student[:, MODEL.dim :], teacher, rtol=1e-6)
     assert log(tmp_path / "two")[-1]["teacher_rgb"] > 0
+
+
+def test_teachers_that_would_be_replaced_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(config(), tmp_path)
+    (checkpoint,) = Checkpoints(tmp_path, 1).all()[-1:]
+    weights = str(checkpoint / "weights.safetensors")
+    initial_trainee(config(init=weights))
+    assert caplog.text == ""
+    alone = dataclasses.replace(DISTIL, name="alone", students_only=True)
+    initial_trainee(config(init=weights, stages=(alone, DISTIL)))
+    assert "stage 'alone', in which the student learns alone, replaces them" in caplog.text
+
+
+@pytest.mark.parametrize("frozen", ["heads_only", "students_only"])
+def test_resume_at_the_border_of_a_stage_that_freezes(tmp_path: Path, frozen: str) -> None:
+    """What the stage before left in memory must not matter."""
+    second = dataclasses.replace(DISTIL, name="second", **{frozen: True})
+    settings = config(stages=(DISTIL, second))
+    train(settings, tmp_path / "whole")
+    upkeep = dataclasses.replace(settings.upkeep, checkpoint_every=10**6, keep_last=9)
+    border = dataclasses.replace(settings, upkeep=upkeep)
+    train(border, tmp_path / "border")
+    last = Checkpoints(tmp_path / "border", 9).all()
+    assert [path.name for path in last] == ["step-00000004", "step-00000008"]
+    shutil.rmtree(last[-1])
+    train(border, tmp_path / "border", resume=True)
+    assert_equal(last_weights(tmp_path / "whole"), last_weights(tmp_path / "border"))
 
 
 def test_attention_starts_by_similarity() -> None:

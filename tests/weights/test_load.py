@@ -182,6 +182,8 @@ def test_calibration_is_kept(tmp_path: Path) -> None:
     assert inspect_weights(first).lost_threshold == 0.25
     with pytest.raises(InputError, match=r"lost_threshold=1\.5"):
         convert_weights(first, second, lost_threshold=1.5, force=True)
+    with pytest.raises(InputError, match="lost_threshold=True"):
+        convert_weights(first, second, lost_threshold=True, force=True)
     for broken in ('{"lost_threshold": "0.2"}', '{"lost_threshold": 7}', "{}"):
         file = open_weights(first)
         write_safetensors(second, file.tensors, {**file.metadata, "calibration": broken})
