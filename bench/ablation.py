@@ -38,8 +38,7 @@ from ckd_fast.training.trainer import mean_overlap
 BASE = "sd-cd-mm"
 METHOD = ("baseline", "sd", "sd-cd", BASE, "in", "fd")
 MASKS = ("mask-50", "mask-75")  # mask-0 and mask-25 are sd-cd and sd-cd-mm
-STYLE_WEIGHTS = (0.001, 0.1)  # 0.01 is the program's
-CONTENT_WEIGHTS = (0.01, 1.0)  # 0.1 is the program's
+TIMES = (0.1, 10.0)  # of the recipe's weights
 ELIMINATIONS = ("eliminate-none", "eliminate-ce", "eliminate-mce")
 VALIDATION_PAIRS = 1024
 
@@ -74,12 +73,17 @@ def plans(pairs: int, base: TrainConfig) -> list[Plan]:
     """All rows, in an order in which every row's first weights are there."""
     distil = next(stage for stage in base.stages if stage.name == "distil")
     eliminate = next(stage for stage in base.stages if stage.elimination)
-    program = recipe(BASE).losses
+    weights = base.losses
 
     def distilled(name: str) -> Plan:
         of = recipe(name)
         stage = dataclasses.replace(distil, pairs=pairs, hidden=of.stages[0].hidden)
-        return Plan(name, _with(base, stage, losses=of.losses, distillation=of.distillation))
+        losses = dataclasses.replace(
+            weights,
+            style_weight=weights.style_weight if of.losses.style_weight else 0.0,
+            content_weight=weights.content_weight if of.losses.content_weight else 0.0,
+        )
+        return Plan(name, _with(base, stage, losses=losses, distillation=of.distillation))
 
     def weighted(name: str, losses: LossConfig) -> Plan:
         return Plan(name, dataclasses.replace(distilled(BASE).config, losses=losses))
@@ -91,8 +95,14 @@ def plans(pairs: int, base: TrainConfig) -> list[Plan]:
 
     return [
         *(distilled(name) for name in (*METHOD, *MASKS)),
-        *(weighted(f"style-{w:g}", dataclasses.replace(program, style_weight=w)) for w in STYLE_WEIGHTS),
-        *(weighted(f"content-{w:g}", dataclasses.replace(program, content_weight=w)) for w in CONTENT_WEIGHTS),
+        *(
+            weighted(f"style-x{t:g}", dataclasses.replace(weights, style_weight=t * weights.style_weight))
+            for t in TIMES
+        ),
+        *(
+            weighted(f"content-x{t:g}", dataclasses.replace(weights, content_weight=t * weights.content_weight))
+            for t in TIMES
+        ),
         *(eliminated(name) for name in ELIMINATIONS),
     ]
 
