@@ -144,10 +144,10 @@ def opencv(name: str) -> Callable[[Image, Image, Box], Find] | None:
     return start
 
 
-def synthetic(count: int, frames: int) -> Iterator[Clip]:
+def synthetic(count: int, frames: int, first_seed: int = FIRST_SEED) -> Iterator[Clip]:
     """Clips that no training run has seen."""
     for number in range(count):
-        drawn = list(SyntheticClip(ClipConfig(seed=FIRST_SEED + number, frames=frames)))
+        drawn = list(SyntheticClip(ClipConfig(seed=first_seed + number, frames=frames)))
         thermal = [np.repeat(frame.tir[:, :, None], 3, axis=2) for frame in drawn]
         yield Clip(f"synthetic-{number}", [frame.rgb for frame in drawn], thermal, [frame.box for frame in drawn])
 
@@ -185,6 +185,7 @@ def main() -> None:
     parser.add_argument("--weights", help="default: the packaged model")
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--frames", type=int, default=120)
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, metavar="N", help="of the clips (10000)")
     parser.add_argument("--data", type=Path, help="folder of own sequences")
     parser.add_argument("--sequences", nargs="+", default=[])
     parser.add_argument("--opencv", nargs="*", default=["CSRT", "KCF", "MIL"])
@@ -213,7 +214,7 @@ def main() -> None:
             else:
                 trackers[f"OpenCV {name}"] = start
     rows, on_clips = [], []
-    clips = [synthetic(options.clips, options.frames)]
+    clips = [synthetic(options.clips, options.frames, options.first_seed)]
     if options.data is not None:
         clips.append(real(options.data, options.sequences))
     print("| clip | " + " | ".join(trackers) + " |\n|---" * 1 + "|---" * len(trackers) + "|", flush=True)
@@ -242,7 +243,7 @@ def main() -> None:
             "machine": machine("cpu"),
             "model": about,
             "frames": options.frames,
-            "first_seed": FIRST_SEED,
+            "first_seed": options.first_seed,
             "lost_threshold": threshold,
             "not_in_this_opencv": missing,
             "rows": [asdict(row) for row in rows],
