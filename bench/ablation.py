@@ -40,6 +40,9 @@ METHOD = ("baseline", "sd", "sd-cd", BASE, "in", "fd")
 MASKS = ("mask-50", "mask-75")  # mask-0 and mask-25 are sd-cd and sd-cd-mm
 TIMES = (0.1, 10.0)  # of the recipe's weights
 ELIMINATIONS = ("eliminate-none", "eliminate-ce", "eliminate-mce")
+ELIMINATE = Stage(
+    "eliminate", epochs=1, batch=16, hidden=0.0, schedule="cosine", elimination=True, heads_only=True, head_rate=3e-4
+)
 VALIDATION_PAIRS = 1024
 
 
@@ -72,7 +75,6 @@ class Row:
 def plans(pairs: int, base: TrainConfig) -> list[Plan]:
     """All rows, in an order in which every row's first weights are there."""
     distil = next(stage for stage in base.stages if stage.name == "distil")
-    eliminate = next(stage for stage in base.stages if stage.elimination)
     weights = base.losses
 
     def distilled(name: str) -> Plan:
@@ -90,7 +92,7 @@ def plans(pairs: int, base: TrainConfig) -> list[Plan]:
 
     def eliminated(name: str) -> Plan:
         model = dataclasses.replace(base.model, elimination=recipe(name).model.elimination)
-        stage = dataclasses.replace(eliminate, pairs=pairs // 3, heads_only=True)
+        stage = dataclasses.replace(ELIMINATE, pairs=pairs // 3)
         return Plan(name, _with(base, stage, model=model), after=BASE)
 
     return [
