@@ -43,6 +43,7 @@ setup(
         "ckd_fast": ["py.typed"],
         "ckd_fast.evaluation": ["report.css", "report.js"],
         "ckd_fast.kernels": ["tiles.json"],
+        "ckd_fast.weights": ["packaged.safetensors"],
     },
     # Lower bounds only, and none for triton: every torch release pins the triton it was built with, and an upper bound
     # here would make pip replace the torch that a GPU machine already has. Exact versions live in constraints.txt.

@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--engine", nargs="+", type=engine_and_dtype, default=[("reference", None)], metavar="NAME[:DTYPE]",
         help=f"{', '.join(ENGINES)}, all; several are measured in turns, for example reference:float32 triton:bfloat16",
     )  # fmt: skip
-    parser.add_argument("--model", default="base", help="preset: base, base-shared, small, tiny (default: base)")
+    parser.add_argument("--model", default="base", help="base, base-shared, small, tiny or packaged (default: base)")
     parser.add_argument("--elimination", choices=("mce", "ce", "none"), default="mce")
     parser.add_argument("--protocol", choices=(*PROTOCOLS, "all"), default="end-to-end")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: cuda where there is one)")
@@ -106,6 +106,7 @@ def main() -> int:
 
         from ckd_fast.errors import CkdFastError
         from ckd_fast.reference.config import PRESETS
+        from ckd_fast.training.recipes import PACKAGED_MODEL
         from ckd_fast.weights.load import resolve_config
     except ImportError as error:
         print(f"fps.py: {error}; sh scripts/setup installs what is missing", file=sys.stderr)
@@ -123,7 +124,7 @@ def main() -> int:
         print(f"fps.py: --json {options.json}: cannot be written ({error.strerror})", file=sys.stderr)
         return 2
     try:
-        config = resolve_config(options.model) or PRESETS["base"]
+        config = PACKAGED_MODEL if options.model == "packaged" else resolve_config(options.model) or PRESETS["base"]
         config = dataclasses.replace(config, elimination=options.elimination)
         if options.no_graph:
             return stage_shares(options, config)

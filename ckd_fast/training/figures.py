@@ -33,11 +33,12 @@ def draw_losses(runs: Sequence[RunRecord], path: Path) -> None:
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
     for name, axes in zip(shown, grid.flat, strict=False):
-        values = [value for run in runs if name in run.curves for value in run.curves[name].values]
+        values: list[float] = []
         for number, run in enumerate(runs):
             curve = run.curves.get(name)
-            if curve is not None:
+            if curve is not None and any(curve.values):  # a stage without teachers logs zeros
                 axes.plot(curve.steps, curve.values, color=_colour(number), linewidth=1.2, label=run.name)
+                values += curve.values
         if min(values) > 0:
             axes.set_yscale("log")
         axes.set_title(TERMS[name], fontsize=10)

@@ -17,6 +17,7 @@ from support import GOLDEN_CONFIG, Golden, assert_as_exact, large_tiles
 from torch import Tensor, nn
 
 from ckd_fast import Tracker, TrackerConfig, load_model
+from ckd_fast.datasets import ClipConfig, SyntheticClip
 from ckd_fast.engines import Engine, Search, Slot, step_names
 from ckd_fast.engines.reference import ReferenceEngine
 from ckd_fast.engines.runners import GraphRunner, PlainRunner, Runner, Ticket
@@ -339,6 +340,23 @@ def test_the_authors_track_in_three_frames(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_authors_track(tmp_path: Path) -> None:
     golden_tracks(tmp_path, 19)
+
+
+def test_the_packaged_model() -> None:
+    """The weights that come along, on frames that they were made for."""
+    loaded = load_model(None)
+    trackers = [Tracker(engine=engine) for engine in (triton_engine(loaded), reference_engine(loaded))]
+    clip = SyntheticClip(ClipConfig(frames=3, seed=10_000, width=320, height=240))
+    found = []
+    for index, frame in enumerate(clip):
+        for tracker in trackers:
+            if index == 0:
+                tracker.init(frame.rgb, frame.tir, frame.box)
+            else:
+                found.append(tracker.update(frame.rgb, frame.tir))
+    for ours, plain in zip(found[::2], found[1::2], strict=True):
+        assert ours.box == pytest.approx(plain.box, abs=0.1)
+        assert ours.score == pytest.approx(plain.score, abs=1e-4)
 
 
 def test_odd_frames_of_8_bits_and_then_of_16() -> None:

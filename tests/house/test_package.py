@@ -85,7 +85,7 @@ def test_wheel_works_elsewhere(tmp_path: Path) -> None:
     sources = {str(path.relative_to(ROOT)) for folder in folders for path in folder.rglob("*.py")}
     assert len(sources) > 20
     report = {f"ckd_fast/evaluation/report.{kind}" for kind in ("css", "js")}
-    assert sources | report | {"ckd_fast/py.typed"} <= set(names)
+    assert sources | report | {"ckd_fast/py.typed", "ckd_fast/weights/packaged.safetensors"} <= set(names)
     assert not [n for n in names if n.startswith(("kernels/", "reference/", "bench/", "tests/"))]
 
     home = tmp_path / "env"
@@ -106,9 +106,10 @@ def test_wheel_works_elsewhere(tmp_path: Path) -> None:
         f"assert ckd_fast.reference.__file__.startswith({str(home)!r})\n"
         "ckd_fast.save_model(ckd_fast.load_model('random', 'tiny'), 'tiny.safetensors')\n"
         "print(ckd_fast.load_model('tiny.safetensors').config == ckd_fast.PRESETS['tiny'])\n"
+        "print(ckd_fast.Tracker().lost_threshold == ckd_fast.load_model(None).lost_threshold)\n"
     )
     done = subprocess.run([python, "-c", use], check=True, capture_output=True, text=True, cwd=elsewhere, env=clean)
-    assert done.stdout == "True\n"
+    assert done.stdout == "True\nTrue\n"
     script = home / ("Scripts/ckd-fast.exe" if os.name == "nt" else "bin/ckd-fast")
     info = subprocess.run(
         [script, "info", "--model", "base"], check=True, capture_output=True, text=True, cwd=elsewhere, env=clean
