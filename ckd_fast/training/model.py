@@ -22,7 +22,7 @@ from ckd_fast.weights.load import expected_shapes
 
 from .config import Stage, TrainConfig
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 STUDENT = "student."
 BASE_DIM = 768
 
@@ -38,7 +38,7 @@ def initial_trainee(config: TrainConfig) -> Trainee:
     loaded = load_model(config.init, config.model, config.seed)
     alone = next((stage.name for stage in config.stages if stage.students_only), None)
     if loaded.teachers and alone is not None:
-        _log.warning(
+        log.warning(
             "%s holds teachers; stage %r, in which the student learns alone, replaces them by ones made from it. Leave "
             "that stage out to keep them", config.init, alone,
         )  # fmt: skip
