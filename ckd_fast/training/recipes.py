@@ -88,7 +88,7 @@ RECIPES: Mapping[str, TrainConfig] = MappingProxyType(
                 ),
             ),
             # Features that grew from random weights are larger than ViT-B's: at the published weights the style term
-            # begins at hundreds of times all others together, and undoes what the students learned.
+            # begins at over a hundred times all others together, and undoes what the students learned.
             losses=LossConfig(style_weight=1e-4, content_weight=0.02),
             sources=(
                 Source("synthetic", share=0.75, scene=SceneConfig(distractors=4, thermal_range=1.0)),
