@@ -28,6 +28,7 @@ import torch
 from common import ROOT, Times, machine, percentiles, write_json
 
 from ckd_fast import MultiTracker, Tracker, TrackerConfig, load_model
+from ckd_fast.boxes import iou
 from ckd_fast.datasets import ClipConfig, SyntheticClip
 from ckd_fast.engines import Engine, Search, build_engine
 from ckd_fast.engines.triton import TritonEngine
@@ -154,14 +155,6 @@ def first(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of (x, y, w, h)."""
-    across = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    down = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    shared = max(across, 0.0) * max(down, 0.0)
-    return shared / (a[2] * a[3] + b[2] * b[3] - shared)
-
-
 def agreement(options: argparse.Namespace) -> dict[str, Any]:
     """Boxes of every precision against the float32 reference, from the same box in every frame."""
     torch.backends.cudnn.allow_tf32 = False  # the truth is float32 throughout
@@ -183,7 +176,7 @@ def agreement(options: argparse.Namespace) -> dict[str, Any]:
         for frame in frames[1:]:
             (expected,) = truth.find([Search(theirs, box, 4.0)], frame)
             (one,) = engine.find([Search(ours, box, 4.0)], frame)
-            overlaps.append(overlap(one.box, expected.box))
+            overlaps.append(float(iou(one.box, expected.box)))
             cells += one.cell == expected.cell
             # With random weights boxes wander off: the target stays where it is, only a size that it could have counts.
             box = expected.box if options.weights else BOX

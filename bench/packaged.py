@@ -29,6 +29,7 @@ from common import machine, write_json
 from numpy.typing import NDArray
 
 from ckd_fast import LoadedModel, Tracker, load_model
+from ckd_fast.boxes import iou
 from ckd_fast.datasets import ClipConfig, SyntheticClip, open_dataset
 from ckd_fast.reference.config import Elimination
 from ckd_fast.training.samples import FrameCache
@@ -80,21 +81,13 @@ class Row:
 Find = Callable[[Image, Image], tuple[Box, float]]
 
 
-def overlap(one: Box, other: Box) -> float:
-    """Intersection over union."""
-    wide = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
-    high = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
-    shared = max(wide, 0.0) * max(high, 0.0)
-    return shared / (one[2] * one[3] + other[2] * other[3] - shared)
-
-
 def follow(clip: Clip, start: Callable[[Image, Image, Box], Find]) -> Followed:
     """Run a tracker over a clip."""
     begin = time.perf_counter()
     find = start(clip.rgb[0], clip.tir[0], clip.boxes[0])
     found = [find(rgb, tir) for rgb, tir in zip(clip.rgb[1:], clip.tir[1:], strict=True)]
     seconds = time.perf_counter() - begin
-    ious = tuple(overlap(box, truth) for (box, _), truth in zip(found, clip.boxes[1:], strict=True))
+    ious = tuple(iou([box for box, _ in found], clip.boxes[1:]).tolist())
     scores = tuple(score for _, score in found)
     return Followed(statistics.fmean(ious), statistics.fmean(ious[-10:]), len(ious) / seconds, ious, scores)
 

@@ -17,6 +17,8 @@ package can still catch it. A message says what was given, what was expected and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class CkdFastError(Exception):
     """Everything that ckd_fast raises on purpose."""
@@ -56,3 +58,9 @@ class CorruptWeightsError(WeightsError):
 
 class WeightsMismatchError(WeightsError):
     """The file is intact and holds another model."""
+
+
+def some_names(names: Sequence[str], most: int = 5) -> str:
+    """Names for a message: "a, b, c, d, e and 4 more"."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

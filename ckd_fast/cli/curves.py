@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckd_fast.errors import InputError, OutputError
+from ckd_fast.errors import InputError
 
 from .parsing import add_command
 
@@ -38,10 +38,10 @@ def add_curves(commands: Commands) -> None:
 
 def run_curves(options: argparse.Namespace) -> int:
     """`ckd-fast curves`."""
-    from ckd_fast.evaluation.writing import write_atomically
+    from ckd_fast.files import make_folder, refuse_overwrite, write_atomically
+    from ckd_fast.plotting import require_matplotlib
     from ckd_fast.training.curves import differing, read_run, sweeps
     from ckd_fast.training.figures import draw_losses, draw_sweep, draw_validation, sweep_file
-    from ckd_fast.video.plot import require_matplotlib
 
     require_matplotlib()
     runs = [read_run(path) for path in options.runs]
@@ -53,16 +53,10 @@ def run_curves(options: argparse.Namespace) -> int:
     files = ["losses.png", *(["validation.png"] if any(run.validation.values for run in runs) else [])]
     files += [sweep_file(number, sweep) for number, sweep in enumerate(series, 1)]
     out: Path = options.out
-    present = sorted(
-        {name for name in (*files, TABLE) if (out / name).exists()} | {p.name for p in out.glob("sweep-*.png")}
-    )
-    if present and not options.force:
-        raise OutputError(f"{out}: {', '.join(present)} exist; choose another folder or use --force")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
-    for old in out.glob("sweep-*.png"):  # of other runs; without --force there is none
+    old_sweeps = sorted(out.glob("sweep-*.png"))
+    refuse_overwrite(dict.fromkeys((*(out / name for name in (*files, TABLE)), *old_sweeps)), force=options.force)
+    make_folder(out)
+    for old in old_sweeps:  # of other runs; without --force there is none
         old.unlink()
     draw_losses(runs, out / "losses.png")
     if "validation.png" in files:

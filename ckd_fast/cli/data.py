@@ -48,7 +48,7 @@ def run_data_check(options: argparse.Namespace) -> int:
 
     from ckd_fast.datasets import open_dataset
     from ckd_fast.datasets.checking import check_dataset, detect
-    from ckd_fast.evaluation.writing import write_atomically
+    from ckd_fast.files import write_atomically
 
     root: Path = options.root
     if not root.is_dir():

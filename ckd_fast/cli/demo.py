@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckd_fast.errors import InputError, OutputError
+from ckd_fast.errors import InputError
 
 from .parsing import add_command, add_model_options, not_negative, positive
 
@@ -45,25 +45,22 @@ def run_demo(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ckd_fast import Tracker
+    from ckd_fast.boxes import iou
     from ckd_fast.datasets import ClipConfig, SyntheticClip
+    from ckd_fast.files import make_folder, refuse_overwrite
     from ckd_fast.frames import FramePair
+    from ckd_fast.plotting import require_matplotlib
     from ckd_fast.video import AnnotatedVideo
-    from ckd_fast.video.plot import plot_track, require_matplotlib
-    from ckd_fast.video.session import overlap
+    from ckd_fast.video.plot import plot_track
     from ckd_fast.video.writers import Mark, annotate
 
     require_matplotlib()
     if options.frames < 2:
         raise InputError(f"--frames {options.frames}: expected at least 2, the first one is given")
     video_path, plot_path = options.out / "video.mp4", options.out / "plot.png"
-    present = [path.name for path in (video_path, plot_path) if path.exists()]
-    if present and not options.force:
-        raise OutputError(f"{options.out}: {', '.join(present)} exist; choose another --out or use --force")
+    refuse_overwrite((video_path, plot_path), force=options.force)
     tracker = Tracker(options.weights, options.model, options.engine, options.device, options.dtype, seed=options.seed)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{options.out}: cannot be written ({error.strerror or error})") from error
+    make_folder(options.out)
     clip = SyntheticClip(ClipConfig(frames=options.frames, seed=options.clip))
     video = AnnotatedVideo(video_path, VIDEO_FPS)
     scores: list[float | None] = [None]
@@ -80,7 +77,7 @@ def run_demo(options: argparse.Namespace) -> int:
             result = tracker.update(frame.rgb, tir)
             seconds += time.perf_counter() - begin
             scores.append(result.score)
-            overlaps.append(overlap(result.box, frame.box))
+            overlaps.append(float(iou(result.box, frame.box)))
             mark = Mark(result.box, f"{result.score:.2f}", result.lost, frame.box)
         video.write(annotate(FramePair(frame.rgb, tir, frame.rgb.shape[:2]), [mark]))
     video.close()

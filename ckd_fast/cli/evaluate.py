@@ -82,7 +82,7 @@ def run_eval(options: argparse.Namespace) -> int:
     from ckd_fast.evaluation.results import tracker_names
     from ckd_fast.evaluation.scores import summarise
     from ckd_fast.evaluation.tables import attribute_table, loss_table, text_table, to_csv, to_json
-    from ckd_fast.evaluation.writing import write_atomically
+    from ckd_fast.files import write_atomically
 
     scoring = ScoringOptions(tuple(options.strict_quirk), options.boxes, options.missing)
     refuse_inputs((options.html, options.json, options.csv), options.results)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckd_fast.errors import InputError, OutputError
+from ckd_fast.errors import InputError
 
 from .parsing import add_command, add_model_options, box, not_negative, positive
 
@@ -44,17 +44,15 @@ def run_explain(options: argparse.Namespace) -> int:
     """`ckd-fast explain`."""
     from ckd_fast.evaluation.explain import alive, explain_frame, instance_norm, style_gap
     from ckd_fast.evaluation.figures import MODALITIES, draw_features, draw_gap, draw_tokens, similarities
-    from ckd_fast.evaluation.writing import write_atomically
+    from ckd_fast.files import make_folder, refuse_overwrite, write_atomically
     from ckd_fast.frames import check_pair, settle_form
+    from ckd_fast.plotting import require_matplotlib
     from ckd_fast.tracker import Tracker
     from ckd_fast.video import FolderPairs
-    from ckd_fast.video.plot import require_matplotlib
 
     require_matplotlib()
     out: Path = options.out
-    present = [name for name in FILES if (out / name).exists()]
-    if present and not options.force:
-        raise OutputError(f"{out}: {', '.join(present)} exist; choose another folder or use --force")
+    refuse_overwrite([out / name for name in FILES], force=options.force)
     source = FolderPairs(options.rgb, options.tir)
     if source.length is not None and options.frame >= source.length:
         raise InputError(f"--frame {options.frame}: there are {source.length} pairs, the last is {source.length - 1}")
@@ -87,10 +85,7 @@ def run_explain(options: argparse.Namespace) -> int:
     if options.baseline:
         baseline = Tracker(options.baseline, None, engine, options.device, options.dtype)
         others[Path(options.baseline).name] = explain_frame(baseline.engine, first, options.init, pair, around)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
+    make_folder(out)
     draw_tokens(of, out / "tokens.png")
     draw_features(of, out / "features.png", others)
     draw_gap(of, out / "gap.png", block)

@@ -52,6 +52,7 @@ def run_sample(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ckd_fast.datasets import ClipConfig, SyntheticClip
+    from ckd_fast.files import refuse_overwrite, writing
     from ckd_fast.video import AnnotatedVideo
 
     width, height = options.size
@@ -69,10 +70,9 @@ def run_sample(options: argparse.Namespace) -> int:
     )
     out: Path = options.out
     folders = [out / "visible", out / "infrared"]
-    present = [p for p in (*folders, *(f.with_suffix(".mp4") for f in folders), out / "groundtruth.txt") if p.exists()]
-    if present and not options.force:
-        raise OutputError(f"{out}: {', '.join(p.name for p in present)} exist; choose another folder or use --force")
-    try:
+    outputs = (*folders, *(f.with_suffix(".mp4") for f in folders), out / "groundtruth.txt")
+    refuse_overwrite(outputs, force=options.force)
+    with writing(out):
         for folder in folders:
             # Frames of a longer clip must not stay behind a shorter one.
             for old in folder.glob("[0-9][0-9][0-9][0-9][0-9][0-9].jpg"):
@@ -95,8 +95,6 @@ def run_sample(options: argparse.Namespace) -> int:
         (out / "groundtruth.txt").write_text("\n".join(rows) + "\n")
         about = {"generator": dataclasses.asdict(config), "frames": notes}
         (out / "clip.json").write_text(json.dumps(about) + "\n")
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
     if options.json:
         print(json.dumps({"out": str(out), "frames": len(rows), "size": [width, height], "first_box": clip.boxes()[0]}))
         return 0

@@ -142,10 +142,10 @@ def run_track(options: argparse.Namespace) -> int:
     from ckd_fast.config import TrackerConfig
     from ckd_fast.frames import check_pair, register, settle_form
     from ckd_fast.multi import MultiTracker
+    from ckd_fast.plotting import require_matplotlib
     from ckd_fast.video import open_source
-    from ckd_fast.video.plot import require_matplotlib
     from ckd_fast.video.select import require_display, select_boxes
-    from ckd_fast.video.session import PROBLEMS_SHOWN, SessionOptions, refuse_overwrite, run_session
+    from ckd_fast.video.session import PROBLEMS_SHOWN, SessionOptions, refuse_old_results, run_session
 
     config = TrackerConfig(
         lost_threshold=options.lost_threshold,
@@ -172,7 +172,7 @@ def run_track(options: argparse.Namespace) -> int:
         force=options.force,
     )
 
-    refuse_overwrite(session)
+    refuse_old_results(session)
     refuse_own_input(options)
 
     def first(pair: Pair) -> Sequence[Sequence[float]]:

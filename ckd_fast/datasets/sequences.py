@@ -21,12 +21,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ckd_fast.errors import InputError
+from ckd_fast.errors import InputError, some_names
 
 from .files import list_images, natural_key, read_names, read_table, read_text
 from .layouts import DATASETS, LAYOUTS, TRUTH_KINDS, Layout, TruthKind
-
-NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -206,23 +204,19 @@ def _find(layout: Layout, root: Path) -> Dataset:
             SequenceFiles(name, visible, infrared, truths, of_sequence.get(name, frozenset()), layout.step)
         )
     if twice:
-        remarks.append(f"{len(twice)} sequences are there twice, the first is taken: {_shown(twice)}")
+        remarks.append(f"{len(twice)} sequences are there twice, the first is taken: {some_names(twice)}")
     bare = [name for name in bare if name not in absent and name not in folders]
     if bare:
-        remarks.append(f"{len(bare)} folders have frames but no ground truth and are left out: {_shown(bare)}")
+        remarks.append(f"{len(bare)} folders have frames but no ground truth and are left out: {some_names(bare)}")
     flagless = [one.name for one in sequences if one.name not in of_sequence]
     if attributes and flagless:
-        remarks.append(f"{len(flagless)} sequences have no attribute flags: {_shown(flagless)}")
+        remarks.append(f"{len(flagless)} sequences have no attribute flags: {some_names(flagless)}")
     if absent:
-        remarks.append(f"{len(absent)} sequences of {listed_in} have no ground truth in {root}: {_shown(absent)}")
+        remarks.append(f"{len(absent)} sequences of {listed_in} have no ground truth in {root}: {some_names(absent)}")
     if layout.published is not None and sequences and len(sequences) != layout.published:
         remarks.append(f"{len(sequences)} sequences found; {layout.title} was published with {layout.published}")
     found = tuple(one.name for one in sequences)
     return Dataset(layout, root, tuple(sequences), attributes, tuple(remarks), found)
-
-
-def _shown(names: list[str]) -> str:
-    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
 
 
 def _part_folders(layout: Layout, root: Path) -> Iterator[list[Path]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ckd_fast.video.plot import new_figure, save_figure
+from ckd_fast.plotting import new_figure, save_figure
 
 from .explain import Array, Explanation, activity, alive, instance_norm, similarity, style_gap
 from .tsne import tsne

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ckd_fast.boxes import iou
+
 from .rules import Protocol, Quirks
 
 Array = NDArray[np.float64]
@@ -68,17 +70,6 @@ class Metrics:
     sr: float
 
 
-def overlap(first: Array, second: Array) -> Array:
-    """Intersection over union of boxes [N, 4] (x, y, w, h), row by row; 0 where there is no union."""
-    sides = np.minimum(first[:, :2] + first[:, 2:], second[:, :2] + second[:, 2:]) - np.maximum(
-        first[:, :2], second[:, :2]
-    )
-    shared = np.clip(sides, 0, None).prod(axis=1)
-    union = first[:, 2:].prod(axis=1) + second[:, 2:].prod(axis=1) - shared
-    shares: Array = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-    return shares
-
-
 def _repeated(boxes: Array) -> Array:
     """Each box without area replaced by the last one before it that has some; the first stays.
 
@@ -122,7 +113,7 @@ def distances(boxes: Array, truths: Sequence[Array], quirks: Quirks) -> Distance
             offset = (boxes[:, :2] + boxes[:, 2:] / 2) - (truth[:, :2] + truth[:, 2:] / 2)
             error = np.hypot(offset[:, 0], offset[:, 1])
             relative = np.hypot(offset[:, 0] / truth[:, 2], offset[:, 1] / truth[:, 3])
-            shared = overlap(boxes, truth)
+            shared = iou(boxes, truth)
             miss = unusable.copy()
             usable = np.isfinite(truth).all(axis=1) & (truth[:, 2] > 0) & (truth[:, 3] > 0)
             if quirks.bad_truth_hits:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ckd_fast.datasets.files import read_table
 from ckd_fast.datasets.sequences import corners_to_boxes
-from ckd_fast.errors import InputError
+from ckd_fast.errors import InputError, some_names
 
 BoxFormat = Literal["ltwh", "ltrb", "centre"]
 BOX_FORMATS: tuple[BoxFormat, ...] = ("ltwh", "ltrb", "centre")
@@ -32,7 +32,6 @@ ProblemKind = Literal[
     "long",
     "no truth",
 ]
-NAMES_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,6 @@ class TrackerResults:
         rows = [times[1:] for times in self.seconds.values() if len(times) > 1]
         spent = sum(float(times.sum()) for times in rows)
         return sum(map(len, rows)) / spent if spent > 0 else None
-
-
-def shown(names: Sequence[str]) -> str:
-    """Some of the names, for a message."""
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {len(names) - NAMES_SHOWN} more" * (len(names) > NAMES_SHOWN))
 
 
 def tracker_names(folders: Sequence[Path]) -> list[str]:
@@ -127,7 +121,7 @@ def read_results(folder: Path, name: str, sequences: Sequence[str], known: Seque
 
     if not results:
         inside = [path.name for path in entries if path.is_dir()]
-        hint = f"; it has the folders {shown(inside)}: is one of them meant?" if inside else ""
+        hint = f"; it has the folders {some_names(inside)}: is one of them meant?" if inside else ""
         problem("empty folder", (), f"{folder} has no SEQUENCE.txt files{hint}")
         return TrackerResults(name, {}, {}, tuple(problems))
     missing = [sequence for sequence in sequences if sequence not in results]
@@ -161,7 +155,7 @@ def read_results(folder: Path, name: str, sequences: Sequence[str], known: Seque
         boxes[sequence] = table.values
     if len(forms) > 1:
         described = "; ".join(
-            f"{columns} numbers by {separator} in {len(names)} ({shown(names)})"
+            f"{columns} numbers by {separator} in {len(names)} ({some_names(names)})"
             for (columns, separator), names in sorted(forms.items(), key=lambda item: len(item[1]))
         )
         rare = [n for names in sorted(forms.values(), key=len)[:-1] for n in names]

@@ -28,9 +28,9 @@ from ckd_fast import __version__
 from ckd_fast.datasets.files import mispaired, read_table
 from ckd_fast.datasets.sequences import Dataset, SequenceFiles
 from ckd_fast.errors import CkdFastError, InputError, OutputError
+from ckd_fast.files import write_atomically
 
 from .corruptions import Corruption
-from .writing import write_atomically
 
 if TYPE_CHECKING:
     from ckd_fast.tracker import Tracker

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckd_fast.datasets.sequences import Dataset
-from ckd_fast.errors import InputError
+from ckd_fast.errors import InputError, some_names
 
 from .metrics import NORMALISED, PRECISION_PX, SUCCESS, Array, Curves, Metrics, curves, distances, metrics
 from .results import (
@@ -23,7 +23,6 @@ from .results import (
     ProblemKind,
     TrackerResults,
     read_results,
-    shown,
     to_boxes,
     tracker_names,
 )
@@ -251,7 +250,7 @@ def summarise(problems: Sequence[Problem]) -> list[str]:
     lines = []
     for (tracker, kind), members in groups.items():
         names = list(dict.fromkeys(name for member in members for name in member.sequences))
-        where = f" ({shown(names)})" if names else ""
+        where = f" ({some_names(names)})" if names else ""
         if len(members) == 1:
             lines.append(f"{tracker}: {kind}: {members[0].text}{where}")
         else:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ckd_fast.video.plot import new_figure, save_figure
+from ckd_fast.plotting import new_figure, save_figure
 
 from .curves import RunRecord, Sweep
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
+from ckd_fast.engines.registry import resolve_device
 from ckd_fast.errors import EngineError, InputError
 
 
@@ -46,17 +47,8 @@ def find_place(device: str, environ: Mapping[str, str] = os.environ) -> Place:
         raise InputError(
             f"RANK, WORLD_SIZE and LOCAL_RANK: expected whole numbers, as torchrun sets them ({error})"
         ) from None
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"device {device!r}: expected auto, cpu, cuda or cuda:N") from error
-    if place.type not in ("cpu", "cuda"):
-        raise InputError(f"device {device!r}: expected auto, cpu, cuda or cuda:N")
+    place = resolve_device(device)
     if place.type == "cuda":
-        if not torch.cuda.is_available():
-            raise EngineError(f"device {device!r}: PyTorch finds no CUDA device; use --device cpu")
         place = torch.device("cuda", local if place.index is None else place.index)
         if place.index >= torch.cuda.device_count():
             raise EngineError(f"{place}: this machine has {torch.cuda.device_count()} GPUs; start that many processes")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ckd_fast.boxes import iou
 from ckd_fast.errors import InputError, OutputError, TrainingError
-from ckd_fast.reference.boxes import cxcywh_to_xyxy, find_peak, xywh_to_xyxy
+from ckd_fast.reference.boxes import find_peak
 from ckd_fast.reference.model import Student, Trainee
 from ckd_fast.reference.training import (
     Distillation,
@@ -409,19 +411,12 @@ def _row(terms: Losses) -> Tensor:
 def mean_overlap(student: Student, config: TrainConfig, scene: SceneConfig, device: torch.device) -> float:
     """Mean IoU over rendered pairs, the same ones for every run of a scene."""
     renderer = make_renderer(config, scene, device)
-    overlaps = []
+    overlaps: list[float] = []
     for number in range(math.ceil(config.upkeep.validation_pairs / VALIDATION_BATCH)):
         pairs = renderer.render(VALIDATION_BATCH, (0, 9, number))
         template = student.embed_template(normalised(pairs.template))
         maps = student(template, normalised(pairs.search)).maps
-        found, truth = cxcywh_to_xyxy(find_peak(maps).boxes_cxcywh), xywh_to_xyxy(pairs.target_xywh)
-        overlaps.append(box_overlap(found, truth))
-    return float(torch.cat(overlaps)[: config.upkeep.validation_pairs].mean())
-
-
-def box_overlap(one: Tensor, other: Tensor) -> Tensor:
-    """IoU of boxes x1 y1 x2 y2, [B, 4] each -> [B]."""
-    low, high = torch.maximum(one[:, :2], other[:, :2]), torch.minimum(one[:, 2:], other[:, 2:])
-    shared = (high - low).clamp(min=0).prod(-1)
-    areas = (one[:, 2:] - one[:, :2]).prod(-1) + (other[:, 2:] - other[:, :2]).prod(-1)
-    return shared / (areas - shared)
+        centre, size = find_peak(maps).boxes_cxcywh.split(2, dim=1)
+        found_xywh = torch.cat((centre - size / 2, size), dim=1)
+        overlaps += iou(found_xywh.cpu(), pairs.target_xywh.cpu()).tolist()
+    return statistics.fmean(overlaps[: config.upkeep.validation_pairs])

@@ -23,7 +23,9 @@ from types import FrameType
 from typing import Literal, TextIO
 
 from ckd_fast.adapters.authors import truncated_row
+from ckd_fast.boxes import iou
 from ckd_fast.errors import CkdFastError, InputError, OutputError
+from ckd_fast.files import reading, refuse_overwrite
 from ckd_fast.frames import FramePair
 from ckd_fast.multi import MultiTracker
 from ckd_fast.types import Box, TrackResult
@@ -86,29 +88,16 @@ class SessionSummary:
     files: tuple[str, ...]
 
 
-def overlap(first: Box, second: Box) -> float:
-    """Intersection over union of two boxes (x, y, w, h)."""
-    across = min(first[0] + first[2], second[0] + second[2]) - max(first[0], second[0])
-    down = min(first[1] + first[3], second[1] + second[3]) - max(first[1], second[1])
-    shared = max(across, 0.0) * max(down, 0.0)
-    union = first[2] * first[3] + second[2] * second[3] - shared
-    return shared / union if union > 0 else 0.0
-
-
 def results_in(folder: Path) -> list[Path]:
     """Files that a run has left in a folder."""
     known = ("boxes.txt", "boxes-[0-9]*.txt", "results.jsonl", "video.mp4", "plot.png")
     return sorted(path for pattern in known for path in folder.glob(pattern))
 
 
-def refuse_overwrite(options: SessionOptions) -> None:
+def refuse_old_results(options: SessionOptions) -> None:
     """Raise where results are in the folder already and may not be overwritten."""
-    try:
-        present = [path.name for path in results_in(options.out)]
-    except OSError as error:
-        raise OutputError(f"{options.out}: cannot be read ({error.strerror or error})") from error
-    if present and not options.force:
-        raise OutputError(f"{options.out}: {', '.join(present)} exist; choose another folder or overwrite with --force")
+    with reading(options.out):
+        refuse_overwrite(results_in(options.out), force=options.force)
 
 
 class _Results:
@@ -119,7 +108,7 @@ class _Results:
         boxes = ["boxes.txt"] if targets == 1 else [f"boxes-{number}.txt" for number in range(1, targets + 1)]
         names = [*boxes, "results.jsonl"] + ["video.mp4"] * options.video + ["plot.png"] * options.plot
         out = options.out
-        refuse_overwrite(options)
+        refuse_old_results(options)
         try:
             out.mkdir(parents=True, exist_ok=True)
             for old in results_in(out):  # of an earlier run with other targets, too
@@ -154,7 +143,7 @@ class _Results:
             targets.append(entry)
         line: dict[str, object] = {"frame": pair.index, "name": pair.name, "targets": targets, "problem": pair.problem}
         if truth is not None:
-            line["iou"] = overlap(boxes[0], truth)
+            line["iou"] = float(iou(boxes[0], truth))
         self._lines.write(json.dumps(line) + "\n")
         self._lines.flush()
         if self._video is not None and shown is not None:
@@ -219,7 +208,7 @@ def run_session(
     results_files: _Results | None = None
     shown: FramePair | None = None
     targets: list[int] = []
-    refuse_overwrite(options)
+    refuse_old_results(options)
     with ExitStack() as files, _interruptible() as stop:
         source.stopped = stop.is_set
         try:
@@ -254,7 +243,7 @@ def run_session(
                 else:
                     shown = tracker.registered(pair.rgb, pair.tir) if options.video else None
                 results_files.write(pair, shown, boxes, results, true_box)
-                overlaps.append(overlap(boxes[0], true_box) if true_box is not None else None)
+                overlaps.append(float(iou(boxes[0], true_box)) if true_box is not None else None)
                 for number, result in enumerate(results):
                     lost[number] += result is not None and result.lost
                     scores[number].append(None if result is None else result.score)

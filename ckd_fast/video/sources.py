@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckd_fast.datasets.files import list_images, natural_key
-from ckd_fast.errors import InputError
+from ckd_fast.errors import InputError, some_names
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -29,7 +29,6 @@ Image = NDArray[Any]
 PairBy = Literal["order", "stem"]
 Layout = Literal["rgb-left", "tir-left", "rgb-top", "tir-top"]
 
-NAMES_SHOWN = 5
 QUEUE_FRAMES = 4  # per camera: a slow tracker drops old frames instead of falling behind
 CAMERA_TIMEOUT_S = 10.0
 
@@ -86,10 +85,6 @@ class PairSource(ABC):
         self.close()
 
 
-def _shown(names: list[str]) -> str:
-    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
-
-
 def read_rgb(path: Path) -> Image | None:
     """A visible image in RGB order; None if it cannot be read."""
     image = _decode(path, cv2.IMREAD_COLOR)
@@ -125,12 +120,12 @@ class FolderPairs(PairSource):
                 if len(unique) < len(paths):
                     left = sorted(path.name for path in paths if unique[path.stem] != path)
                     remarks.append(
-                        f"{folder}: {len(left)} images share their stem with another: {_shown(left)} left out"
+                        f"{folder}: {len(left)} images share their stem with another: {some_names(left)} left out"
                     )
             for folder, mine, others in ((rgb, stems[0], stems[1]), (tir, stems[1], stems[0])):
                 alone = sorted(set(mine) - set(others), key=natural_key)
                 if alone:
-                    remarks.append(f"{folder}: {len(alone)} images without a partner are left out: {_shown(alone)}")
+                    remarks.append(f"{folder}: {len(alone)} images without a partner are left out: {some_names(alone)}")
             both = sorted(set(stems[0]) & set(stems[1]), key=natural_key)
             if not both:
                 raise InputError(f"{rgb} and {tir} have no file stem in common; pair them by order")

@@ -7,7 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckd_fast.errors import InputError, OutputError
+from ckd_fast.errors import InputError
+from ckd_fast.files import refuse_overwrite
 from ckd_fast.reference.config import ModelConfig
 
 from .load import HalfPrecision, LoadedModel, is_threshold, load_model, save_model
@@ -42,8 +43,7 @@ def convert_weights(
     target = Path(target)
     if target.suffix != ".safetensors":
         raise InputError(f"{target}: expected a name that ends in .safetensors")
-    if target.exists() and not force:
-        raise OutputError(f"{target}: exists; choose another name or overwrite it with --force")
+    refuse_overwrite([target], force=force)
     loaded = load_model(source, model, seed)
     if teachers and not loaded.teachers:
         raise InputError(f"{source}: holds no teachers to keep")

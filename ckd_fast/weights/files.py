@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ckd_fast.errors import CorruptWeightsError, MissingModelError, OutputError
+from ckd_fast.files import atomically
 
 from .pickles import TensorRef, read_checkpoint
 
@@ -137,22 +137,13 @@ def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor
     if not file.parent.is_dir():
         raise OutputError(f"{file}: the folder {file.parent} does not exist")
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as handle:
-            temporary = Path(handle.name)
-        save_file(contiguous, temporary, metadata=dict(metadata))
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(file)
-    except (OSError, safetensors.SafetensorError) as error:
+        with atomically(file) as temporary:
+            save_file(contiguous, temporary, metadata=dict(metadata))
+            with temporary.open("rb+") as handle:
+                os.fsync(handle.fileno())
+    except safetensors.SafetensorError as error:
         raise OutputError(f"{file}: cannot be written ({error})") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def metadata_json(metadata: Mapping[str, str], key: str, file: Path) -> dict[str, object]:

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from ckd_fast import __version__
-from ckd_fast.errors import CorruptWeightsError, InputError, MissingModelError, OutputError, WeightsMismatchError
+from ckd_fast.errors import (
+    CorruptWeightsError,
+    InputError,
+    MissingModelError,
+    OutputError,
+    WeightsMismatchError,
+    some_names,
+)
 from ckd_fast.reference.config import PRESETS, ModelConfig, preset, preset_name
 from ckd_fast.reference.model import Student, Trainee, initialise
 
@@ -207,12 +214,12 @@ def model_from_file(file: WeightsFile, config: ModelConfig | None, seed: int | N
         names = sorted(file.tensors)
         raise WeightsMismatchError(
             f"{path}: not a model that ckd_fast knows (CKD, OSTrack, DropTrack, MAE encoder); "
-            f"its {len(names)} tensors begin with {', '.join(names[:NAMES_SHOWN])}"
+            f"its {len(names)} tensors begin with {some_names(names)}"
         )
     if unknown:
         raise WeightsMismatchError(
             f"{path}: looks like {kind}, but has {len(unknown)} tensors that such a model does not: "
-            f"{', '.join(sorted(unknown)[:NAMES_SHOWN])}"
+            f"{some_names(sorted(unknown))}"
         )
     finite_or_raise(path, named)
     if named and "head.score.0.0.weight" not in named and kind.startswith("initial"):
@@ -389,10 +396,10 @@ def _compare(path: Path, named: Mapping[str, Tensor], config: ModelConfig, model
         return
     lines = [f"{path}: does not fit the model"]
     if missing:
-        names = ", ".join(name.removeprefix(prefix) for name in missing[:NAMES_SHOWN])
+        names = some_names([name.removeprefix(prefix) for name in missing])
         lines.append(f"missing {len(missing)} of {len(expected)}: {names}")
     if extra:
-        lines.append(f"unexpected {len(extra)}: {', '.join(name.removeprefix(prefix) for name in extra[:NAMES_SHOWN])}")
+        lines.append(f"unexpected {len(extra)}: {some_names([name.removeprefix(prefix) for name in extra])}")
     lines += [
         f"{name.removeprefix(prefix)} is {tuple(named[name].shape)}, expected {tuple(expected[name])}"
         for name in shaped[:NAMES_SHOWN]

@@ -63,16 +63,10 @@ def test_agreement(options: argparse.Namespace) -> None:
 
 
 def test_disagreement_fails(options: argparse.Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "overlap", lambda *_: 0.5)
+    monkeypatch.setattr(gpu, "iou", lambda *_: 0.5)
     gpu.agreement(options)
     assert options.failed[0] == "triton float32: mean IoU 0.50000 is below 0.999"
     assert len(options.failed) == 3
-
-
-def test_overlap_of_boxes() -> None:
-    assert gpu.overlap((0, 0, 10, 10), (0, 0, 10, 10)) == 1
-    assert gpu.overlap((0, 0, 10, 10), (5, 0, 10, 10)) == pytest.approx(1 / 3)
-    assert gpu.overlap((0, 0, 10, 10), (20, 20, 5, 5)) == 0
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:

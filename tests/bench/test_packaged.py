@@ -40,7 +40,7 @@ def test_what_opencv_lacks_is_none() -> None:
     image = random.integers(0, 60, (60, 80, 3), dtype=np.uint8)
     image[20:40, 30:50] = (200, 180, 30)
     box, _ = start(image, image, (30.0, 20.0, 20.0, 20.0))(image, image)
-    assert packaged.overlap(box, (30.0, 20.0, 20.0, 20.0)) > 0.5
+    assert packaged.iou(box, (30.0, 20.0, 20.0, 20.0)) > 0.5
 
 
 def test_clips_are_the_generators() -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from ckd_fast import Tracker
+from ckd_fast.boxes import iou
 from ckd_fast.cli import main
 from ckd_fast.datasets import ClipConfig, SyntheticClip
-from ckd_fast.video.session import overlap
 
 pytest.importorskip("matplotlib")
 
@@ -28,7 +28,7 @@ def test_it_tracks_a_clip_and_shows_it(tmp_path: Path, capsys: pytest.CaptureFix
         if index == 0:
             tracker.init(frame.rgb, tir, frame.box)
         else:
-            overlaps.append(overlap(tracker.update(frame.rgb, tir).box, frame.box))
+            overlaps.append(float(iou(tracker.update(frame.rgb, tir).box, frame.box)))
     assert printed["mean_iou"] == pytest.approx(sum(overlaps) / 3)
     assert printed["frames"] == 3
     video = cv2.VideoCapture(printed["video"])

@@ -17,9 +17,10 @@ from checkpoints import SMALL
 from support import shared_data
 
 from ckd_fast import InputError, MultiTracker, Tracker, load_model, save_model
+from ckd_fast.boxes import iou
 from ckd_fast.cli import main
 from ckd_fast.cli.track import read_boxes
-from ckd_fast.video.session import SessionOptions, overlap, run_session
+from ckd_fast.video.session import SessionOptions, run_session
 from ckd_fast.video.sources import FolderPairs, Pair, PairSource
 
 FRAMES = 8
@@ -95,7 +96,7 @@ def test_track_writes_what_the_tracker_says(
     assert [line["frame"] for line in lines] == list(range(FRAMES))
     assert lines[0]["targets"][0]["score"] is None
     assert lines[3]["targets"][0]["timings"]["total_ms"] > 0
-    ious = [overlap(b, t) for b, t in zip(expected, truth, strict=True)]
+    ious = iou(expected, truth).tolist()
     assert [line["iou"] for line in lines] == pytest.approx(ious, abs=1e-6)
     assert summary["mean_iou"] == pytest.approx(sum(ious[1:]) / (FRAMES - 1))
     assert (summary["frames"], summary["unreadable"], summary["interrupted"]) == (FRAMES, [], False)
@@ -333,7 +334,7 @@ def test_truth_belongs_to_the_visible_frame(
     assert "3 images without a partner" in capsys.readouterr().err
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [line["name"] for line in lines] == ["000001", "000005", "000006", "000007", "000008"]
-    assert lines[1]["iou"] == pytest.approx(overlap(tuple(lines[1]["targets"][0]["box"]), truth[4]))
+    assert lines[1]["iou"] == pytest.approx(float(iou(lines[1]["targets"][0]["box"], truth[4])))
     (tmp_path / "short.txt").write_text("".join(f"{x},{y},{w},{h}\n" for x, y, w, h in truth[:3]))
     assert track(clip, weights, tmp_path / "s", "--ground-truth", str(tmp_path / "short.txt"), "--no-video") == 0
     assert "has 3 rows for 8 visible frames" in capsys.readouterr().err

@@ -44,7 +44,7 @@ def test_recipes_can_be_listed_and_printed(capsys: pytest.CaptureFixture[str]) -
         (["train", "nonsense", "--out", "x"], "unknown recipe 'nonsense'"),
         (["train", "ckd"], "--out"),
         (["train", "missing.json", "--out", "x"], "missing.json: cannot be read"),
-        (["train", "ckd", "--out", "x", "--device", "tpu"], "expected auto, cpu, cuda"),
+        (["train", "ckd", "--out", "x", "--device", "tpu"], "expected 'auto', 'cpu', 'cuda'"),
     ],
 )
 def test_mistakes_are_one_line(

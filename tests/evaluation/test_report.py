@@ -20,7 +20,6 @@ from ckd_fast.cli import main
 from ckd_fast.datasets import open_dataset
 from ckd_fast.evaluation import evaluate
 from ckd_fast.evaluation.report import html_report
-from ckd_fast.evaluation.writing import write_atomically
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<img src=x onerror=alert(1)>&\"'"
@@ -185,21 +184,6 @@ def test_names_that_are_no_utf8(root: Path, tmp_path: Path, capsys: pytest.Captu
     assert "caf\\udce9" in capsys.readouterr().out
     for path in files.values():
         assert "caf\\udce9" in path.read_text()
-
-
-def test_links_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
-    (tmp_path / "there").mkdir()
-    (tmp_path / "link.json").symlink_to(tmp_path / "there" / "real.json")
-    for text in ("one", "two"):
-        write_atomically(tmp_path / "link.json", text)
-        assert (tmp_path / "there" / "real.json").read_text() == text
-    assert (tmp_path / "link.json").is_symlink()
-    os.mkfifo(tmp_path / "pipe")
-    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-    write_atomically(tmp_path / "pipe", "through")
-    assert os.read(reader, 100) == b"through"
-    os.close(reader)
-    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_bad_calls(

@@ -23,14 +23,13 @@ import torch
 from checkpoints import SMALL
 from support import ROOT
 
-from ckd_fast import InputError, OutputError, Tracker, load_model, save_model
+from ckd_fast import InputError, Tracker, load_model, save_model
 from ckd_fast.cli import main
 from ckd_fast.datasets import open_dataset
 from ckd_fast.evaluation import workers
 from ckd_fast.evaluation.corruptions import CORRUPTIONS, Corruption, parse_corruption
 from ckd_fast.evaluation.running import Outcome, RunPlan, Started, TrackerSetup, attempt, run_dataset, track_sequence
 from ckd_fast.evaluation.workers import default_workers, devices, local
-from ckd_fast.evaluation.writing import write_atomically
 from ckd_fast.video.sources import read_rgb, read_tir
 
 LENGTHS = {"first": 9, "second": 5, "third": 7, "fourth": 6}
@@ -542,5 +541,3 @@ def test_corruptions_by_name() -> None:
     assert [Corruption("shift", level).strength for level in range(1, 6)] == [4, 8, 16, 24, 32]
     with pytest.raises(InputError, match="known are blur, noise, darkness, stripes, dropped, shift, stutter"):
         parse_corruption("fog:1")
-    with pytest.raises(OutputError, match="cannot be written"):
-        write_atomically(Path("/proc/nothing/file"), "x")

@@ -16,7 +16,7 @@ from ckd_fast.datasets import open_dataset
 from ckd_fast.datasets.files import read_table
 from ckd_fast.datasets.sequences import Dataset
 from ckd_fast.evaluation import QUIRKS, Evaluation, Quirks, ScoringOptions, evaluate, load_benchmark, read_results
-from ckd_fast.evaluation.metrics import NPR_AT, curves, distances, metrics, overlap
+from ckd_fast.evaluation.metrics import NPR_AT, curves, distances, metrics
 from ckd_fast.evaluation.results import tracker_names
 from ckd_fast.evaluation.rules import PROTOCOLS, protocol_of
 from ckd_fast.evaluation.scores import score_tracker, summarise
@@ -120,7 +120,6 @@ def test_all_of_lasher_in_three_seconds_after_reading() -> None:
 def test_overlap_and_curves_by_hand() -> None:
     boxes = truth((0, 0, 10, 10), (5, 0, 10, 10), (100, 0, 10, 10), (0, 0, 0, 0))
     given = truth((0, 0, 10, 10), (0, 0, 10, 10), (0, 0, 10, 10), (0, 0, 0, 0))
-    assert overlap(boxes, given).tolist() == [1, 1 / 3, 0, 0]
     protocol = protocol_of("vtuav")
     found = distances(boxes[:3], [given[:3]], protocol.quirks)
     assert found.centre.tolist() == [0, 5, 100]

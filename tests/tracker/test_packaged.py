@@ -9,9 +9,9 @@ import pytest
 from support import ROOT
 
 from ckd_fast import Tracker, load_model
+from ckd_fast.boxes import iou
 from ckd_fast.datasets import ClipConfig, SyntheticClip
 from ckd_fast.training.recipes import PACKAGED_MODEL
-from ckd_fast.video.session import overlap
 from ckd_fast.weights.load import PACKAGED
 
 CARD = (ROOT / "docs" / "model-card.md").read_text(encoding="utf-8")
@@ -45,7 +45,7 @@ def test_it_tracks() -> None:
             first = frame.box
             continue
         result = tracker.update(frame.rgb, frame.tir)
-        found.append(overlap(result.box, frame.box))
-        stayed.append(overlap(first, frame.box))
+        found.append(float(iou(result.box, frame.box)))
+        stayed.append(float(iou(first, frame.box)))
     assert sum(found) / len(found) > 0.5
     assert sum(stayed) / len(stayed) < 0.2

@@ -276,7 +276,7 @@ def test_saving_is_atomic_and_careful(tmp_path: Path) -> None:
         save_model(model, tmp_path)
     with pytest.raises(OutputError, match="does not exist"):
         save_model(model, tmp_path / "nowhere" / "model.safetensors")
-    with pytest.raises(OutputError, match="exists; choose another name"):
+    with pytest.raises(OutputError, match="exists; write elsewhere or use --force"):
         convert_weights(path, path)
     with pytest.raises(InputError, match=r"ends in \.safetensors"):
         convert_weights(path, tmp_path / "model.pth")

@@ -1,0 +1,76 @@
+"""Reading and writing files: failures become errors that name the file, nothing is overwritten or left half-written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import InputError, OutputError
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn a failure to read into an InputError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write into an OutputError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and those above it; it may exist."""
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def refuse_overwrite(paths: Iterable[Path], *, force: bool) -> None:
+    """Raise if one of these files exists, unless `force`. All are in one folder."""
+    present = [path for path in paths if path.exists()]
+    if present and not force:
+        names = ", ".join(path.name for path in present)
+        exist = "exists" if len(present) == 1 else "exist"
+        raise OutputError(f"{present[0].parent}: {names} {exist}; write elsewhere or use --force")
+
+
+@contextmanager
+def atomically(path: Path) -> Iterator[Path]:
+    """A temporary file to write, which replaces `path` when the block ends and vanishes when it fails.
+
+    Readers see the old file or the new one, never half of it. A link stays and its target is replaced.
+    """
+    with writing(path):
+        path = path.resolve()
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)  # mkstemp makes files that nobody else may read
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a text file as a whole; write into it if it is a pipe or a device. Creates its folder."""
+    with writing(path):
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
+            return
+        path.resolve().parent.mkdir(parents=True, exist_ok=True)
+    with atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
