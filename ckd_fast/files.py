@@ -1,14 +1,17 @@
-"""Reading and writing files: failures become errors that name the file, nothing is overwritten or left half-written."""
+"""Files: errors that name them, overwriting and atomic writing, lists of images."""
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import InputError, OutputError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
 
 
 @contextmanager
@@ -74,3 +77,22 @@ def write_atomically(path: Path, text: str) -> None:
         path.resolve().parent.mkdir(parents=True, exist_ok=True)
     with atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def natural_key(name: str) -> list[tuple[int, int | str]]:
+    """Sort key that puts 2.jpg before 10.jpg."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The images of a folder in natural order; at least one."""
+    with reading(folder):
+        # Without hidden files: some systems leave companions like ._0001.jpg that are no images.
+        found = [
+            path
+            for path in folder.iterdir()
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+        ]
+    if not found:
+        raise InputError(f"{folder}: no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return sorted(found, key=lambda path: natural_key(path.name))

@@ -16,6 +16,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ckd_fast.boxes import box_row
 from ckd_fast.errors import InputError, OutputError
 from ckd_fast.tracker import Tracker
 
@@ -59,12 +60,7 @@ def save_results(path: str | os.PathLike[str], boxes: Sequence[Sequence[float]],
         raise InputError("boxes: expected four finite numbers (x, y, w, h) per frame")
     base = Path(path)
     try:
-        base.with_name(base.name + ".txt").write_text("".join(truncated_row(row) for row in rows))
+        base.with_name(base.name + ".txt").write_text("".join(box_row(row, "authors") for row in rows))
         base.with_name(base.name + "_time.txt").write_text("".join(f"{seconds:f}\n" for seconds in times))
     except OSError as error:
         raise OutputError(f"{base}: results cannot be written ({error})") from error
-
-
-def truncated_row(box: Sequence[float]) -> str:
-    """One line of the authors' result file."""
-    return "\t".join(str(int(value)) for value in box) + "\n"

@@ -1,66 +1,51 @@
-"""VOT's TraX protocol for RGBT: the toolkit starts this program and talks to it frame by frame.
+"""VOT's TraX protocol for RGBT: the toolkit starts this program and sends it frame by frame.
 
-`trackers.ini` of a workspace (the interpreter by its full path, if it is not the toolkit's own):
+`trackers.ini` of a workspace (write the interpreter's full path if it is not the toolkit's own):
 
     [ckd_fast]
     label = ckd_fast
     protocol = trax
     command = python -m ckd_fast.adapters.trax --weights FILE
 
-Asked for are the channels color and ir, images by path, rectangles. Several objects are tracked at a time, and objects
-may be added in later frames. Needs the extra `vot`.
+The toolkit sends the channels color and ir as image files, and targets as rectangles: several at once, new ones in any
+frame. Needs the extra `vot`.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckd_fast.errors import CkdFastError, EngineError, InputError
-from ckd_fast.tracker import Tracker
-from ckd_fast.video.sources import read_rgb, read_tir
+from ckd_fast.errors import EngineError, InputError
+
+from .program import run_program, toolkit_parser
+from .vot import advance, read_pair
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from ckd_fast.multi import MultiTracker
     from ckd_fast.types import Box
 
 CHANNELS = ("color", "ir")
 
 
-class TraxSession:
-    """The targets of one conversation; they share the engine of `tracker`.
+def follow(
+    tracker: MultiTracker, color: Path, ir: Path, added: Sequence[Box], *, restart: bool
+) -> list[tuple[Box, float]]:
+    """Boxes and scores in the next frame, in the order in which the targets were added.
 
     Args:
-        tracker: lends its engine and behaviour.
+        tracker: follows all targets.
+        color, ir: the frame.
+        added: targets that start in this frame; their score is 1.
+        restart: forget all other targets first.
     """
-
-    def __init__(self, tracker: Tracker) -> None:
-        self._lender = tracker
-        self._trackers: list[Tracker] = []
-
-    def start(self, color: Path, ir: Path, boxes: Sequence[Box]) -> list[tuple[Box, float]]:
-        """Forget all targets and begin with these: boxes and scores, in the order of the targets."""
-        self._trackers = []
-        return self.follow(color, ir, boxes)
-
-    def follow(self, color: Path, ir: Path, added: Sequence[Box] = ()) -> list[tuple[Box, float]]:
-        """The next frame, in which targets may be added behind the others."""
-        rgb, tir = read_rgb(color), read_tir(ir)
-        if rgb is None or tir is None:
-            raise InputError(f"{color if rgb is None else ir}: cannot be read")
-        found = []
-        for one in self._trackers:
-            result = one.update(rgb, tir)
-            found.append((result.box, result.score))
-        for box in added:
-            one = Tracker(engine=self._lender.engine, config=self._lender.config)
-            one.init(rgb, tir, box)
-            self._trackers.append(one)
-            found.append((box, 1.0))
-        return found
+    if restart:
+        tracker.reset()
+    results = advance(tracker, *read_pair(color, ir, tracker.config.color), added)
+    scores = [result.score for result in results.values()]
+    return list(zip(tracker.boxes.values(), scores + [1.0] * len(added), strict=True))
 
 
 def _boxes(objects: Sequence[tuple[Any, object]] | None) -> list[Box]:
@@ -71,10 +56,8 @@ def _boxes(objects: Sequence[tuple[Any, object]] | None) -> list[Box]:
     return boxes
 
 
-def serve(tracker: Tracker) -> None:
+def serve(tracker: MultiTracker) -> None:
     """Answer the toolkit until it quits."""
-    from pathlib import Path
-
     try:
         from trax import TraxStatus
         from trax.image import Image
@@ -83,7 +66,6 @@ def serve(tracker: Tracker) -> None:
     except ImportError as error:
         raise EngineError("the TraX protocol needs vot-trax: pip install 'ckd_fast[vot]'") from error
 
-    session = TraxSession(tracker)
     with Server(
         [Region.RECTANGLE],
         [Image.PATH],
@@ -98,29 +80,17 @@ def serve(tracker: Tracker) -> None:
                 return
             missing = [channel for channel in CHANNELS if channel not in request.image]
             if missing:
-                raise InputError(
-                    f"the toolkit sent no {missing[0]} image: the sequence must have the channels color and ir"
-                )
+                raise InputError(f"the toolkit sent no {missing[0]} image; sequences need the channels color and ir")
             color, ir = (Path(request.image[channel].path()) for channel in CHANNELS)
-            step = session.start if request.type == TraxStatus.INITIALIZE else session.follow
-            found = step(color, ir, _boxes(request.objects))
+            restart = request.type == TraxStatus.INITIALIZE
+            found = follow(tracker, color, ir, _boxes(request.objects), restart=restart)
             server.status([(Rectangle.create(*box), {"confidence": score}) for box, score in found])
 
 
 def main() -> int:
     """`python -m ckd_fast.adapters.trax`."""
-    parser = argparse.ArgumentParser(prog="python -m ckd_fast.adapters.trax", description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", required=True, help="file of weights, or 'random'")
-    parser.add_argument("--model", help="preset, where the weights do not settle it")
-    parser.add_argument("--engine", default="auto")
-    parser.add_argument("--device", default="auto")
-    options = parser.parse_args()
-    try:
-        serve(Tracker(options.weights, options.model, options.engine, options.device))
-    except CkdFastError as error:
-        sys.stderr.write(f"ckd_fast: {error}\n")
-        return 2
-    return 0
+    parser = toolkit_parser("ckd_fast.adapters.trax", "Track for the VOT toolkit, protocol TraX.")
+    return run_program(parser, lambda tracker, _options: serve(tracker))
 
 
 if __name__ == "__main__":

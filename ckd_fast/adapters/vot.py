@@ -1,29 +1,36 @@
-"""VOT's folder protocol for RGBT, the one without TraX: the toolkit leaves files in a folder and reads others back.
+"""VOT's folder protocol for RGBT: the toolkit writes its requests into a folder and reads the answers from there.
 
-    frames_color.txt, frames_ir.txt   one image path per line, equally many
-    query_ID.txt                      line 1: the frame in which the target is given (0); line 2: its region;
-                                      then key=value lines
-    output_ID.txt                     written here: one region per frame, the given one first
+    frames_color.txt, frames_ir.txt   image paths, one per line, the same number in both
+    query_ID.txt                      a target: its first frame (from 0), its region there, then key=value lines
+    output_ID.txt                     the answer: one region per frame, the given one first
 
 Run it as `python -m ckd_fast.adapters.vot --weights FILE` in that folder.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from ckd_fast.errors import CkdFastError, InputError, OutputError
-from ckd_fast.tracker import Tracker
-from ckd_fast.types import Box
-from ckd_fast.video.sources import read_rgb, read_tir
+from ckd_fast.boxes import box_row
+from ckd_fast.errors import InputError
+from ckd_fast.files import writing
+from ckd_fast.images import read_rgb, read_tir
+from ckd_fast.multi import MultiTracker
+from ckd_fast.types import Box, TrackResult
+
+from .program import run_program, toolkit_parser
+
+if TYPE_CHECKING:
+    from ckd_fast.images import Image
 
 
 @dataclass(frozen=True)
 class Query:
-    """One target of the protocol: its name, the frame in which it is given, its region."""
+    """A target: its name, its first frame, its box there."""
 
     name: str
     offset: int
@@ -32,7 +39,7 @@ class Query:
 
 @dataclass(frozen=True)
 class VotFolder:
-    """What the toolkit left."""
+    """The toolkit's requests."""
 
     color: tuple[Path, ...]
     ir: tuple[Path, ...]
@@ -42,7 +49,7 @@ class VotFolder:
 def parse_region(text: str, where: str) -> Box:
     """A rectangle, or the rectangle around a polygon, as (x, y, w, h)."""
     if text.startswith("m"):
-        raise InputError(f"{where}: a mask; ckd_fast reports rectangles, ask the toolkit for rectangle regions")
+        raise InputError(f"{where}: a mask; ckd_fast tracks rectangles, so configure the toolkit to send these")
     try:
         numbers = [float(value) for value in text.split(",")]
     except ValueError as error:
@@ -85,52 +92,52 @@ def read_vot_folder(folder: Path) -> VotFolder:
     return VotFolder(color, ir, tuple(queries))
 
 
-def track_vot_folder(folder: Path, tracker: Tracker) -> list[Path]:
-    """Track every query and write its output file; trackers of several queries share the engine of `tracker`."""
+def read_pair(color: Path, ir: Path, order: Literal["rgb", "bgr"]) -> tuple[Image, Image]:
+    """A frame's images in the channel order that the tracker is configured for."""
+    images = []
+    for path, read in ((color, read_rgb), (ir, read_tir)):
+        image = read(path)
+        if image is None:
+            raise InputError(f"{path}: cannot be read")
+        # Both come in RGB order; thermal images of one channel have none.
+        images.append(image[:, :, ::-1] if order == "bgr" and image.ndim == 3 else image)
+    return images[0], images[1]
+
+
+def advance(tracker: MultiTracker, rgb: Image, tir: Image, added: Sequence[Box]) -> dict[int, TrackResult]:
+    """Find all targets in the next frame, then start on the added ones."""
+    results = tracker.update(rgb, tir) if len(tracker) else {}
+    for box in added:
+        tracker.add(rgb, tir, box)
+    return results
+
+
+def track_vot_folder(folder: Path, tracker: MultiTracker) -> list[Path]:
+    """Track the targets of all queries together, and write their output files."""
     given = read_vot_folder(folder)
-    trackers = [Tracker(engine=tracker.engine, config=tracker.config) for _ in given.queries]
-    rows: list[list[Box]] = [[] for _ in given.queries]
-    for index, paths in enumerate(zip(given.color, given.ir, strict=True)):
-        frames = []
-        for path, read in zip(paths, (read_rgb, read_tir), strict=True):
-            image = read(path)
-            if image is None:
-                raise InputError(f"{path}: frame {index} cannot be read")
-            # Both come in RGB order; thermal images of one channel have none.
-            frames.append(image[:, :, ::-1] if tracker.config.color == "bgr" and image.ndim == 3 else image)
-        for query, one, boxes in zip(given.queries, trackers, rows, strict=True):
-            if index == query.offset:
-                one.init(frames[0], frames[1], query.box)
-                boxes.append(query.box)
-            elif index > query.offset:
-                boxes.append(one.update(*frames).box)
+    # In the order in which the tracker gets them.
+    queries = sorted(given.queries, key=lambda query: query.offset)
+    rows: list[list[Box]] = [[] for _ in queries]
+    tracker.reset()
+    for index, (color, ir) in enumerate(zip(given.color, given.ir, strict=True)):
+        images = read_pair(color, ir, tracker.config.color)
+        advance(tracker, *images, [query.box for query in queries if query.offset == index])
+        for boxes, box in zip(rows, tracker.boxes.values(), strict=False):  # later queries have no box yet
+            boxes.append(box)
     written = []
-    for query, boxes in zip(given.queries, rows, strict=True):
+    for query, boxes in zip(queries, rows, strict=True):
         path = folder / f"output_{query.name}.txt"
-        try:
-            path.write_text("".join(",".join(f"{value:.4f}" for value in box) + "\n" for box in boxes))
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+        with writing(path):
+            path.write_text("".join(box_row(box, "float") for box in boxes))
         written.append(path)
     return written
 
 
 def main() -> int:
     """`python -m ckd_fast.adapters.vot`."""
-    parser = argparse.ArgumentParser(prog="python -m ckd_fast.adapters.vot", description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", required=True, help="file of weights, or 'random'")
-    parser.add_argument("--model", help="preset, where the weights do not settle it")
-    parser.add_argument("--engine", default="auto")
-    parser.add_argument("--device", default="auto")
+    parser = toolkit_parser("ckd_fast.adapters.vot", "Track for the VOT toolkit, folder protocol.")
     parser.add_argument("--folder", type=Path, default=Path(), help="the toolkit's folder (default: here)")
-    options = parser.parse_args()
-    try:
-        tracker = Tracker(options.weights, options.model, options.engine, options.device)
-        track_vot_folder(options.folder, tracker)
-    except CkdFastError as error:
-        sys.stderr.write(f"ckd_fast: {error}\n")
-        return 2
-    return 0
+    return run_program(parser, lambda tracker, options: track_vot_folder(options.folder, tracker))
 
 
 if __name__ == "__main__":

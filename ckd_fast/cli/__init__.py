@@ -12,19 +12,18 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stderr
 from pathlib import Path
-from typing import TextIO, cast
+from typing import Any, TextIO, cast
 
 from ckd_fast import __version__
-from ckd_fast.errors import CkdFastError
+from ckd_fast.errors import CkdFastError, EngineError
 
-from .completion import add_completion
 from .curves import add_curves
 from .data import add_data
 from .demo import add_demo
 from .evaluate import add_eval
 from .explain import add_explain
 from .info import add_info
-from .parsing import EXIT_INTERRUPTED, Messages, OneLineParser, silence
+from .parsing import EXIT_INTERRUPTED, Messages, OneLineParser, add_command, silence
 from .run import add_run
 from .sample import add_sample
 from .track import add_track
@@ -70,11 +69,24 @@ def build_parser() -> argparse.ArgumentParser:
     """All subcommands."""
     parser = OneLineParser(prog="ckd-fast", description="RGB-thermal single-object tracking.")
     parser.add_argument("--version", action="version", version=f"ckd-fast {__version__}")
-    commands = parser.add_subparsers(title="subcommands", required=True, metavar="SUBCOMMAND")
+    commands: Any = parser.add_subparsers(title="subcommands", required=True, metavar="SUBCOMMAND")
     adders = (
         add_demo, add_track, add_train, add_curves, add_run, add_eval, add_explain, add_data, add_sample, add_info,
-        add_weights, add_completion,
+        add_weights,
     )  # fmt: skip
     for add in adders:
-        add(commands)  # type: ignore[arg-type]  # a subclass of the parser; the class is invariant
+        add(commands)
+    examples = '  eval "$(ckd-fast completion bash)"\n  ckd-fast completion zsh > ~/.zfunc/_ckd-fast'
+    completion = add_command(commands, "completion", "print a shell script that completes options", examples)
+    completion.add_argument("shell", choices=("bash", "zsh"))
+    completion.set_defaults(run=lambda options: _print_completion(parser, options.shell))
     return parser
+
+
+def _print_completion(parser: argparse.ArgumentParser, shell: str) -> int:
+    try:
+        import shtab
+    except ImportError as error:
+        raise EngineError("shell completion needs shtab: pip install 'ckd_fast[completion]'") from error
+    print(shtab.complete(parser, shell=shell))
+    return 0

@@ -1,4 +1,4 @@
-"""`ckd-fast data`: look through a data set."""
+"""`ckd-fast data`: check a data set."""
 
 from __future__ import annotations
 
@@ -26,18 +26,17 @@ def add_data(commands: Commands) -> None:
     """Declare the subcommand."""
     from ckd_fast.datasets.layouts import DATASETS
 
-    parser = add_command(commands, "data", "look through a data set", "  ckd-fast data check LasHeR --dataset lasher")
+    parser = add_command(commands, "data", "check a data set", "  ckd-fast data check LasHeR --dataset lasher")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     check = add_command(
         verbs,
         "check",
-        "say what of a data set is found, missing, unreadable or mis-sized; headers alone are read, so it is fast",
-        "  ckd-fast data check GTOT\n  ckd-fast data check LasHeR --dataset lasher-train --decode --json report.json",
+        "decode every image and read every ground truth; list what is missing, damaged or does not fit",
+        "  ckd-fast data check GTOT\n  ckd-fast data check LasHeR --dataset lasher-train --json report.json",
     )
-    check.add_argument("root", type=Path, metavar="ROOT", help="the data set's folder, or one of own sequences")
+    check.add_argument("root", type=Path, metavar="ROOT", help="folder of the data set, or of your own sequences")
     check.add_argument("--dataset", choices=DATASETS, metavar="NAME", help=f"{', '.join(DATASETS)} (default: detected)")
-    check.add_argument("--decode", action="store_true", help="decode every image (slow)")
-    check.add_argument("--json", type=Path, metavar="FILE", help="everything that was found")
+    check.add_argument("--json", type=Path, metavar="FILE", help="write all findings to a file")
     check.add_argument("--quiet", action="store_true", help="no progress bar")
     check.set_defaults(run=run_data_check)
 
@@ -55,7 +54,7 @@ def run_data_check(options: argparse.Namespace) -> int:
         raise InputError(f"{root}: no such folder")
     dataset = detect(root) if options.dataset is None else open_dataset(options.dataset, root)
     with tqdm(total=len(dataset.sequences), unit="sequence", disable=True if options.quiet else None) as bar:
-        found = check_dataset(dataset, decode=options.decode, on_sequence=lambda _one: bar.update())
+        found = check_dataset(dataset, on_sequence=lambda _one: bar.update())
     show(found, dataset.layout.title)
     if options.json:
         content = dataclasses.asdict(found) | {"root": str(found.root)}
@@ -64,7 +63,7 @@ def run_data_check(options: argparse.Namespace) -> int:
 
 
 def show(found: DatasetCheck, title: str) -> None:
-    """A summary on standard output, what is wrong on standard error."""
+    """Print a summary on standard output, and the faults on standard error."""
     frames = sum(one.frames for one in found.sequences)
     boxes, empty = sum(one.boxes for one in found.sequences), sum(one.empty_boxes for one in found.sequences)
     print(f"{title}: {len(found.sequences)} sequences, {frames} frame pairs, {boxes} boxes ({empty} without area)")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ckd_fast.errors import InputError
 
-from .parsing import add_command, add_model_options, not_negative, positive
+from .parsing import add_command, add_model_options, new_tracker, not_negative, positive
 
 if TYPE_CHECKING:
     from .parsing import Commands
@@ -44,12 +44,12 @@ def run_demo(options: argparse.Namespace) -> int:
     import numpy as np
     from tqdm import tqdm
 
-    from ckd_fast import Tracker
     from ckd_fast.boxes import iou
     from ckd_fast.datasets import ClipConfig, SyntheticClip
     from ckd_fast.files import make_folder, refuse_overwrite
     from ckd_fast.frames import FramePair
     from ckd_fast.plotting import require_matplotlib
+    from ckd_fast.tracker import Tracker
     from ckd_fast.video import AnnotatedVideo
     from ckd_fast.video.plot import plot_track
     from ckd_fast.video.writers import Mark, annotate
@@ -59,7 +59,7 @@ def run_demo(options: argparse.Namespace) -> int:
         raise InputError(f"--frames {options.frames}: expected at least 2, the first one is given")
     video_path, plot_path = options.out / "video.mp4", options.out / "plot.png"
     refuse_overwrite((video_path, plot_path), force=options.force)
-    tracker = Tracker(options.weights, options.model, options.engine, options.device, options.dtype, seed=options.seed)
+    tracker = new_tracker(Tracker, options)
     make_folder(options.out)
     clip = SyntheticClip(ClipConfig(frames=options.frames, seed=options.clip))
     video = AnnotatedVideo(video_path, VIDEO_FPS)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
+    from ckd_fast.config import TrackerConfig
+    from ckd_fast.multi import MultiTracker
+    from ckd_fast.tracker import Tracker
+
     Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
 
 EXIT_INTERRUPTED = 130
+AnyTracker = TypeVar("AnyTracker", bound="Tracker | MultiTracker")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -135,3 +140,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--engine", choices=("auto", "reference", "compiled", "triton"), default="auto")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     group.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="precision (default: the engine's)")
+
+
+def new_tracker(kind: type[AnyTracker], options: argparse.Namespace, config: TrackerConfig | None = None) -> AnyTracker:
+    """A tracker as `add_model_options` describes it."""
+    return kind(
+        options.weights, options.model, options.engine, options.device, options.dtype, config, seed=options.seed
+    )

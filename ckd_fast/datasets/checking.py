@@ -1,40 +1,35 @@
-"""Look through a data set before hours are spent on it: what is there, missing, unreadable or of another size.
-
-Of an image only the header and the last bytes are read, which tells its size and whether it was cut off; with `decode`
-every one is decoded.
-"""
+"""Check a data set before spending hours on it: what is there, missing, damaged or of another size."""
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
+import cv2
 import numpy as np
 
-from ckd_fast.errors import InputError
+from ckd_fast.errors import InputError, some_names
+from ckd_fast.files import list_images, reading
+from ckd_fast.images import decode
 
-from .files import list_images, mispaired
 from .layouts import LAYOUTS
-from .sequences import Dataset, SequenceFiles, open_dataset
+from .sequences import Dataset, SequenceFiles, mispaired, open_dataset
 
 FindingKind = Literal["missing", "unreadable", "mis-sized", "unpaired", "truth"]
 Size = tuple[int, int]  # width, height
 
-READERS = 8  # threads; the work is waiting for a disk or a network
-TAIL = 64  # bytes at the end in which a picture's end mark must be; some cameras pad
-MOST_SEGMENTS = 1000  # of a JPEG before its size: a hostile file must not keep us
-NO_SIZE_MARKERS = frozenset({0xC4, 0xC8, 0xCC})
-SHOWN = 3
+READERS = 8  # threads
+JPEG_END = b"\xff\xd9"
+TAIL = 64  # bytes in which a JPEG must end; some cameras pad
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong with one sequence."""
+    """A fault of one sequence."""
 
     sequence: str
     kind: FindingKind
@@ -43,7 +38,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class SequenceCheck:
-    """One sequence: its frames, sizes by modality, boxes, and what is wrong."""
+    """What is in one sequence, and its faults."""
 
     name: str
     frames: int
@@ -56,7 +51,7 @@ class SequenceCheck:
 
 @dataclass(frozen=True)
 class DatasetCheck:
-    """All sequences, and what the reader had to say."""
+    """All sequences, and remarks on the data set as a whole."""
 
     dataset: str
     root: Path
@@ -65,17 +60,16 @@ class DatasetCheck:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """Of all sequences."""
         return tuple(finding for sequence in self.sequences for finding in sequence.findings)
 
     @property
     def sizes(self) -> Mapping[Size, int]:
-        """Sequences by the size of their visible frames."""
+        """How many sequences have visible frames of a size."""
         return Counter(one.visible_size for one in self.sequences if one.visible_size is not None)
 
 
 def detect(root: Path) -> Dataset:
-    """Open a folder without being told what it is; where several layouts fit, the published counts decide."""
+    """Open a data set by trying all layouts. If several fit, the one with the published sequence count is taken."""
     fitting: list[Dataset] = []
     for layout in LAYOUTS:
         try:
@@ -84,105 +78,50 @@ def detect(root: Path) -> Dataset:
             continue  # this layout does not fit
     if not fitting:
         known = ", ".join(layout.name for layout in LAYOUTS)
-        raise InputError(
-            f"{root}: no data set of a known layout ({known}); name it by --dataset to hear what is missing"
-        )
+        raise InputError(f"{root}: no data set of a known layout ({known}); --dataset NAME tells what is missing")
     exact = [one for one in fitting if one.layout.published == len(one.sequences)]
     chosen = exact or fitting
     if len(chosen) > 1:
         names = ", ".join(one.layout.name for one in chosen)
-        raise InputError(f"{root}: could be any of {names}; name it by --dataset")
+        raise InputError(f"{root}: could be any of {names}; choose with --dataset")
     return chosen[0]
 
 
 def image_size(path: Path) -> Size:
-    """Width and height from an image's header; InputError where it is none or was cut off."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(26)
-            if start.startswith(b"\xff\xd8"):
-                size = _jpeg_size(file)
-                mark = b"\xff\xd9"
-            elif start.startswith(b"\x89PNG\r\n\x1a\n") and len(start) == 26:
-                size, mark = struct.unpack(">II", start[16:24]), b"IEND"
-            elif start.startswith(b"BM") and len(start) == 26:
-                width, height = struct.unpack("<ii", start[18:26])
-                size, mark = (width, abs(height)), b""
-            else:
-                return decoded_size(path)
-            file.seek(0, 2)
-            length = file.tell()
-            file.seek(max(0, length - TAIL))
-            if mark not in file.read():
-                raise InputError(f"{path}: cut off after {length} bytes")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if min(size) < 1:
-        raise InputError(f"{path}: a size of {size[0]}x{size[1]}")
-    return size[0], size[1]
-
-
-def _jpeg_size(file: BinaryIO) -> Size:
-    """From the first frame header; other segments are skipped by their lengths."""
-    file.seek(2)
-    for _ in range(MOST_SEGMENTS):
-        head = file.read(4)
-        if len(head) < 4 or head[0] != 0xFF:
-            break
-        marker, length = head[1], int.from_bytes(head[2:4], "big")
-        if marker == 0xFF:  # a fill byte
-            file.seek(-3, 1)
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in NO_SIZE_MARKERS:
-            body = file.read(5)
-            if len(body) == 5:
-                height, width = struct.unpack(">HH", body[1:5])
-                return width, height
-            break
-        if length < 2:
-            break
-        file.seek(length - 2, 1)
-    raise InputError(f"{file.name}: a JPEG without a size, cut off or broken")
-
-
-def decoded_size(path: Path) -> Size:
-    """Width and height of an image that was decoded."""
-    import cv2
-
-    try:
-        data = np.fromfile(path, np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-    except (OSError, cv2.error) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
+    """Width and height of an image, decoded as the tracker sees it; InputError if it is damaged."""
+    image = decode(path, cv2.IMREAD_GRAYSCALE)  # faster than colour, and as thorough
     if image is None:
-        raise InputError(f"{path}: no image that can be decoded")
+        raise InputError(f"{path}: damaged, or not an image")
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        # OpenCV 4 decodes a JPEG that was cut off and fills the rest with grey.
+        with reading(path), path.open("rb") as file:
+            length = file.seek(0, 2)
+            file.seek(max(0, length - TAIL))
+            if JPEG_END not in file.read():
+                raise InputError(f"{path}: cut off after {length} bytes")
     return image.shape[1], image.shape[0]
 
 
 def check_dataset(
-    dataset: Dataset, *, decode: bool = False, on_sequence: Callable[[SequenceCheck], object] = lambda _one: None
+    dataset: Dataset, *, on_sequence: Callable[[SequenceCheck], object] = lambda _one: None
 ) -> DatasetCheck:
-    """Look through every sequence.
+    """Decode every image and read every ground truth.
 
     Args:
-        dataset: what was found.
-        decode: decode every image instead of reading headers.
-        on_sequence: called with every sequence as it is done.
+        dataset: what to check.
+        on_sequence: called after every sequence, for progress.
     """
-    measure = decoded_size if decode else image_size
     checks = []
     frameless = all(sequence.visible is None for sequence in dataset.sequences)
     with ThreadPoolExecutor(READERS) as readers:
         for sequence in dataset.sequences:
-            checks.append(_check_sequence(sequence, measure, readers, frameless=frameless))
+            checks.append(_check_sequence(sequence, readers, frameless=frameless))
             on_sequence(checks[-1])
-    alone = ("no frames anywhere: the ground truths alone, enough for scoring",) if frameless else ()
+    alone = ("no frames anywhere, only ground truths: enough for scoring, not for tracking",) if frameless else ()
     return DatasetCheck(dataset.layout.name, dataset.root, tuple(checks), (*dataset.remarks, *alone))
 
 
-def _check_sequence(
-    sequence: SequenceFiles, measure: Callable[[Path], Size], readers: ThreadPoolExecutor, *, frameless: bool
-) -> SequenceCheck:
+def _check_sequence(sequence: SequenceFiles, readers: ThreadPoolExecutor, *, frameless: bool) -> SequenceCheck:
     findings: list[Finding] = []
 
     def find(kind: FindingKind, text: str) -> None:
@@ -201,7 +140,7 @@ def _check_sequence(
             find("missing", str(error))
             continue
         listed[number] = images
-        sizes[number] = _measure_all(images, measure, readers, find)
+        sizes[number] = _common_size(images, readers, find)
     counts = [len(images) for images in listed]
     odd = mispaired(*listed)
     if counts[0] != counts[1]:
@@ -212,42 +151,37 @@ def _check_sequence(
     return SequenceCheck(sequence.name, min(counts), sizes[0], sizes[1], rows, empty, tuple(findings))
 
 
-def _measure_all(
-    images: list[Path],
-    measure: Callable[[Path], Size],
-    readers: ThreadPoolExecutor,
-    find: Callable[[FindingKind, str], None],
+def _common_size(
+    images: list[Path], readers: ThreadPoolExecutor, find: Callable[[FindingKind, str], None]
 ) -> Size | None:
-    """The size that most images have; the others, and those that cannot be read, are found."""
+    """The size that most images have. Reports images of another size, and those that cannot be read."""
 
-    def attempt(path: Path) -> Size | str:
+    def size_or_reason(path: Path) -> Size | str:
         try:
-            return measure(path)
+            return image_size(path)
         except InputError as error:
             return str(error)
 
-    measured = list(zip(images, readers.map(attempt, images), strict=True))
-    for _, reason in measured:
-        if isinstance(reason, str):
-            find("unreadable", reason)
-    known = Counter(size for _, size in measured if not isinstance(size, str))
-    if not known:
+    sizes: dict[Path, Size] = {}
+    for path, size in zip(images, readers.map(size_or_reason, images), strict=True):
+        if isinstance(size, str):
+            find("unreadable", size)
+        else:
+            sizes[path] = size
+    if not sizes:
         return None
-    usual = known.most_common(1)[0][0]
-    odd = [(path, size) for path, size in measured if not isinstance(size, str) and size != usual]
+    (width, height), _ = Counter(sizes.values()).most_common(1)[0]
+    odd = [f"{path.name} {size[0]}x{size[1]}" for path, size in sizes.items() if size != (width, height)]
     if odd:
-        named = ", ".join(f"{path.name} {size[0]}x{size[1]}" for path, size in odd[:SHOWN])
-        more = f" and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
-        find(
-            "mis-sized", f"{images[0].parent}: {len(odd)} of {len(images)} are not {usual[0]}x{usual[1]}: {named}{more}"
-        )
-    return usual
+        folder = images[0].parent
+        find("mis-sized", f"{folder}: {len(odd)} of {len(images)} are not {width}x{height}: {some_names(odd)}")
+    return width, height
 
 
 def _check_truths(
     sequence: SequenceFiles, frames: int, size: Size | None, find: Callable[[FindingKind, str], None]
 ) -> tuple[int, int]:
-    """Rows and rows without area of the first truth; every truth is read."""
+    """Check all truths; the number of boxes, and of boxes without area, in the first."""
     first: tuple[int, int] | None = None
     for kind in sequence.truths:
         try:
@@ -269,7 +203,7 @@ def _check_truths(
                 if len(outside):
                     find(
                         "truth",
-                        f"{file}: {len(outside)} boxes show nothing of the frame, first in line {outside[0] + 1}",
+                        f"{file}: {len(outside)} boxes lie outside the frame, first in line {outside[0] + 1}",
                     )
         if not visible[0]:
             find("truth", f"{file}: the first box has no area")

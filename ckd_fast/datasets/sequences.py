@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckd_fast.errors import InputError, some_names
+from ckd_fast.files import list_images, natural_key
 
-from .files import list_images, natural_key, read_names, read_table, read_text
 from .layouts import DATASETS, LAYOUTS, TRUTH_KINDS, Layout, TruthKind
+from .tables import read_names, read_table, read_text
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,23 @@ def corners_to_boxes(corners: NDArray[np.float64], *, inclusive: bool = False) -
     left, top = x.min(axis=1), y.min(axis=1)
     extra = 1.0 if inclusive else 0.0
     return np.stack([left, top, x.max(axis=1) - left + extra, y.max(axis=1) - top + extra], axis=1)
+
+
+def mispaired(first: Sequence[Path], second: Sequence[Path]) -> str:
+    """Describe pairs whose file names have different numbers, which happens where an image is missing.
+
+    A pair counts only if the other folder has one of its numbers elsewhere: two cameras' time stamps, for example, have
+    no number in common. Returns an empty string if nothing is wrong.
+    """
+    numbers = [[re.findall(r"\d+", path.stem) for path in paths] for paths in (first, second)]
+    mine, theirs = ([int(found[-1]) if found else None for found in side] for side in numbers)
+    shared = (set(mine) & set(theirs)) - {None}
+    pairs = enumerate(zip(mine, theirs, strict=False))  # callers report unequal counts themselves
+    odd = [index for index, pair in pairs if pair[0] != pair[1] and shared.intersection(pair)]
+    if not odd:
+        return ""
+    at = odd[0]
+    return f"{len(odd)} pairs have different numbers, first {first[at].name} with {second[at].name}"
 
 
 @dataclass(frozen=True)

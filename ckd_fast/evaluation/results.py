@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ckd_fast.datasets.files import read_table
 from ckd_fast.datasets.sequences import corners_to_boxes
+from ckd_fast.datasets.tables import read_table
 from ckd_fast.errors import InputError, some_names
 
 BoxFormat = Literal["ltwh", "ltrb", "centre"]

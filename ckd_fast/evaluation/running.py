@@ -20,13 +20,14 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ckd_fast import __version__
-from ckd_fast.datasets.files import mispaired, read_table
-from ckd_fast.datasets.sequences import Dataset, SequenceFiles
+from ckd_fast.boxes import ResultFormat, box_row
+from ckd_fast.datasets.sequences import Dataset, SequenceFiles, mispaired
+from ckd_fast.datasets.tables import read_table
 from ckd_fast.errors import CkdFastError, InputError, OutputError
 from ckd_fast.files import write_atomically
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from ckd_fast.tracker import Tracker
     from ckd_fast.types import Box
 
-ResultFormat = Literal["float", "authors"]
 REPORT_EVERY_S = 0.5
 RUN_FILE, FAILURES_FILE = "run.json", "failures.json"
 
@@ -131,7 +131,7 @@ def track_sequence(
         corruption: damage to the frames.
         on_frames: called now and then with the number of frames since the last call.
     """
-    from ckd_fast.video.sources import read_rgb, read_tir
+    from ckd_fast.images import read_rgb, read_tir
 
     frames = sequence.frames()
     first = tuple(float(value) for value in sequence.boxes()[0])
@@ -179,8 +179,6 @@ def attempt(
     tracker: Tracker, sequence: SequenceFiles, plan: RunPlan, on_frames: Callable[[int], object] = lambda _count: None
 ) -> Outcome:
     """Track one sequence; whatever goes wrong with it becomes an outcome, so that the others go on."""
-    from ckd_fast.adapters.authors import truncated_row
-
     try:
         track = track_sequence(tracker, sequence, plan.corruption, on_frames)
     except CkdFastError as error:
@@ -188,10 +186,7 @@ def attempt(
     except Exception as error:  # noqa: BLE001  # recorded with its traceback, and counted in the exit code
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         return Outcome(sequence.name, failure=reason, details=traceback.format_exc())
-    if plan.result_format == "authors":
-        rows = "".join(map(truncated_row, track.boxes))
-    else:
-        rows = "".join(",".join(f"{value:.4f}" for value in box) + "\n" for box in track.boxes)
+    rows = "".join(box_row(box, plan.result_format) for box in track.boxes)
     times = "".join(f"{value:.6f}\n" for value in track.seconds)
     return Outcome(sequence.name, rows, times, len(track.boxes), track.notes)
 

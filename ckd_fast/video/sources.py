@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
-import numpy as np
 from numpy.typing import NDArray
 
-from ckd_fast.datasets.files import list_images, natural_key
 from ckd_fast.errors import InputError, some_names
+from ckd_fast.files import list_images, natural_key
+from ckd_fast.images import read_rgb, read_tir
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -83,27 +83,6 @@ class PairSource(ABC):
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
-
-
-def read_rgb(path: Path) -> Image | None:
-    """A visible image in RGB order; None if it cannot be read."""
-    image = _decode(path, cv2.IMREAD_COLOR)
-    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def read_tir(path: Path) -> Image | None:
-    """A thermal image as stored: 8 or 16 bits, one channel or three in RGB order; None if it cannot be read."""
-    # Not IMREAD_UNCHANGED: that would ignore the rotation in a picture's EXIF data, which the visible side follows.
-    image = _decode(path, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image is not None and image.ndim == 3 else image
-
-
-def _decode(path: Path, flags: int) -> Image | None:
-    try:
-        data = np.fromfile(path, np.uint8)  # cv2.imread cannot open every name on every system
-        return cv2.imdecode(data, flags) if data.size else None
-    except (OSError, cv2.error):
-        return None
 
 
 class FolderPairs(PairSource):

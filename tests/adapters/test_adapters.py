@@ -15,8 +15,17 @@ from checkpoints import SMALL
 from numpy.typing import NDArray
 from support import shared_data
 
-from ckd_fast import InputError, NotInitialisedError, OutputError, Tracker, TrackerConfig, load_model, save_model
-from ckd_fast.adapters import OpenCVTracker, SixChannelTracker, get_tracker_class, save_results, track_vot_folder, vot
+from ckd_fast import (
+    InputError,
+    MultiTracker,
+    NotInitialisedError,
+    OutputError,
+    Tracker,
+    TrackerConfig,
+    load_model,
+    save_model,
+)
+from ckd_fast.adapters import OpenCVTracker, SixChannelTracker, get_tracker_class, save_results, track_vot_folder
 from ckd_fast.adapters.vot import parse_region
 
 FRAMES = 6
@@ -154,14 +163,13 @@ def test_vot_folder_protocol(sequence: tuple, weights: Path, expected: list, tmp
 
 
 @pytest.mark.parametrize("color", ["rgb", "bgr"])
-def test_vot_frames_keep_their_bits_and_colours(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, color: str
-) -> None:
+def test_vot_frames_keep_their_bits_and_colours(weights: Path, tmp_path: Path, color: str) -> None:
     seen: list[tuple[NDArray, NDArray]] = []
 
-    class Notes(Tracker):
-        def init(self, *arguments: Any) -> None:
+    class Notes(MultiTracker):
+        def add(self, *arguments: Any) -> int:
             seen.append(arguments[:2])
+            return super().add(*arguments)
 
     blue = np.zeros((60, 80, 3), np.uint8)
     blue[..., 0] = 200  # as OpenCV writes it
@@ -169,8 +177,7 @@ def test_vot_frames_keep_their_bits_and_colours(
     assert cv2.imwrite(str(tmp_path / "color.png"), blue)
     assert cv2.imwrite(str(tmp_path / "ir.png"), warm)
     folder = vot_folder(tmp_path, ([Path("color.png")], [Path("ir.png")], []), a="0\n5,5,20,20\n")
-    monkeypatch.setattr(vot, "Tracker", Notes)
-    tracker = Tracker(weights, engine="reference", device="cpu", config=TrackerConfig(color=color))
+    tracker = Notes(weights, engine="reference", device="cpu", config=TrackerConfig(color=color))
     track_vot_folder(folder, tracker)
     ((visible, thermal),) = seen
     assert visible[0, 0].tolist() == ([0, 0, 200] if color == "rgb" else [200, 0, 0])
@@ -179,7 +186,7 @@ def test_vot_frames_keep_their_bits_and_colours(
 
 
 def test_vot_bad_folders(sequence: tuple, weights: Path, tmp_path: Path) -> None:
-    tracker = Tracker(weights, engine="reference", device="cpu")
+    tracker = MultiTracker(weights, engine="reference", device="cpu")
     with pytest.raises(InputError, match="is this a VOT folder"):
         track_vot_folder(tmp_path, tracker)
     vot_folder(tmp_path, sequence)

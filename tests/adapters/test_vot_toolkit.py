@@ -15,11 +15,11 @@ import pytest
 from checkpoints import SMALL
 from support import ROOT
 
-from ckd_fast import InputError, Tracker, load_model, save_model
-from ckd_fast.adapters.trax import TraxSession
+from ckd_fast import InputError, MultiTracker, Tracker, load_model, save_model
+from ckd_fast.adapters.trax import follow
 from ckd_fast.cli import main
 from ckd_fast.datasets import open_dataset
-from ckd_fast.video.sources import read_rgb, read_tir
+from ckd_fast.images import read_rgb, read_tir
 
 FRAMES = 9
 STACK = "title: test\nexperiments:\n  baseline:\n    type: unsupervised\n    repetitions: 1\n"
@@ -52,24 +52,28 @@ def expected(clip: Path, weights: str) -> tuple[list[tuple[float, ...]], list[fl
     return [result.box for result in results], [result.score for result in results]
 
 
-def test_session_is_the_tracker_and_takes_more_targets_later(clip: Path, weights: str, tmp_path: Path) -> None:
+def test_trax_follows_several_targets_at_once(clip: Path, weights: str, tmp_path: Path) -> None:
     boxes, scores = expected(clip, weights)
     (sequence,) = open_dataset("folder", clip).sequences
     frames = sequence.frames()
-    session = TraxSession(Tracker(weights, engine="reference", device="cpu"))
-    first = tuple(sequence.boxes()[0])
-    pairs = list(zip(frames.visible, frames.infrared, strict=True))
-    assert session.start(*pairs[0], [first]) == [(first, 1.0)]
+    tracker = MultiTracker(weights, engine="reference", device="cpu")
+    given: tuple[float, ...] = tuple(sequence.boxes()[0])
     other = (20.0, 30.0, 25.0, 20.0)
-    assert session.follow(*pairs[1], [other]) == [(boxes[0], scores[0]), (other, 1.0)]
+    pairs = list(zip(frames.visible, frames.infrared, strict=True))
+    searched: list[int] = []
+    find = tracker.engine.find
+    tracker.engine.find = lambda searches, frames: searched.append(len(searches)) or find(searches, frames)
+    assert follow(tracker, *pairs[0], [given], restart=True) == [(given, 1.0)]
+    assert follow(tracker, *pairs[1], [other], restart=False) == [(boxes[0], scores[0]), (other, 1.0)]
     for index in range(2, FRAMES):
-        found = session.follow(*pairs[index])
-        assert found[0] == (boxes[index - 1], scores[index - 1])
-        assert len(found) == 2
-    assert session.start(*pairs[0], [first]) == [(first, 1.0)]  # and forgets the rest
-    assert session.follow(*pairs[1]) == [(boxes[0], scores[0])]
+        (box, score), _ = follow(tracker, *pairs[index], [], restart=False)
+        assert box == pytest.approx(boxes[index - 1], abs=1e-2)
+        assert score == pytest.approx(scores[index - 1], abs=1e-4)
+    assert searched == [1] + [2] * (FRAMES - 2)  # one call per frame for all targets
+    assert follow(tracker, *pairs[0], [given], restart=True) == [(given, 1.0)]  # and forgets the rest
+    assert follow(tracker, *pairs[1], [], restart=False) == [(boxes[0], scores[0])]
     with pytest.raises(InputError, match=r"absent\.jpg: cannot be read"):
-        session.follow(tmp_path / "absent.jpg", frames.infrared[2])
+        follow(tracker, tmp_path / "absent.jpg", frames.infrared[2], [], restart=False)
 
 
 def workspace(home: Path, clip: Path, weights: str) -> Path:

@@ -14,7 +14,8 @@ from support import ROOT, shared_data
 
 from ckd_fast import InputError
 from ckd_fast.datasets import DATASETS, open_dataset
-from ckd_fast.datasets.files import mispaired, read_table
+from ckd_fast.datasets.sequences import mispaired
+from ckd_fast.datasets.tables import read_table
 
 FRAMES = 3
 
@@ -192,7 +193,7 @@ def test_bad_roots_lists_and_truths(tmp_path: Path) -> None:
         open_dataset("gtot", tmp_path)
     in_folders(tmp_path, ("a",), "visible", "infrared", {"init.txt": BOXES})
     write(tmp_path / "SequencesName.txt", "../../etc\n")
-    with pytest.raises(InputError, match="is no name of a sequence"):
+    with pytest.raises(InputError, match="is not a sequence name"):
         open_dataset("rgbt210", tmp_path)
     write(tmp_path / "SequencesName.txt", "a\n")
     (tmp_path / "a" / "infrared" / "000000.jpg").unlink()
@@ -211,14 +212,14 @@ def test_bad_roots_lists_and_truths(tmp_path: Path) -> None:
         ("\n \n", "empty"),
         ("1,2,3,4\n1,2,3\n", "line 2: 3 numbers where line 1 has 4"),
         ("1,2,3,4\n\n1,2,3,4\n", "line 2: 0 numbers where line 1 has 4"),
-        ("1,2,3,4\n1,2,x,4\n", "line 2: 'x' is no number"),
+        ("1,2,3,4\n1,2,x,4\n", "line 2: 'x' is not a number"),
         ("\n1,2,3,4\n", "line 1: empty; expected numbers"),
-        (",20,30,40,50\n", "line 1: '' is no number"),
-        ("10,20,,30,40\n", "line 1: '' is no number"),
-        ("1,2,3,4\n1,2,3,\n", "line 2: '' is no number"),
-        ("1,2,3,4,\n", "line 1: '' is no number"),
-        ("1,2 3,4\n", "line 1: '2 3' is no number"),
-        ("1_0,2,3,4\n", "line 1: '1_0' is no number"),
+        (",20,30,40,50\n", "line 1: '' is not a number"),
+        ("10,20,,30,40\n", "line 1: '' is not a number"),
+        ("1,2,3,4\n1,2,3,\n", "line 2: '' is not a number"),
+        ("1,2,3,4,\n", "line 1: '' is not a number"),
+        ("1,2 3,4\n", "line 1: '2 3' is not a number"),
+        ("1_0,2,3,4\n", "line 1: '1_0' is not a number"),
     ],
 )
 def test_bad_tables(tmp_path: Path, text: str, message: str) -> None:

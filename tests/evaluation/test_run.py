@@ -30,7 +30,7 @@ from ckd_fast.evaluation import workers
 from ckd_fast.evaluation.corruptions import CORRUPTIONS, Corruption, parse_corruption
 from ckd_fast.evaluation.running import Outcome, RunPlan, Started, TrackerSetup, attempt, run_dataset, track_sequence
 from ckd_fast.evaluation.workers import default_workers, devices, local
-from ckd_fast.video.sources import read_rgb, read_tir
+from ckd_fast.images import read_rgb, read_tir
 
 LENGTHS = {"first": 9, "second": 5, "third": 7, "fourth": 6}
 

@@ -13,8 +13,8 @@ from support import shared_data
 
 from ckd_fast import InputError
 from ckd_fast.datasets import open_dataset
-from ckd_fast.datasets.files import read_table
 from ckd_fast.datasets.sequences import Dataset
+from ckd_fast.datasets.tables import read_table
 from ckd_fast.evaluation import QUIRKS, Evaluation, Quirks, ScoringOptions, evaluate, load_benchmark, read_results
 from ckd_fast.evaluation.metrics import NPR_AT, curves, distances, metrics
 from ckd_fast.evaluation.results import tracker_names
@@ -294,9 +294,9 @@ def test_everything_wrong_is_named(dataset: Dataset, tmp_path: Path) -> None:
     [
         ("1,2,3\n" * FRAMES, "wrong columns", "3 columns; expected 4"),
         ("1,2,3,4\n1,2,3\n", "unreadable", "line 2: 3 numbers where line 1 has 4"),
-        ("1,2,3,x\n", "unreadable", "'x' is no number"),
+        ("1,2,3,x\n", "unreadable", "'x' is not a number"),
         ("", "unreadable", "empty"),
-        ("\x00\x01", "unreadable", "is no number"),
+        ("\x00\x01", "unreadable", "is not a number"),
     ],
 )
 def test_files_without_use_count_as_zero(dataset: Dataset, tmp_path: Path, text: str, kind: str, message: str) -> None:

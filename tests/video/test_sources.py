@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from ckd_fast import InputError
-from ckd_fast.datasets.files import natural_key
+from ckd_fast.files import natural_key
 from ckd_fast.frames import FramePair
+from ckd_fast.images import read_rgb, read_tir
 from ckd_fast.video import AnnotatedVideo, FolderPairs, LivePairs, SideBySideVideo, VideoPairs, open_source
-from ckd_fast.video.sources import read_rgb, read_tir
 from ckd_fast.video.writers import COLOURS, Mark, annotate
 
 
