@@ -1,4 +1,4 @@
-"""Where the published data sets keep what. Needs nothing, so that the command line can name them at no cost."""
+"""File layouts of the published data sets. Imports nothing heavy: the command line lists them in --help."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Literal
 
 TruthKind = Literal["init", "visible", "infrared"]
 TRUTH_KINDS: tuple[TruthKind, ...] = ("init", "visible", "infrared")
-VTUAV_STEP = 10  # VTUAV's boxes are of every tenth frame
+VTUAV_STEP = 10  # VTUAV has a box for every tenth frame
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where one data set keeps what.
+    """Where a data set keeps its files. Paths are relative to its root, unless they lie in a sequence's folder.
 
     Attributes:
-        name: as people type it.
-        title: as people write it.
-        variable: environment variable with its folder.
-        published: number of sequences it was published with; None for own data.
-        parts: folders under the root that may hold the sequences, tried in this order; "" is the root, `*` any name.
-        lists: files under the root that name the sequences, tried in this order.
+        name: for the command line.
+        title: for messages and reports.
+        variable: environment variable that may hold the root.
+        published: number of published sequences; None for your own data.
+        parts: folders that may hold the sequences, tried in this order; "" is the root, `*` any name.
         visible, infrared: folders of frames in a sequence's folder.
-        truths: by kind, the file in a sequence's folder.
-        flat: pattern of a file under the root, with `{name}`, that holds the `init` truth alone.
-        corners: truths of these kinds are x1 y1 x2 y2 instead of x, y, w, h.
-        attribute_files: folder under the root of one file per attribute, a 0 or 1 per sequence.
-        attribute_flags: folder under the root of one file per sequence, a 0 or 1 per attribute.
-        attribute_order: file with the names of those flags.
-        step: frames per box, where not every frame has one.
+        truths: files of boxes in a sequence's folder, by kind.
+        lists: files with the names of the sequences, tried in this order.
+        flat: file of a sequence's `init` truth where all truths lie in one folder; `{name}` is the sequence.
+        corners: kinds of truth whose rows are x1 y1 x2 y2 instead of x, y, w, h.
+        attribute_files: folder with one file per attribute, in it a 0 or 1 per sequence.
+        attribute_flags: folder with one file per sequence, in it a 0 or 1 per attribute.
+        attribute_order: file with the attributes' names, in the order of `attribute_flags`.
+        step: there is a box for every `step`-th frame.
     """
 
     name: str

@@ -1,13 +1,12 @@
-"""The published RGBT data sets as their authors lay them out, and own data: sequences, frames, ground truths.
+"""Read RGBT data sets, published ones and your own: sequences, frames, ground truths.
 
     dataset = open_dataset("lasher", Path("LasHeR"))
     for sequence in dataset.sequences:
         sequence.frames()              # paths of the visible and infrared images, paired
         sequence.boxes("visible")      # [N, 4] x, y, w, h
 
-Nothing here knows of training or evaluation. A folder that holds the ground truths alone opens as well; asking such a
-sequence for frames is an error that says so. What deserves a word (a sequence of the list that is not there, a count
-that differs from the published one) is in `Dataset.remarks`.
+Ground truths without frames can be opened too, for scoring; `frames()` is an error then. Oddities, such as a missing
+sequence or an unexpected number of sequences, are listed in `Dataset.remarks`.
 """
 
 from __future__ import annotations
@@ -15,23 +14,24 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ckd_fast.errors import InputError, some_names
-from ckd_fast.files import list_images, natural_key
+from ckd_fast.files import list_images, natural_key, reading
 
+from .attributes import read_attributes
 from .layouts import DATASETS, LAYOUTS, TRUTH_KINDS, Layout, TruthKind
-from .tables import read_names, read_table, read_text
+from .tables import read_names, read_table
 
 
 @dataclass(frozen=True)
 class TruthFile:
-    """One file of boxes: `corners` says that its rows are x1 y1 x2 y2 instead of x, y, w, h."""
+    """A file of boxes; with `corners`, its rows are x1 y1 x2 y2 instead of x, y, w, h."""
 
     path: Path
     corners: bool
@@ -54,10 +54,10 @@ class SequenceFiles:
 
     Attributes:
         name: its name in lists and result files.
-        visible, infrared: folders of frames; None where only the ground truth is there.
-        truths: files of boxes by kind, those that are there.
-        attributes: names of the challenges it has.
-        step: frames per box.
+        visible, infrared: folders of frames; None if there is only the ground truth.
+        truths: files of boxes, by kind.
+        attributes: its challenges.
+        step: there is a box for every `step`-th frame.
     """
 
     name: str
@@ -68,9 +68,9 @@ class SequenceFiles:
     step: int = 1
 
     def frames(self) -> FrameFiles:
-        """The images of both modalities, paired in natural order; unequal counts are an error."""
+        """The images of both modalities, paired in natural order."""
         if self.visible is None or self.infrared is None:
-            raise InputError(f"{self.name}: no folders of frames; this root has the ground truth alone")
+            raise InputError(f"{self.name}: no folders of frames, only a ground truth")
         visible, infrared = list_images(self.visible), list_images(self.infrared)
         if len(visible) != len(infrared):
             raise InputError(
@@ -79,7 +79,7 @@ class SequenceFiles:
         return FrameFiles(tuple(visible), tuple(infrared))
 
     def kind(self, *preferred: TruthKind) -> TruthKind:
-        """The first of these kinds of truth, then of all, that is there."""
+        """The first available kind of truth: of the preferred ones, else of all."""
         for kind in (*preferred, *TRUTH_KINDS):
             if kind in self.truths:
                 return kind
@@ -89,27 +89,27 @@ class SequenceFiles:
         """Boxes [N, 4] as x, y, w, h, unrounded.
 
         Args:
-            kind: which truth; None is the first there is of init, visible, infrared.
-            inclusive: where the file has corners, the last pixel belongs to the box: one wider and higher.
+            kind: which truth; None: the first available of init, visible, infrared.
+            inclusive: if the file has corners, count the last pixel as part of the box, one wider and higher.
         """
         wanted = self.kind() if kind is None else kind
         if wanted not in self.truths:
-            raise InputError(f"{self.name}: no {wanted} ground truth, there is {', '.join(self.truths) or 'none'}")
+            raise InputError(f"{self.name}: no {wanted} ground truth; available: {', '.join(self.truths) or 'none'}")
         file = self.truths[wanted]
         values = read_table(file.path).values
         if values.shape[1] == 8:
             return corners_to_boxes(values, inclusive=inclusive)
         if values.shape[1] != 4:
-            raise InputError(f"{file.path}: {values.shape[1]} numbers a line; expected 4 (a box) or 8 (its corners)")
+            raise InputError(f"{file.path}: {values.shape[1]} numbers per line; expected 4 (a box) or 8 (its corners)")
         return corners_to_boxes(values, inclusive=inclusive) if file.corners else values
 
     def frame_of_row(self, row: int) -> int:
-        """Index of the frame that a row of the truth belongs to."""
+        """The frame that a row of the ground truth belongs to."""
         return row * self.step
 
 
 def corners_to_boxes(corners: NDArray[np.float64], *, inclusive: bool = False) -> NDArray[np.float64]:
-    """The upright box around two or four corners: [N, 4] or [N, 8] to x, y, w, h."""
+    """The upright boxes [N, 4] (x, y, w, h) around two corners [N, 4] or four corners [N, 8]."""
     x, y = corners[:, 0::2], corners[:, 1::2]
     left, top = x.min(axis=1), y.min(axis=1)
     extra = 1.0 if inclusive else 0.0
@@ -135,15 +135,15 @@ def mispaired(first: Sequence[Path], second: Sequence[Path]) -> str:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set that was found.
+    """A data set on disk.
 
     Attributes:
-        layout: how it is laid out.
+        layout: of its files.
         root: its folder.
         sequences: in the order of the published list, else by name.
         attributes: names of all challenges, in the published order.
-        remarks: what a user should know about what is there.
-        names: of all its sequences, also those that `select` left out.
+        remarks: what the user should know about it.
+        names: of all sequences, including those that `select` left out.
     """
 
     layout: Layout
@@ -154,20 +154,18 @@ class Dataset:
     names: tuple[str, ...]
 
     def sequence(self, name: str) -> SequenceFiles:
-        """A sequence by name."""
         for sequence in self.sequences:
             if sequence.name == name:
                 return sequence
         raise InputError(f"{name}: no sequence of {self.layout.title} in {self.root}")
 
     def select(self, names: tuple[str, ...]) -> Dataset:
-        """The same with some sequences alone; one that is named twice is there once."""
+        """The same data set with these sequences only."""
         chosen = tuple(self.sequence(name) for name in dict.fromkeys(names))
         return dataclasses.replace(self, sequences=chosen)
 
 
 def layout_of(name: str) -> Layout:
-    """A layout by name."""
     for layout in LAYOUTS:
         if layout.name == name:
             return layout
@@ -180,10 +178,10 @@ def open_dataset(
     """Find the sequences of a data set.
 
     Args:
-        name: one of `DATASETS`; "folder" is own data: `visible/`, `infrared/` and `groundtruth.txt`, or a folder of
-            such folders.
-        root: the data set's folder; None takes it from the environment (docs/environment.md).
-        environ: where the variable is looked up.
+        name: one of `DATASETS`; "folder" is your own data: a folder with `visible/`, `infrared/` and `groundtruth.txt`,
+            or a folder of such folders.
+        root: the data set's folder; None: from its environment variable (docs/environment.md).
+        environ: the environment variables.
     """
     layout = layout_of(name)
     given = root if root is not None else environ.get(layout.variable)
@@ -203,73 +201,69 @@ def open_dataset(
 
 
 def _find(layout: Layout, root: Path) -> Dataset:
-    try:
-        folders, twice, bare = _sequence_folders(layout, root)
-        names, listed_in = _names(layout, root, folders)
-    except OSError as error:
-        raise InputError(f"{root}: cannot be read ({error.strerror or error})") from error
-    attributes, of_sequence, remarks = _attributes(layout, root)
+    with reading(root):
+        folders = _sequence_folders(layout, root)
+        names, listed_in = _names(layout, root, folders.by_name)
+    attributes = read_attributes(layout, root)
     sequences, absent = [], []
     for name in names:
-        truths = _truths(layout, root, folders.get(name), name)
-        if not truths:
+        folder = folders.by_name.get(name)
+        truths = _truths(layout, root, folder, name)
+        if truths:
+            frames = (folder / layout.visible, folder / layout.infrared) if folder else ()
+            visible, infrared = frames if frames and all(map(Path.is_dir, frames)) else (None, None)
+            flags = attributes.of_sequence.get(name, frozenset())
+            sequences.append(SequenceFiles(name, visible, infrared, truths, flags, layout.step))
+        else:
             absent.append(name)
-            continue
-        home = folders.get(name)
-        visible, infrared = (home / layout.visible, home / layout.infrared) if home else (None, None)
-        if visible is None or infrared is None or not (visible.is_dir() and infrared.is_dir()):
-            visible = infrared = None
-        sequences.append(
-            SequenceFiles(name, visible, infrared, truths, of_sequence.get(name, frozenset()), layout.step)
-        )
-    if twice:
-        remarks.append(f"{len(twice)} sequences are there twice, the first is taken: {some_names(twice)}")
-    bare = [name for name in bare if name not in absent and name not in folders]
-    if bare:
-        remarks.append(f"{len(bare)} folders have frames but no ground truth and are left out: {some_names(bare)}")
-    flagless = [one.name for one in sequences if one.name not in of_sequence]
-    if attributes and flagless:
-        remarks.append(f"{len(flagless)} sequences have no attribute flags: {some_names(flagless)}")
-    if absent:
-        remarks.append(f"{len(absent)} sequences of {listed_in} have no ground truth in {root}: {some_names(absent)}")
-    if layout.published is not None and sequences and len(sequences) != layout.published:
-        remarks.append(f"{len(sequences)} sequences found; {layout.title} was published with {layout.published}")
-    found = tuple(one.name for one in sequences)
-    return Dataset(layout, root, tuple(sequences), attributes, tuple(remarks), found)
+    found = tuple(sequence.name for sequence in sequences)
+    bare = [name for name in folders.without_truth if name not in absent and name not in folders.by_name]
+    flagless = [name for name in found if name not in attributes.of_sequence] if attributes.names else []
+    groups = (
+        (folders.twice, "exist twice; the first of each is used"),
+        (bare, "have frames but no ground truth and are left out"),
+        (flagless, "have no attribute flags"),
+        (absent, f"of {listed_in} have no ground truth in {root}"),
+    )
+    remarks = [attributes.remark] if attributes.remark else []
+    remarks += [f"{len(some)} sequences {text}: {some_names(some)}" for some, text in groups if some]
+    if layout.published is not None and found and len(found) != layout.published:
+        remarks.append(f"{len(found)} sequences found; {layout.title} was published with {layout.published}")
+    return Dataset(layout, root, tuple(sequences), attributes.names, tuple(remarks), found)
 
 
-def _part_folders(layout: Layout, root: Path) -> Iterator[list[Path]]:
-    for part in layout.parts:
-        yield sorted(root.glob(part)) if "*" in part else [root / part]
+@dataclass
+class _Folders:
+    """Folders of sequences: those with a ground truth by name; names that exist twice; those with frames alone."""
+
+    by_name: dict[str, Path] = field(default_factory=dict)
+    twice: list[str] = field(default_factory=list)
+    without_truth: list[str] = field(default_factory=list)
 
 
-def _sequence_folders(layout: Layout, root: Path) -> tuple[dict[str, Path], list[str], list[str]]:
-    """Folders with a ground truth, by name, from the first part of the layout that has any.
-
-    Beside them the names that are there twice, and of those that have frames but no ground truth.
-    """
+def _sequence_folders(layout: Layout, root: Path) -> _Folders:
+    """Look into the parts of the layout, in order, until one has sequences."""
     if layout.name == "folder" and _has_truth(layout, root):
-        return {root.resolve().name: root}, [], []
-    for parts in _part_folders(layout, root):
-        found: dict[str, Path] = {}
-        twice: list[str] = []
-        bare: list[str] = []
-        for part in parts:
-            if not part.is_dir():
-                continue
-            for entry in sorted(part.iterdir(), key=lambda path: natural_key(path.name)):
-                if not entry.is_dir():
-                    continue
-                if not _has_truth(layout, entry):
-                    if (entry / layout.visible).is_dir() or (entry / layout.infrared).is_dir():
-                        bare.append(entry.name)
-                elif entry.name in found:
-                    twice.append(entry.name)
-                else:
-                    found[entry.name] = entry
-        if found:
-            return found, twice, bare
-    return {}, [], []
+        return _Folders({root.resolve().name: root})
+    for part in layout.parts:
+        folders = _Folders()
+        homes = sorted(root.glob(part)) if "*" in part else [root / part]
+        entries = [entry for home in homes if home.is_dir() for entry in sorted(home.iterdir(), key=_by_name)]
+        for entry in filter(Path.is_dir, entries):
+            if not _has_truth(layout, entry):
+                if (entry / layout.visible).is_dir() or (entry / layout.infrared).is_dir():
+                    folders.without_truth.append(entry.name)
+            elif entry.name in folders.by_name:
+                folders.twice.append(entry.name)
+            else:
+                folders.by_name[entry.name] = entry
+        if folders.by_name:
+            return folders
+    return _Folders()
+
+
+def _by_name(path: Path) -> list[tuple[int, int | str]]:
+    return natural_key(path.name)
 
 
 def _has_truth(layout: Layout, folder: Path) -> bool:
@@ -277,7 +271,7 @@ def _has_truth(layout: Layout, folder: Path) -> bool:
 
 
 def _names(layout: Layout, root: Path, folders: Mapping[str, Path]) -> tuple[list[str], str]:
-    """Names of the sequences and the file that lists them; without a list, what is there."""
+    """Names of the sequences, and the file that lists them; without a list, those that are found."""
     for file in layout.lists:
         if (root / file).is_file():
             return list(dict.fromkeys(read_names(root / file))), file
@@ -299,44 +293,3 @@ def _truths(layout: Layout, root: Path, folder: Path | None, name: str) -> Mappi
     if layout.flat and not found and flat.is_file():
         found["init"] = TruthFile(flat, corners=False)
     return found
-
-
-def _flags(path: Path) -> list[bool]:
-    cells = read_text(path).replace(",", " ").split()
-    if set(cells) - {"0", "1"}:
-        raise InputError(f"{path}: expected 0 or 1 per entry, got {sorted(set(cells) - {'0', '1'})[:3]}")
-    return [cell == "1" for cell in cells]
-
-
-def _attributes(layout: Layout, root: Path) -> tuple[tuple[str, ...], Mapping[str, frozenset[str]], list[str]]:
-    """Names of all attributes, those of each sequence, and remarks; nothing where the files are not there."""
-    order = root / layout.attribute_order
-    if layout.attribute_flags and (root / layout.attribute_flags).is_dir():
-        if not order.is_file():
-            return (), {}, [f"no attributes: {layout.attribute_flags} is there, {layout.attribute_order} is not"]
-        names = tuple(read_text(order).replace(",", " ").split())
-        of_sequence = {}
-        for path in sorted((root / layout.attribute_flags).glob("*.txt")):
-            flags = _flags(path)
-            if len(flags) != len(names):
-                raise InputError(f"{path}: {len(flags)} flags; {order} names {len(names)} attributes")
-            of_sequence[path.stem] = frozenset(name for name, flag in zip(names, flags, strict=True) if flag)
-        return names, of_sequence, []
-    folder = root / layout.attribute_files
-    # The flags follow the list beside them, which is not always that of the data set: RGBT210 ships RGBT234's.
-    listed = folder / "SequencesName.txt"
-    if not layout.attribute_files or not folder.is_dir():
-        return (), {}, []
-    if not listed.is_file():
-        return (), {}, [f"no attributes: {layout.attribute_files} is there, {listed.relative_to(root)} is not"]
-    sequences = read_names(listed)
-    files = sorted(path for path in folder.glob("*.txt") if path != listed)
-    has: dict[str, set[str]] = {name: set() for name in sequences}
-    for path in files:
-        flags = _flags(path)
-        if len(flags) != len(sequences):
-            raise InputError(f"{path}: {len(flags)} flags; {listed} names {len(sequences)} sequences")
-        for name, flag in zip(sequences, flags, strict=True):
-            if flag:
-                has[name].add(path.stem)
-    return tuple(path.stem for path in files), {name: frozenset(names) for name, names in has.items()}, []

@@ -1,4 +1,4 @@
-"""Where frame pairs come from: folders of images, video files, live cameras."""
+"""Frame pairs from folders, videos and cameras; tracking through them; the files that are written."""
 
 from .sources import FolderPairs, LivePairs, Pair, PairSource, SideBySideVideo, VideoPairs, open_source
 from .writers import AnnotatedVideo

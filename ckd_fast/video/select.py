@@ -1,4 +1,4 @@
-"""Let a person draw the first boxes in a window."""
+"""Let the user draw the first boxes in a window."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ckd_fast.types import Box
 
 from .writers import annotate
 
-TITLE = "draw a box in the left half, SPACE to confirm; ESC when done"
+TITLE = "draw a box, SPACE to confirm it; ESC when done"
 
 
 def require_display() -> None:
-    """Raise where no window can be opened.
+    """Raise if no window can be opened.
 
-    Without a display OpenCV does not raise but aborts the process, so another process tries first.
+    OpenCV aborts the process if there is no display, so a child process tries it.
     """
     attempt = "import cv2; cv2.namedWindow('ckd_fast'); cv2.waitKey(1); cv2.destroyAllWindows()"
     command = [sys.executable, "-c", attempt]
@@ -29,11 +29,11 @@ def require_display() -> None:
     except subprocess.TimeoutExpired:
         done = None
     if done is None or done.returncode != 0:
-        raise EngineError("--select needs a display and none can be opened here: name the box with --init x,y,w,h")
+        raise EngineError("--select needs a display, and none can be opened here: name the target with --init x,y,w,h")
 
 
 def select_boxes(pair: FramePair) -> list[Box]:
-    """Show both frames side by side and return the boxes drawn in the visible one."""
+    """Show both frames side by side and let the user draw boxes in either."""
     require_display()
     width = pair.size[1]
     shown = cv2.cvtColor(annotate(pair, []), cv2.COLOR_RGB2BGR)
@@ -41,7 +41,7 @@ def select_boxes(pair: FramePair) -> list[Box]:
     cv2.destroyAllWindows()
     boxes = []
     for x, y, w, h in drawn.tolist():
-        left = x - width if x >= width else x  # drawn over the thermal half: the same place
+        left = x - width if x >= width else x  # drawn in the thermal half
         if w > 0 and h > 0:
             boxes.append((float(left), float(y), float(w), float(h)))
     if not boxes:

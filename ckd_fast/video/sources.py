@@ -1,16 +1,17 @@
-"""Frame pairs from folders, video files, one side-by-side video, or live cameras. All frames are RGB.
+"""Frame pairs from folders, video files, one side-by-side video, or live cameras.
 
-A source is iterated once. A frame that cannot be read comes as None, with the reason in `Pair.problem`: what to do
-about it is the caller's choice.
+Iterate a source once. Visible frames are in RGB order. A frame that cannot be read is None, with the reason in
+`Pair.problem`; the caller decides what to do about it.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +20,7 @@ import cv2
 from numpy.typing import NDArray
 
 from ckd_fast.errors import InputError, some_names
-from ckd_fast.files import list_images, natural_key
+from ckd_fast.files import list_images, natural_key, reading
 from ckd_fast.images import read_rgb, read_tir
 
 if TYPE_CHECKING:
@@ -29,21 +30,22 @@ Image = NDArray[Any]
 PairBy = Literal["order", "stem"]
 Layout = Literal["rgb-left", "tir-left", "rgb-top", "tir-top"]
 
-QUEUE_FRAMES = 4  # per camera: a slow tracker drops old frames instead of falling behind
+QUEUE_FRAMES = 4  # per camera; a slow tracker drops old frames instead of falling behind
 CAMERA_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One moment.
+    """A visible and a thermal frame of the same moment.
 
     Attributes:
-        index: from 0.
-        name: of the frame, for messages and results.
-        rgb: [H, W, 3] uint8, None where it could not be read.
-        tir: uint8 or uint16, one or three channels, None where it could not be read.
-        problem: what could not be read and why; empty if nothing.
-        visible_index: of the visible frame in its folder or file, where images were left out; None: `index`.
+        index: number of the pair, from 0.
+        name: for messages and results.
+        rgb: [H, W, 3] uint8; None if it could not be read.
+        tir: uint8 or uint16, one or three channels; None if it could not be read.
+        problem: what could not be read; empty if nothing.
+        visible_index: number of the visible frame in its folder, which differs from `index` where images without a
+            partner were left out; None: the same as `index`.
     """
 
     index: int
@@ -58,11 +60,11 @@ class PairSource(ABC):
     """Pairs in time order.
 
     Attributes:
-        length: number of pairs, None where unknown (cameras).
-        fps: frames per second of the recording, None where unknown.
-        visible_length: visible frames there are, paired or not; None where unknown.
-        remarks: what a user should know about how the two sides were paired.
-        stopped: asked by live sources while they wait; set by who iterates.
+        length: number of pairs; None if unknown (cameras).
+        fps: frames per second of the recording; None if unknown.
+        visible_length: number of visible frames, with or without a partner; None if unknown.
+        remarks: what the user should know about the pairing.
+        stopped: set by the caller; live sources ask it while they wait, and end if it returns True.
     """
 
     stopped: Callable[[], bool] = staticmethod(lambda: False)
@@ -73,10 +75,10 @@ class PairSource(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[Pair]:
-        """All pairs, once."""
+        """Yield all pairs. Can be iterated once."""
 
     def close(self) -> None:  # noqa: B027
-        """Let files and cameras go."""
+        """Release files and cameras."""
 
     def __enter__(self) -> Self:
         return self
@@ -91,56 +93,62 @@ class FolderPairs(PairSource):
     def __init__(self, rgb: Path, tir: Path, by: PairBy = "order") -> None:
         visible, thermal = list_images(rgb), list_images(tir)
         self.visible_length = len(visible)
-        self._places = {path: index for index, path in enumerate(visible)}
-        remarks = []
-        if by == "stem":
-            stems = [{path.stem: path for path in paths} for paths in (visible, thermal)]
-            for folder, paths, unique in ((rgb, visible, stems[0]), (tir, thermal, stems[1])):
-                if len(unique) < len(paths):
-                    left = sorted(path.name for path in paths if unique[path.stem] != path)
-                    remarks.append(
-                        f"{folder}: {len(left)} images share their stem with another: {some_names(left)} left out"
-                    )
-            for folder, mine, others in ((rgb, stems[0], stems[1]), (tir, stems[1], stems[0])):
-                alone = sorted(set(mine) - set(others), key=natural_key)
-                if alone:
-                    remarks.append(f"{folder}: {len(alone)} images without a partner are left out: {some_names(alone)}")
-            both = sorted(set(stems[0]) & set(stems[1]), key=natural_key)
-            if not both:
-                raise InputError(f"{rgb} and {tir} have no file stem in common; pair them by order")
-            visible, thermal = [stems[0][stem] for stem in both], [stems[1][stem] for stem in both]
-        else:
-            if len(visible) != len(thermal):
-                count = min(len(visible), len(thermal))
-                remarks.append(
-                    f"{rgb} has {len(visible)} images and {tir} has {len(thermal)}: paired by order, "
-                    f"the last {abs(len(visible) - len(thermal))} are left out (or pair by stem)"
-                )
-                visible, thermal = visible[:count], thermal[:count]
-            different = sum(a.stem != b.stem for a, b in zip(visible, thermal, strict=True))
-            if different:
-                first = next((a, b) for a, b in zip(visible, thermal, strict=True) if a.stem != b.stem)
-                remarks.append(
-                    f"{different} of {len(visible)} pairs have different stems, first {first[0].name} with "
-                    f"{first[1].name}: paired by order (or pair by stem)"
-                )
-        self._pairs = list(zip(visible, thermal, strict=True))
+        self._rows = {path: index for index, path in enumerate(visible)}
+        pair = _pair_by_stem if by == "stem" else _pair_by_order
+        self._pairs, self.remarks = pair(rgb, tir, visible, thermal)
         self.length = len(self._pairs)
-        self.remarks = tuple(remarks)
 
     def __iter__(self) -> Iterator[Pair]:
-        """Read image by image."""
         for index, (visible, thermal) in enumerate(self._pairs):
             rgb, tir = read_rgb(visible), read_tir(thermal)
             unread = [str(path) for path, image in ((visible, rgb), (thermal, tir)) if image is None]
             problem = f"{' and '.join(unread)} cannot be read" if unread else ""
-            yield Pair(index, visible.stem, rgb, tir, problem, self._places[visible])
+            yield Pair(index, visible.stem, rgb, tir, problem, self._rows[visible])
+
+
+PathPairs = list[tuple[Path, Path]]
+
+
+def _pair_by_order(rgb: Path, tir: Path, visible: list[Path], thermal: list[Path]) -> tuple[PathPairs, tuple[str, ...]]:
+    """Pair the n-th images; remarks on what does not match."""
+    remarks = []
+    pairs = list(zip(visible, thermal, strict=False))
+    if len(visible) != len(thermal):
+        remarks.append(
+            f"{rgb} has {len(visible)} images and {tir} has {len(thermal)}: paired by order, "
+            f"the last {abs(len(visible) - len(thermal))} are left out (or pair by stem)"
+        )
+    different = [(a.name, b.name) for a, b in pairs if a.stem != b.stem]
+    if different:
+        remarks.append(
+            f"{len(different)} of {len(pairs)} pairs have different stems, first {different[0][0]} with "
+            f"{different[0][1]}: paired by order (or pair by stem)"
+        )
+    return pairs, tuple(remarks)
+
+
+def _pair_by_stem(rgb: Path, tir: Path, visible: list[Path], thermal: list[Path]) -> tuple[PathPairs, tuple[str, ...]]:
+    """Pair images with the same file stem; remarks on what is left out."""
+    remarks = []
+    stems = [{path.stem: path for path in paths} for paths in (visible, thermal)]
+    for folder, paths, by_stem in ((rgb, visible, stems[0]), (tir, thermal, stems[1])):
+        twice = sorted(path.name for path in paths if by_stem[path.stem] != path)
+        if twice:
+            remarks.append(f"{folder}: {len(twice)} images share their stem with another: {some_names(twice)} left out")
+    for folder, mine, others in ((rgb, stems[0], stems[1]), (tir, stems[1], stems[0])):
+        alone = sorted(mine.keys() - others.keys(), key=natural_key)
+        if alone:
+            remarks.append(f"{folder}: {len(alone)} images without a partner are left out: {some_names(alone)}")
+    both = sorted(stems[0].keys() & stems[1].keys(), key=natural_key)
+    if not both:
+        raise InputError(f"{rgb} and {tir} have no file stem in common; pair them by order")
+    return [(stems[0][stem], stems[1][stem]) for stem in both], tuple(remarks)
 
 
 def _open_video(path: Path) -> cv2.VideoCapture:
     capture = cv2.VideoCapture(str(path))
     if not capture.isOpened():
-        raise InputError(f"{path}: not a video that can be opened")
+        raise InputError(f"{path}: not a video, or it cannot be opened")
     return capture
 
 
@@ -152,6 +160,15 @@ def _count(capture: cv2.VideoCapture) -> int | None:
 def _rate(capture: cv2.VideoCapture) -> float | None:
     rate = capture.get(cv2.CAP_PROP_FPS)
     return rate if 0 < rate < 1000 else None
+
+
+def _decoded(captures: Sequence[cv2.VideoCapture], length: int | None) -> Iterator[list[Image | None]]:
+    """Decode frame by frame, in RGB order, until one of the files ends; None for a frame that is damaged."""
+    for index in itertools.count():
+        frames = [capture.read() for capture in captures]
+        if not all(ok for ok, _ in frames) and (length is None or index >= length):
+            return  # before the announced length, a frame that cannot be read is damage
+        yield [_to_rgb(image) if ok else None for ok, image in frames]
 
 
 class VideoPairs(PairSource):
@@ -173,24 +190,12 @@ class VideoPairs(PairSource):
         self.remarks = tuple(remarks)
 
     def __iter__(self) -> Iterator[Pair]:
-        """Decode frame by frame until one of the files ends."""
-        index = 0
-        while True:
-            frames = [capture.read() for capture in self._captures]
-            if not all(ok for ok, _ in frames):
-                # The end, or damage; the files cannot tell us which, their announced length can.
-                if self.length is not None and index < self.length:
-                    names = [str(name) for name, (ok, _) in zip(self._names, frames, strict=True) if not ok]
-                    rgb, tir = (_to_rgb(image) if ok else None for ok, image in frames)
-                    yield Pair(index, f"{index:06d}", rgb, tir, f"{' and '.join(names)}: frame {index} cannot be read")
-                    index += 1
-                    continue
-                return
-            yield Pair(index, f"{index:06d}", _to_rgb(frames[0][1]), _to_rgb(frames[1][1]))
-            index += 1
+        for index, images in enumerate(_decoded(self._captures, self.length)):
+            unread = [str(name) for name, image in zip(self._names, images, strict=True) if image is None]
+            problem = f"{' and '.join(unread)}: frame {index} cannot be read" if unread else ""
+            yield Pair(index, f"{index:06d}", images[0], images[1], problem)
 
     def close(self) -> None:
-        """Close both files."""
         for capture in self._captures:
             capture.release()
 
@@ -200,7 +205,7 @@ def _to_rgb(image: Image) -> Image:
 
 
 class SideBySideVideo(PairSource):
-    """One video that shows both modalities in its halves."""
+    """One video with a modality in each half."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self._path = path
@@ -214,32 +219,22 @@ class SideBySideVideo(PairSource):
             self.remarks = (f"{path} is {int(size)} pixels {'wide' if across else 'high'}: the middle one is left out",)
 
     def __iter__(self) -> Iterator[Pair]:
-        """Decode and cut in halves."""
-        index = 0
-        while True:
-            ok, image = self._capture.read()
-            if not ok:
-                if self.length is not None and index < self.length:
-                    problem = f"{self._path}: frame {index} cannot be read"
-                    yield Pair(index, f"{index:06d}", None, None, problem)
-                    index += 1
-                    continue
-                return
-            image = _to_rgb(image)
-            axis = 1 if self._layout.endswith("left") else 0
+        axis = 1 if self._layout.endswith("left") else 0
+        for index, (image,) in enumerate(_decoded([self._capture], self.length)):
+            name = f"{index:06d}"
+            if image is None:
+                yield Pair(index, name, None, None, f"{self._path}: frame {index} cannot be read")
+                continue
             half = image.shape[axis] // 2
             first, second = (image[:, :half], image[:, -half:]) if axis else (image[:half], image[-half:])
-            rgb, tir = (first, second) if self._layout.startswith("rgb") else (second, first)
-            yield Pair(index, f"{index:06d}", rgb, tir)
-            index += 1
+            yield Pair(index, name, *((first, second) if self._layout.startswith("rgb") else (second, first)))
 
     def close(self) -> None:
-        """Close the file."""
         self._capture.release()
 
 
 class _Camera:
-    """Reads one live source in a thread of its own into a bounded queue; the oldest frame gives way."""
+    """Reads a live source in its own thread into a short queue, from which the oldest frame is dropped when full."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -272,10 +267,10 @@ class _Camera:
                 self._changed.notify_all()
             if not ok:
                 break
-        self._capture.release()  # here and nowhere else: another thread must not close what this one reads
+        self._capture.release()  # only here: another thread must not close it during a read
 
     def next(self, stopped: Callable[[], bool]) -> tuple[float, Image] | None:
-        """The oldest waiting frame with its time; None when the source ended or the caller was told to stop."""
+        """Wait for the oldest queued frame and its time; None if the source ended or `stopped` returns True."""
         deadline = time.monotonic() + CAMERA_TIMEOUT_S
         with self._changed:
             while not self._frames:
@@ -287,7 +282,7 @@ class _Camera:
             return self._frames.popleft()
 
     def peek(self) -> float | None:
-        """The time of the oldest waiting frame, if one waits."""
+        """The time of the oldest queued frame; None if the queue is empty."""
         with self._changed:
             return self._frames[0][0] if self._frames else None
 
@@ -297,11 +292,11 @@ class _Camera:
 
 
 class LivePairs(PairSource):
-    """Two live sources, paired by the time at which their frames arrived.
+    """Two live sources, paired by arrival time.
 
     Args:
         rgb, tir: camera numbers or stream addresses.
-        tolerance_s: frames further apart are no pair; the older one is dropped.
+        tolerance_s: frames further apart are not paired; the older one is dropped.
     """
 
     def __init__(self, rgb: str, tir: str, tolerance_s: float = 0.05) -> None:
@@ -319,18 +314,18 @@ class LivePairs(PairSource):
 
     @property
     def dropped(self) -> int:
-        """Frames that gave way because the tracker was busy, and frames without a partner in time."""
+        """Frames that were dropped: the tracker was busy, or no partner arrived in time."""
         return self.unpaired + sum(camera.dropped for camera in self._cameras)
 
     def __iter__(self) -> Iterator[Pair]:
-        """Pairs as they arrive, until one source ends or `stopped` says so."""
+        """Yield pairs as they arrive, until one source ends or `stopped` returns True."""
         index = 0
         while True:
             visible, thermal = (camera.next(self.stopped) for camera in self._cameras)
             while visible is not None and thermal is not None:
                 older = 0 if visible[0] < thermal[0] else 1
                 apart = abs(visible[0] - thermal[0])
-                # The nearest of what has arrived: the older side may have a closer frame waiting already.
+                # Pair with the nearest: a closer frame of the older side may be queued already.
                 waiting = self._cameras[older].peek()
                 newer = thermal[0] if older == 0 else visible[0]
                 if apart <= self._tolerance and (waiting is None or abs(waiting - newer) >= apart):
@@ -344,34 +339,33 @@ class LivePairs(PairSource):
             index += 1
 
     def close(self) -> None:
-        """Stop both threads; each lets its camera go."""
         for camera in self._cameras:
             camera.close()
 
 
 def is_live(source: str) -> bool:
-    """A camera's number or a stream's address."""
+    """Whether this is a camera number or a stream address."""
     return source.isdecimal() or "://" in source
 
 
 def open_source(
     rgb: str, tir: str | None, *, by: PairBy = "order", layout: Layout = "rgb-left", tolerance_s: float = 0.05
 ) -> PairSource:
-    """Open what a user named.
+    """Open the source that the user named.
 
     Args:
         rgb: a folder, a video file, a camera number or a stream address.
-        tir: the same for thermal; None if `rgb` is one video with both side by side.
-        by: how folders are paired.
-        layout: where the modalities are in a side-by-side video.
-        tolerance_s: how far apart in time live frames may be.
+        tir: the same for thermal; None if `rgb` is a side-by-side video.
+        by: how to pair the images of folders.
+        layout: of a side-by-side video.
+        tolerance_s: largest time between the frames of a live pair.
     """
     if tir is None:
         if is_live(rgb) or Path(rgb).is_dir():
-            raise InputError(f"{rgb}: the thermal side is missing (only a side-by-side video file stands alone)")
+            raise InputError(f"{rgb}: the thermal source is missing (only a side-by-side video has both)")
         return SideBySideVideo(_existing(rgb), layout)
     if is_live(rgb) != is_live(tir):
-        raise InputError(f"{rgb} and {tir}: one is live and the other recorded; expected two of a kind")
+        raise InputError(f"{rgb} and {tir}: one is live and the other is recorded; expected two of a kind")
     if is_live(rgb):
         return LivePairs(rgb, tir, tolerance_s)
     visible, thermal = _existing(rgb), _existing(tir)
@@ -382,10 +376,7 @@ def open_source(
 
 def _existing(name: str) -> Path:
     path = Path(name)
-    try:
-        there = bool(name) and path.exists()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if not there:
-        raise InputError(f"{name or 'an empty name'}: no such file or folder")
+    with reading(path):
+        if not name or not path.exists():
+            raise InputError(f"{name or 'an empty name'}: no such file or folder")
     return path

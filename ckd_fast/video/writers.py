@@ -15,14 +15,14 @@ from ckd_fast.errors import OutputError
 from ckd_fast.frames import FramePair
 from ckd_fast.types import Box
 
-# One colour per target (RGB), told apart by people who see colours differently, too.
+# RGB, one per target; distinct for colour-blind people too.
 COLOURS = ((255, 176, 0), (100, 143, 255), (220, 38, 127), (120, 94, 240), (254, 97, 0), (0, 158, 115))
 LOST_COLOUR = (160, 160, 160)
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What is drawn for one target: its box, a label, whether it is trusted; the ground truth where known."""
+    """What to draw for one target; lost targets are grey, the true box is white."""
 
     box: Box
     label: str
@@ -31,7 +31,7 @@ class Mark:
 
 
 def annotate(pair: FramePair, marks: Sequence[Mark]) -> NDArray[np.uint8]:
-    """Both frames, on one grid, side by side in RGB order with marks; a missing one is dark grey."""
+    """Both frames side by side in RGB order, with marks; a missing frame is dark grey."""
     height, width = pair.size
     panels = []
     for name, frame in (("RGB", pair.rgb), ("TIR", pair.tir)):
@@ -56,7 +56,7 @@ def annotate(pair: FramePair, marks: Sequence[Mark]) -> NDArray[np.uint8]:
 def _text(
     panel: NDArray[Any], text: str, place: tuple[int, int], colour: tuple[int, int, int], scale: float, thick: int
 ) -> None:
-    """Text with a dark outline, readable on anything."""
+    # The dark outline makes it readable on any background.
     for shade, width in (((0, 0, 0), thick + 2), (colour, thick)):
         cv2.putText(panel, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, shade, width, cv2.LINE_AA)
 
@@ -67,12 +67,7 @@ def _rectangle(panel: NDArray[Any], box: Box, colour: tuple[int, int, int], thic
 
 
 class AnnotatedVideo:
-    """Writes frames as an MP4 (MPEG-4), opened at the first frame.
-
-    Args:
-        path: of the video.
-        fps: of the video.
-    """
+    """Writes an MP4 video (codec MPEG-4). The file is created with the first frame."""
 
     def __init__(self, path: Path, fps: float) -> None:
         self.path = path
@@ -81,8 +76,8 @@ class AnnotatedVideo:
         self._size = (0, 0)
 
     def write(self, image: NDArray[Any]) -> None:
-        """Append one image in RGB order; all must have the first one's size."""
-        # The codec wants even sides.
+        """Append an image in RGB order; it is resized if the first one had another size."""
+        # The codec needs even sides.
         image = image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]
         size = (image.shape[1], image.shape[0])
         if self._writer is None:
@@ -95,10 +90,10 @@ class AnnotatedVideo:
         self._writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:
-        """Finish the file."""
+        """Finish the file; raise if that failed."""
         if self._writer is not None:
             self._writer.release()
             self._writer = None
-            # OpenCV only prints a warning where the disk is full; the file then has no index.
+            # If the disk is full, OpenCV only prints a warning; the file then has no index and cannot be opened.
             if not cv2.VideoCapture(str(self.path)).isOpened():
                 raise OutputError(f"{self.path}: the video could not be finished (is the disk full?)")

@@ -231,7 +231,7 @@ def test_select_without_a_display_is_an_error_not_an_abort(clip: Path, weights: 
     assert done.returncode == 2
     assert (
         done.stderr
-        == "ckd-fast: --select needs a display and none can be opened here: name the box with --init x,y,w,h\n"
+        == "ckd-fast: --select needs a display, and none can be opened here: name the target with --init x,y,w,h\n"
     )
 
 

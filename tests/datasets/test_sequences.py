@@ -80,7 +80,7 @@ def test_gtot_corners(tmp_path: Path) -> None:
     assert sequence.boxes("visible").tolist() == [[10, 20, 20, 40], [8, 20, 4, 30]]
     assert sequence.boxes("infrared", inclusive=True)[0].tolist() == [1, 2, 3, 3]
     assert sequence.kind("visible") == "visible"
-    with pytest.raises(InputError, match="Pool: no init ground truth, there is visible, infrared"):
+    with pytest.raises(InputError, match="Pool: no init ground truth; available: visible, infrared"):
         sequence.boxes("init")
 
 
@@ -98,7 +98,7 @@ def test_lists_attributes_and_remarks(tmp_path: Path) -> None:
     assert "gone" in dataset.remarks[0]
     assert dataset.remarks[1] == "2 sequences found; LasHeR test was published with 245"
     write(tmp_path / "AttriSeqsTxt" / "one.txt", "0,1")
-    with pytest.raises(InputError, match=r"one\.txt: 2 flags; .* names 3 attributes"):
+    with pytest.raises(InputError, match=r"one\.txt: 2 flags, but .* has 3 names"):
         open_dataset("lasher", tmp_path)
 
 
@@ -107,7 +107,7 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     images(tmp_path / "own" / "bare" / "visible")
     (tmp_path / "own" / "other").mkdir()
     (remark,) = open_dataset("folder", tmp_path / "own").remarks
-    assert remark == "1 folders have frames but no ground truth and are left out: bare"
+    assert remark == "1 sequences have frames but no ground truth and are left out: bare"
     home = tmp_path / "lasher"
     in_folders(home / "testingset", ("one", "two"), "visible", "infrared", {"init.txt": BOXES})
     images(home / "testingset" / "bare" / "infrared")
@@ -116,7 +116,7 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     write(home / "AttriSeqsTxt" / "one.txt", "0,1")
     assert open_dataset("lasher", home).remarks[:-1] == (
         "no attributes: AttriSeqsTxt is there, Attributes_order.txt is not",
-        "1 folders have frames but no ground truth and are left out: bare",
+        "1 sequences have frames but no ground truth and are left out: bare",
         f"1 sequences of testingsetList.txt have no ground truth in {home}: listed",
     )
     write(home / "Attributes_order.txt", "NO, PO")
@@ -164,7 +164,7 @@ def test_vtuav_parts_with_a_sequence_twice(tmp_path: Path) -> None:
     dataset = open_dataset("vtuav-train", tmp_path)
     assert [s.name for s in dataset.sequences] == ["car_1", "car_2", "car_3"]
     assert dataset.sequence("car_2").visible == tmp_path / "train_ST_001" / "car_2" / "rgb"
-    assert "there twice, the first is taken: car_2" in dataset.remarks[0]
+    assert "exist twice; the first of each is used: car_2" in dataset.remarks[0]
 
 
 def test_single_own_sequence(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_bad_roots_lists_and_truths(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a: 3 visible and 2 infrared images"):
         sequence.frames()
     write(tmp_path / "a" / "init.txt", "1,2,3\n")
-    with pytest.raises(InputError, match="3 numbers a line; expected 4"):
+    with pytest.raises(InputError, match="3 numbers per line; expected 4"):
         sequence.boxes()
 
 
@@ -261,7 +261,7 @@ def test_real_ground_truths(name: str, folder: str, sequences: int, frames: int,
     dataset = open_dataset(name, shared_data("eval", "groundtruth", folder))
     assert (len(dataset.sequences), len(dataset.attributes), dataset.remarks) == (sequences, attributes, ())
     assert sum(len(s.boxes()) for s in dataset.sequences) == frames
-    with pytest.raises(InputError, match="no folders of frames; this root has the ground truth alone"):
+    with pytest.raises(InputError, match="no folders of frames, only a ground truth"):
         dataset.sequences[0].frames()
 
 

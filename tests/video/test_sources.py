@@ -265,7 +265,7 @@ def test_what_does_not_fit_together(tmp_path: Path) -> None:
     for rgb, tir, message in (
         (str(one), str(clip), "one is a folder and the other a file"),
         (str(one), "0", "one is live"),
-        (str(one), None, "the thermal side is missing"),
+        (str(one), None, "the thermal source is missing"),
         (str(tmp_path / "no"), str(one), "no such file or folder"),
     ):
         with pytest.raises(InputError, match=message):
