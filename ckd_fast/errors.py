@@ -1,18 +1,7 @@
 """The errors of ckd_fast.
 
-CkdFastError
-├── InputError                  an argument or a file of the user's is not what it should be
-├── NotInitialisedError         a tracker was asked for a target that it was not given
-├── EngineError                 the machine lacks what an engine needs
-├── OutputError                 something cannot be written, or would be overwritten
-├── TrainingError               a training run cannot go on: its numbers or its samples went bad
-└── WeightsError                a file of weights cannot be used
-    ├── MissingModelError       there is no such file, or no packaged model
-    ├── CorruptWeightsError     the file is broken, hostile, or no weights at all
-    └── WeightsMismatchError    the file is intact and holds another model
-
-Each is a ValueError, RuntimeError or FileNotFoundError too, whichever fits, so that callers who do not know this
-package can still catch it. A message says what was given, what was expected and what to do.
+Each is also a ValueError, RuntimeError or FileNotFoundError, so that code that does not know ckd_fast can catch it.
+Messages say what was given, what was expected and what to do.
 """
 
 from __future__ import annotations
@@ -21,43 +10,43 @@ from collections.abc import Sequence
 
 
 class CkdFastError(Exception):
-    """Everything that ckd_fast raises on purpose."""
+    """Base class of all errors that ckd_fast raises."""
 
 
 class InputError(CkdFastError, ValueError):
-    """An argument or a file of the user's is not what it should be."""
+    """An argument or an input file is wrong."""
 
 
 class NotInitialisedError(CkdFastError, RuntimeError):
-    """A tracker was asked for a target that it was not given."""
+    """A tracker has no target yet."""
 
 
 class EngineError(CkdFastError, RuntimeError):
-    """The machine lacks what an engine needs."""
+    """This machine lacks what an engine needs."""
 
 
 class OutputError(CkdFastError, ValueError):
-    """Something cannot be written, or would be overwritten."""
+    """A file cannot be written, or would be overwritten."""
 
 
 class TrainingError(CkdFastError, RuntimeError):
-    """A training run cannot go on: its numbers or its samples went bad."""
+    """A training run cannot continue: its losses or its samples are bad."""
 
 
 class WeightsError(CkdFastError, ValueError):
-    """A file of weights cannot be used."""
+    """A weights file cannot be used."""
 
 
 class MissingModelError(WeightsError, FileNotFoundError):
-    """There is no such file, or no packaged model."""
+    """The weights file does not exist, or there is no packaged model."""
 
 
 class CorruptWeightsError(WeightsError):
-    """The file is broken, hostile, or no weights at all."""
+    """The file is damaged, hostile, or not a weights file."""
 
 
 class WeightsMismatchError(WeightsError):
-    """The file is intact and holds another model."""
+    """The weights file is intact but holds another model."""
 
 
 def some_names(names: Sequence[str], most: int = 5) -> str:

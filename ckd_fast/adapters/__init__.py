@@ -1,4 +1,4 @@
-"""The call shapes of other trackers and toolkits, around the one `Tracker`."""
+"""The tracker behind the interfaces of other trackers and toolkits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """VOT's names on first use: `python -m ckd_fast.adapters.vot` must find its module not imported yet."""
+    # On first use: `python -m ckd_fast.adapters.vot` warns if its module has been imported already.
     if name in ("VotFolder", "track_vot_folder"):
         from . import vot
 

@@ -1,12 +1,12 @@
-"""The authors' evaluation loop: `get_tracker_class()`, its parameter object, its result and time files.
+"""The interface of the CKD authors' evaluation loop: tracker class, parameter object, result and time files.
 
     tracker = get_tracker_class()(params, dataset_name)
     tracker.initialize(rgb, tir, {"init_bbox": [x, y, w, h]})
     tracker.track(rgb, tir, {"gt_bbox": ..., "previous_output": ...})["target_bbox"]
 
-`params` is any object with attributes. Read are `checkpoint` (a file; required) and, if there, `model`, `engine`,
-`device`, `dtype` and `config` as `Tracker` takes them; everything else that the authors set by hand is ignored,
-because sizes and crop factors come with the weights.
+`params` is any object with the attribute `checkpoint` (a weights file) and, optionally, `model`, `engine`, `device`,
+`dtype` and `config` as for `Tracker`. Other attributes, such as sizes and crop factors, are ignored: they come with the
+weights.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ckd_fast.boxes import box_row
-from ckd_fast.errors import InputError, OutputError
+from ckd_fast.errors import InputError
+from ckd_fast.files import writing
 from ckd_fast.tracker import Tracker
 
 OPTIONS = ("model", "engine", "device", "dtype", "config")
@@ -37,19 +38,18 @@ class AuthorsTracker(Tracker):
 
 
 def get_tracker_class() -> type[AuthorsTracker]:
-    """What the authors' loop imports a tracker module for."""
+    """The function that the authors' loop calls in a tracker module."""
     return AuthorsTracker
 
 
 def save_results(path: str | os.PathLike[str], boxes: Sequence[Sequence[float]], times: Sequence[float]) -> None:
     """Write a sequence's results as the authors do.
 
-    `PATH.txt`: one row per frame, the initial box first, whole numbers truncated towards zero, tab separated.
-    `PATH_time.txt`: seconds per frame, the first is the initialisation. They write `%d` of truncated values, which
-    toolkits read as they are; `ckd-fast track` writes full precision by default.
+    `PATH.txt` has one row per frame, the initial box first: whole numbers, truncated towards zero, separated by tabs.
+    `PATH_time.txt` has the seconds of each frame; the first is the initialisation. Existing files are replaced.
 
     Args:
-        path: without suffix; an existing file is replaced.
+        path: of the files, without `.txt`.
         boxes: (x, y, w, h) per frame.
         times: seconds per frame.
     """
@@ -59,8 +59,6 @@ def save_results(path: str | os.PathLike[str], boxes: Sequence[Sequence[float]],
     if any(len(row) != 4 or not all(map(math.isfinite, row)) for row in rows):
         raise InputError("boxes: expected four finite numbers (x, y, w, h) per frame")
     base = Path(path)
-    try:
+    with writing(base):
         base.with_name(base.name + ".txt").write_text("".join(box_row(row, "authors") for row in rows))
         base.with_name(base.name + "_time.txt").write_text("".join(f"{seconds:f}\n" for seconds in times))
-    except OSError as error:
-        raise OutputError(f"{base}: results cannot be written ({error})") from error

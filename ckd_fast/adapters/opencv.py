@@ -1,6 +1,6 @@
-"""OpenCV's trackers: `init(image, roi)`, `update(image) -> (ok, box)`, `getTrackingScore()`, BGR images.
+"""The interface of OpenCV's trackers: `init(image, box)`, `update(image) -> (ok, box)`, `getTrackingScore()`.
 
-OpenCV has no tracker of two images; here an image is a pair (bgr, tir) or one array [height, width, 6].
+An image is a pair (bgr, tir), or one array [height, width, 6].
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ IntBox = tuple[int, int, int, int]
 
 
 class OpenCVTracker:
-    """As `cv2.TrackerVit`: below the score threshold `update` returns False and the last box that was trusted.
+    """Like `cv2.TrackerVit`: while the target is lost, `update` returns False and the last box before that.
 
     Args:
         weights: as for `Tracker`.
-        config: frames are BGR, whatever its `color`; its `lost_threshold`, or the weights', is the threshold.
-        options: everything else that `Tracker` takes.
+        config: as for `Tracker`, but frames are always BGR.
+        options: other arguments of `Tracker`.
     """
 
     def __init__(
@@ -44,22 +44,20 @@ class OpenCVTracker:
         self._trusted: IntBox = (0, 0, 0, 0)
 
     def init(self, image: Frame | Sequence[Frame], bounding_box: Sequence[float]) -> None:
-        """Start on a target (x, y, w, h)."""
         rgb, tir = _pair(image)
-        self.tracker.init(rgb, tir, bounding_box)  # type: ignore[arg-type]  # None is refused there
+        self.tracker.init(rgb, tir, bounding_box)  # type: ignore[arg-type]  # init refuses None
         self._trusted = _whole(bounding_box)
 
     def update(self, image: Frame | Sequence[Frame | None]) -> tuple[bool, IntBox]:
-        """Find the target: whether to trust it, and its box in whole pixels."""
+        """Whether the target was found, and its box in whole pixels."""
         result = self.tracker.update(*_pair(image))
         if not result.lost:
             self._trusted = _whole(result.box)
         return not result.lost, self._trusted
 
     def getTrackingScore(self) -> float:  # noqa: N802
-        """The score of the last `update`."""
         if self.tracker.last is None:
-            raise NotInitialisedError("no frame was tracked yet: call update(image) first")
+            raise NotInitialisedError("there is no score before the first update(image)")
         return self.tracker.last.score
 
 

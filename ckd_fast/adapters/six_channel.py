@@ -1,4 +1,4 @@
-"""Trackers that take both modalities as one six-channel image (ViPT, BAT, SDSTrack): RGB first, thermal behind."""
+"""The interface of ViPT, BAT and SDSTrack: both modalities in one six-channel image, RGB before thermal."""
 
 from __future__ import annotations
 
@@ -13,17 +13,13 @@ if TYPE_CHECKING:
 
 
 class SixChannelTracker:
-    """`initialize(image, {"init_bbox": ...})`, `track(image)` with images [height, width, 6].
-
-    Args:
-        tracker: does the work.
-    """
+    """Calls a `Tracker` with the halves of images [height, width, 6]."""
 
     def __init__(self, tracker: Tracker) -> None:
         self.tracker = tracker
 
     def initialize(self, image: Frame, info: Mapping[str, object]) -> dict[str, object]:
-        """Start on a target."""
+        """Start on the target in `info["init_bbox"]` (x, y, w, h)."""
         return self.tracker.initialize(*split_six_channels(image), info)
 
     def track(self, image: Frame, info: object = None) -> dict[str, object]:
@@ -32,7 +28,7 @@ class SixChannelTracker:
 
 
 def split_six_channels(image: Frame) -> tuple[Frame, Frame]:
-    """The visible and the thermal half, as views."""
+    """The RGB and the thermal half of an image, as views."""
     shape = tuple(getattr(image, "shape", ()))
     if len(shape) != 3 or shape[2] != 6:
         raise InputError(f"image: expected [height, width, 6], RGB then thermal, got {shape or type(image).__name__}")

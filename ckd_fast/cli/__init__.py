@@ -1,6 +1,6 @@
 """The command line: `ckd-fast SUBCOMMAND`, or `python -m ckd_fast SUBCOMMAND`.
 
-Bad input ends with exit code 2 and one line on standard error; Ctrl-C with 130.
+Errors exit with code 2 and one line on standard error; Ctrl-C exits with 130.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ EXIT_BAD_INPUT = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, run the subcommand, return the exit code."""
     with ExitStack() as stack:
-        # Closed by the caller, it is None.
+        # It is None if the caller closed it.
         stream = sys.stderr or stack.enter_context(Path(os.devnull).open("w"))
         stack.enter_context(redirect_stderr(cast("TextIO", Messages(stream))))
         return _main(arguments)
@@ -57,7 +57,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         return EXIT_INTERRUPTED
     except (MemoryError, OSError) as error:
         if isinstance(error, BrokenPipeError):
-            silence(sys.stdout)  # the reader of a pipe left, as `head` does: no error
+            silence(sys.stdout)  # the reader of the pipe has left, as `head` does
             return 0
         reason = str(error) or type(error).__name__
         sys.stderr.write(f"ckd-fast: {reason}\n")

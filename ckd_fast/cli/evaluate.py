@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ckd_fast.errors import InputError
 
-from .parsing import add_command, add_dataset_options, say
+from .parsing import add_command, add_dataset_options, chosen_dataset, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,44 +24,46 @@ def add_eval(commands: Commands) -> None:
     parser = add_command(
         commands,
         "eval",
-        "score result files on a benchmark, as its toolkit does",
+        "score result files on a benchmark, with the same numbers as its toolkit",
         "  ckd-fast eval results/CKD --dataset lasher --root LasHeR\n"
         "  ckd-fast eval results/* --dataset rgbt234 --root RGBT234 --html report.html --json scores.json\n"
         "  ckd-fast eval runs/clean runs/blur-3 --dataset folder --root sequences/ --against clean\n"
         "  ckd-fast eval results/CKD --dataset gtot --root GTOT --strict-quirk open-corners --strict",
     )
     parser.add_argument(
-        "results", nargs="+", type=Path, metavar="RESULTS", help="folder of SEQUENCE.txt files, named after its tracker"
+        "results",
+        nargs="+",
+        type=Path,
+        metavar="RESULTS",
+        help="folder of SEQUENCE.txt files, named like its tracker",
     )
     add_dataset_options(parser)
     reading = parser.add_argument_group("reading")
     reading.add_argument(
         "--boxes", choices=("ltwh", "ltrb", "centre"), default="ltwh",
-        help="rows of four are x,y,w,h (default), x1,y1,x2,y2, or cx,cy,w,h; rows of eight are corners",
+        help="rows of four numbers are x,y,w,h (default), x1,y1,x2,y2 or cx,cy,w,h; rows of eight are corners",
     )  # fmt: skip
     reading.add_argument(
         "--strict-quirk", action="append", default=[], metavar="NAME",
-        help="switch a quirk of the toolkits to the strict reading, or all (repeatable; docs/evaluation.md lists them)",
+        help="turn off a quirk of the toolkits, or 'all'; repeatable; docs/evaluation.md lists them",
     )  # fmt: skip
     reading.add_argument(
         "--missing", choices=("zero", "leave-out"), default="zero",
-        help="a sequence without a usable result counts as 0 (default), or is left out of the mean",
+        help="count a sequence without a usable result as 0 (default), or leave it out of the mean",
     )  # fmt: skip
-    reading.add_argument("--strict", action="store_true", help="exit code 1 if anything is wrong with any result")
+    reading.add_argument("--strict", action="store_true", help="exit with code 1 if any result has a problem")
     output = parser.add_argument_group("output")
-    output.add_argument(
-        "--html", type=Path, metavar="FILE", help="a report in one file: ranking, plots, every sequence"
-    )
-    output.add_argument("--json", type=Path, metavar="FILE", help="all scores as fractions")
-    output.add_argument("--csv", type=Path, metavar="FILE", help="the same as a table")
-    output.add_argument("--attributes", action="store_true", help="print the scores per attribute too")
-    output.add_argument("--against", metavar="TRACKER", help="print what the others lose against this one of them")
+    output.add_argument("--html", type=Path, metavar="FILE", help="write a report: ranking, plots, every sequence")
+    output.add_argument("--json", type=Path, metavar="FILE", help="write all scores, as fractions")
+    output.add_argument("--csv", type=Path, metavar="FILE", help="write all scores as a table")
+    output.add_argument("--attributes", action="store_true", help="also print the scores per attribute")
+    output.add_argument("--against", metavar="TRACKER", help="print how much the others lose against this tracker")
     output.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run_eval)
 
 
 def refuse_inputs(outputs: Sequence[Path | None], folders: Sequence[Path]) -> None:
-    """Raise where an output would replace another or join the results, or is a folder."""
+    """Raise if an output is a folder, would replace another output, or would be taken for a result."""
     given = [path for path in outputs if path is not None]
     for number, path in enumerate(given):
         if path.resolve() in [other.resolve() for other in given[:number]]:
@@ -76,7 +78,6 @@ def run_eval(options: argparse.Namespace) -> int:
     """`ckd-fast eval`."""
     from tqdm import tqdm
 
-    from ckd_fast.datasets import open_dataset
     from ckd_fast.evaluation import ScoringOptions, evaluate
     from ckd_fast.evaluation.report import html_report
     from ckd_fast.evaluation.results import tracker_names
@@ -88,12 +89,8 @@ def run_eval(options: argparse.Namespace) -> int:
     refuse_inputs((options.html, options.json, options.csv), options.results)
     names = sorted(tracker_names(options.results))
     if options.against and options.against not in names:
-        raise InputError(f"--against {options.against!r} is none of the trackers: {', '.join(names)}")
-    dataset = open_dataset(options.dataset, options.root)
-    if options.sequences:
-        dataset = dataset.select(tuple(options.sequences))
-    for remark in dataset.remarks:
-        sys.stderr.write(f"ckd-fast: {remark}\n")
+        raise InputError(f"--against {options.against!r} is not one of the trackers: {', '.join(names)}")
+    dataset = chosen_dataset(options)
     with tqdm(total=len(options.results), unit="tracker", disable=True if options.quiet else None) as bar:
         evaluation = evaluate(dataset, options.results, scoring, lambda _name: bar.update())
     written = []
@@ -113,6 +110,6 @@ def run_eval(options: argparse.Namespace) -> int:
         say(f"written: {path}")
     if options.strict and (evaluation.problems or dataset.remarks):
         count = len(evaluation.problems) + len(dataset.remarks)
-        sys.stderr.write(f"ckd-fast: {count} problems, and --strict was asked for\n")
+        sys.stderr.write(f"ckd-fast: {count} problems (exit code 1 because of --strict)\n")
         return EXIT_STRICT
     return 0

@@ -18,14 +18,16 @@ def add_info(commands: Commands) -> None:
     parser = add_command(
         commands,
         "info",
-        "parameters and multiply-accumulates of a model, per part and in total",
+        "show parameters and multiply-accumulates of a model, per part and in total",
         "  ckd-fast info --model base\n"
         "  ckd-fast info --model base --elimination none\n"
         "  ckd-fast info --model tiny --json",
     )
     parser.add_argument("--model", default="base", help="preset: base, base-shared, small, tiny (default: base)")
-    parser.add_argument("--elimination", choices=("mce", "ce", "none"), help="which search tokens are dropped")
-    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.add_argument(
+        "--elimination", choices=("mce", "ce", "none"), help="how to drop search tokens (default: as the preset)"
+    )
+    parser.add_argument("--json", action="store_true", help="print as JSON")
     parser.set_defaults(run=run_info)
 
 
@@ -70,10 +72,10 @@ def run_info(options: argparse.Namespace) -> int:
     totals = f"{cost.published_macs / 1e9:>18.3f}{cost.macs_with_attention / 1e9:>17.3f}"
     print(f"{'total':<18}{cost.published_parameters:>14,}{totals}")
     print(
-        f"\nParameters: {cost.published_parameters:,} as published, of which {cost.unused_parameters:,} unused (class"
-        " tokens and\nposition tables of a classifier that the authors' files carry; not loaded here)."
-        "\nGMACs published: as thop 0.1.1 counts, that is linear layers and convolutions without biases, 4 per"
-        "\noutput element of LayerNorm and BatchNorm, nothing for attention's matrix products."
-        "\nWith attention: linear layers, convolutions and attention's two matrix products."
+        f"\nParameters: {cost.published_parameters:,} as published. Of these, {cost.unused_parameters:,} are unused"
+        " class tokens and\nposition tables in the authors' files; ckd_fast does not load them."
+        "\nGMACs published: as thop 0.1.1 counts them. Linear layers and convolutions without biases, 4 per output"
+        "\nelement of LayerNorm and BatchNorm, nothing for the matrix products of attention."
+        "\nWith attention: linear layers, convolutions and both matrix products of attention."
     )
     return 0

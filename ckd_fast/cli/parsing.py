@@ -1,4 +1,4 @@
-"""What the subcommands share: how they are declared, and values as people type them."""
+"""What the subcommands share: their declaration, argument types, and common options."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from ckd_fast.config import TrackerConfig
+    from ckd_fast.datasets.sequences import Dataset
     from ckd_fast.multi import MultiTracker
     from ckd_fast.tracker import Tracker
 
@@ -19,15 +20,14 @@ AnyTracker = TypeVar("AnyTracker", bound="Tracker | MultiTracker")
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage in front of it."""
+    """Reports an error in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Exit with code 2."""
         self.exit(2, f"ckd-fast: {message} (see {self.prog} --help)\n")
 
 
 def add_command(commands: Commands, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
-    """A subcommand with a summary and examples in its help."""
+    """Declare a subcommand; its help shows the summary and the examples."""
     return commands.add_parser(
         name,
         help=summary,
@@ -38,13 +38,13 @@ def add_command(commands: Commands, name: str, summary: str, examples: str) -> a
 
 
 def silence(stream: TextIO) -> None:
-    """Nobody reads this any more: whatever is written, or still in a buffer, goes nowhere instead of failing again."""
+    """Discard all further output, buffered output too: the reader of the pipe has left."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def say(text: str) -> None:
-    """Print what was done; that nobody reads it, or cannot in this encoding, changes nothing about it."""
-    if sys.stdout is None:  # was closed when the program started
+    """Print. A closed pipe or a character that the terminal cannot show must not fail the command."""
+    if sys.stdout is None:  # the caller closed it
         return
     encoding = sys.stdout.encoding or "utf-8"
     try:
@@ -54,16 +54,15 @@ def say(text: str) -> None:
 
 
 class Messages:
-    """Standard error, or what stands for it: remarks and progress never end the work when their reader has left."""
+    """Standard error that ignores a closed pipe, so that a remark or a progress bar cannot fail the command."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # of the stream
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """As a stream does."""
         try:
             return self._stream.write(text)
         except BrokenPipeError:
@@ -71,7 +70,6 @@ class Messages:
             return len(text)
 
     def flush(self) -> None:
-        """As a stream does."""
         try:
             self._stream.flush()
         except BrokenPipeError:
@@ -112,38 +110,51 @@ def not_negative(text: str) -> int:
 
 
 def add_dataset_options(parser: argparse.ArgumentParser) -> None:
-    """Which data set, and where."""
+    """Options --dataset, --root and --sequences."""
     from pathlib import Path
 
     from ckd_fast.datasets.layouts import DATASETS
 
     group = parser.add_argument_group("data set")
     group.add_argument(
-        "--dataset", choices=DATASETS, required=True, metavar="NAME", help=f"{', '.join(DATASETS)} (own sequences)"
+        "--dataset", choices=DATASETS, required=True, metavar="NAME", help=f"{', '.join(DATASETS)} (your own sequences)"
     )
     group.add_argument(
-        "--root", type=Path, metavar="DIR", help="its folder (default: the environment variable of the data set)"
+        "--root", type=Path, metavar="DIR", help="its folder (default: from the data set's environment variable)"
     )
-    group.add_argument("--sequences", nargs="+", metavar="NAME", help="these alone (default: all)")
+    group.add_argument("--sequences", nargs="+", metavar="NAME", help="only these (default: all)")
+
+
+def chosen_dataset(options: argparse.Namespace) -> Dataset:
+    """Open the data set that the options of `add_dataset_options` name, and print its remarks."""
+    from ckd_fast.datasets import open_dataset
+
+    dataset = open_dataset(options.dataset, options.root)
+    for remark in dataset.remarks:
+        sys.stderr.write(f"ckd-fast: {remark}\n")
+    return dataset.select(tuple(options.sequences)) if options.sequences else dataset
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Which weights, and how they are run."""
+    """Options of the weights and the engine; `new_tracker` reads them."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--weights",
         metavar="FILE",
-        help="file of weights (.safetensors, .pth.tar), or 'random' (default: the small packaged model)",
+        help="weights file (.safetensors, .pth.tar), or 'random' (default: the small packaged model)",
     )
-    group.add_argument("--model", metavar="PRESET", help="base, base-shared, small, tiny; where the file does not say")
-    group.add_argument("--seed", type=not_negative, metavar="N", help="of random weights (default: 0)")
-    group.add_argument("--engine", choices=("auto", "reference", "compiled", "triton"), default="auto")
+    group.add_argument("--model", metavar="PRESET", help="base, base-shared, small or tiny, if the file does not say")
+    group.add_argument("--seed", type=not_negative, metavar="N", help="seed of random weights (default: 0)")
+    group.add_argument(
+        "--engine", choices=("auto", "reference", "compiled", "triton"), default="auto",
+        help="how the network runs (default: auto, the fastest that works here)",
+    )  # fmt: skip
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     group.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="precision (default: the engine's)")
 
 
 def new_tracker(kind: type[AnyTracker], options: argparse.Namespace, config: TrackerConfig | None = None) -> AnyTracker:
-    """A tracker as `add_model_options` describes it."""
+    """Build a tracker by the options of `add_model_options`."""
     return kind(
         options.weights, options.model, options.engine, options.device, options.dtype, config, seed=options.seed
     )

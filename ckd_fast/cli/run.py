@@ -1,4 +1,4 @@
-"""`ckd-fast run`: one-pass evaluation, the tracker over a whole data set."""
+"""`ckd-fast run`: track all sequences of a data set (one-pass evaluation)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from .parsing import add_command, add_dataset_options, add_model_options, not_negative, positive, say
+from .parsing import add_command, add_dataset_options, add_model_options, chosen_dataset, not_negative, positive, say
 
 if TYPE_CHECKING:
     from ckd_fast.evaluation.running import Outcome
@@ -27,26 +27,31 @@ def add_run(commands: Commands) -> None:
     parser = add_command(
         commands,
         "run",
-        "track every sequence of a data set once, and write result and time files",
+        "track all sequences of a data set, and write result and time files",
         "  ckd-fast run --dataset lasher --root LasHeR --weights ckd.safetensors --out results/CKD --workers 4\n"
         "  ckd-fast run --dataset gtot --root GTOT --weights ckd.safetensors --out results/CKD-blur --corrupt blur:3\n"
         "  ckd-fast run --dataset folder --root clip/ --weights random --model tiny --out results/random\n"
-        "the same command again goes on where the last one was stopped",
+        "if a run was stopped, the same command continues it",
     )
     add_dataset_options(parser)
     add_model_options(parser)
     running = parser.add_argument_group("running")
-    running.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
+    running.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     running.add_argument(
-        "--workers", type=positive, metavar="N", help="processes, spread over the GPUs (default: one per GPU, else one)"
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="processes, spread over the GPUs (default: one per GPU, else one)",
     )
-    running.add_argument("--ray", metavar="ADDRESS", help="on a Ray cluster: auto, HOST:PORT or local (extra cluster)")
-    running.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads of each worker (1)")
+    running.add_argument("--ray", metavar="ADDRESS", help="use a Ray cluster: auto, HOST:PORT or local (extra cluster)")
+    running.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads per process (1)")
     running.add_argument(
-        "--corrupt", metavar="NAME:LEVEL", help="damage the frames (docs/evaluation.md), levels 1 to 5"
+        "--corrupt", metavar="NAME:LEVEL", help="damage the frames; names in docs/evaluation.md, levels 1 to 5"
     )
-    running.add_argument("--corrupt-seed", type=not_negative, default=0, metavar="N", help="of the damage (0)")
-    running.add_argument("--authors-format", action="store_true", help="boxes truncated to whole numbers, by tabs")
+    running.add_argument("--corrupt-seed", type=not_negative, default=0, metavar="N", help="seed of the damage (0)")
+    running.add_argument(
+        "--authors-format", action="store_true", help="write boxes as whole numbers (truncated), separated by tabs"
+    )
     running.add_argument("--force", action="store_true", help="replace the results of another run")
     running.add_argument("--json", action="store_true", help="print the summary as JSON")
     running.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -54,8 +59,8 @@ def add_run(commands: Commands) -> None:
 
 
 @contextmanager
-def _polite_end() -> Iterator[None]:
-    """A request to end (SIGTERM) is taken as Ctrl-C: workers end, finished sequences stay."""
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """Treat SIGTERM like Ctrl-C: the workers end, finished sequences stay."""
 
     def end(_number: int, _frame: object) -> NoReturn:
         raise KeyboardInterrupt
@@ -71,7 +76,6 @@ def run_run(options: argparse.Namespace) -> int:
     """`ckd-fast run`."""
     from tqdm import tqdm
 
-    from ckd_fast.datasets import open_dataset
     from ckd_fast.evaluation.corruptions import parse_corruption
     from ckd_fast.evaluation.running import RunPlan, TrackerSetup, run_dataset
     from ckd_fast.evaluation.workers import default_workers, devices, local
@@ -81,23 +85,19 @@ def run_run(options: argparse.Namespace) -> int:
     )
     corruption = parse_corruption(options.corrupt, options.corrupt_seed) if options.corrupt else None
     plan = RunPlan(setup, corruption, "authors" if options.authors_format else "float")
-    dataset = open_dataset(options.dataset, options.root)
-    if options.sequences:
-        dataset = dataset.select(tuple(options.sequences))
-    for remark in dataset.remarks:
-        sys.stderr.write(f"ckd-fast: {remark}\n")
+    dataset = chosen_dataset(options)
     if options.ray:
         from ckd_fast.evaluation.cluster import on_ray
 
         backend = on_ray(options.ray, options.device, options.workers)
     else:
         backend = local(devices(options.device, options.workers or default_workers(options.device)))
-    with _polite_end(), tqdm(unit="frame", disable=True if options.quiet else None, smoothing=0.05) as bar:
+    with _sigterm_like_ctrl_c(), tqdm(unit="frame", disable=True if options.quiet else None, smoothing=0.05) as bar:
 
         def total(frames: int, kept: int) -> None:
             bar.reset(frames)
             if kept:
-                bar.write(f"ckd-fast: {kept} sequences were finished before", file=sys.stderr)
+                bar.write(f"ckd-fast: {kept} sequences are finished already", file=sys.stderr)
 
         def outcome(one: Outcome) -> None:
             bar.set_postfix_str(one.sequence)
@@ -113,11 +113,11 @@ def run_run(options: argparse.Namespace) -> int:
     if options.json:
         say(json.dumps(dataclasses.asdict(summary)))
     else:
-        rate = f", {summary.frames / summary.seconds:.1f} frames/s in all" if summary.frames else ""
+        rate = f", {summary.frames / summary.seconds:.1f} frames/s overall" if summary.frames else ""
         done = f"{len(summary.finished)} sequences finished, {len(summary.kept)} kept, {len(summary.failed)} failed"
         say(f"{done}: {options.out}")
         what = "; ".join(summary.engines) or "nothing to do"
         say(f"{summary.frames} frames in {summary.seconds:.1f} s{rate} ({what})")
         if summary.failed:
-            say(f"reasons are in {options.out / 'failures.json'}; the same command tries them again")
+            say(f"reasons: {options.out / 'failures.json'}; the same command tries them again")
     return EXIT_FAILURES if summary.failed else 0

@@ -95,19 +95,16 @@ def read_homography(path: Path) -> Homography:
     """Three rows of three numbers, separated by spaces or commas; or a .npy file."""
     import numpy as np
 
+    from ckd_fast.datasets.tables import read_table
+
     try:
-        if path.suffix == ".npy":
-            matrix = np.load(path, allow_pickle=False)
-        else:
-            matrix = np.array(
-                [line.replace(",", " ").split() for line in path.read_text().splitlines() if line.strip()]
-            )
-        rows = [[float(value) for value in row] for row in matrix]
-    except (OSError, ValueError, TypeError) as error:
+        values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else read_table(path).values
+        rows = np.asarray(values, np.float64)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected a 3x3 matrix of numbers ({error})") from error
-    if [len(row) for row in rows] != [3, 3, 3]:
-        raise InputError(f"{path}: expected a 3x3 matrix, got rows of {[len(row) for row in rows]}")
-    return tuple(map(tuple, rows))  # type: ignore[return-value]
+    if rows.shape != (3, 3):
+        raise InputError(f"{path}: expected a 3x3 matrix, got {' x '.join(map(str, rows.shape))} numbers")
+    return tuple(map(tuple, rows.tolist()))  # type: ignore[return-value]
 
 
 def read_boxes(path: Path) -> list[Box | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Literal
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from ckd_fast.errors import InputError, some_names
 from ckd_fast.files import list_images, reading
@@ -181,32 +182,32 @@ def _common_size(
 def _check_truths(
     sequence: SequenceFiles, frames: int, size: Size | None, find: Callable[[FindingKind, str], None]
 ) -> tuple[int, int]:
-    """Check all truths; the number of boxes, and of boxes without area, in the first."""
-    first: tuple[int, int] | None = None
-    for kind in sequence.truths:
+    """Check all ground truths. Returns the number of boxes, and of boxes without area, in the first."""
+    readable = []
+    for kind, file in sequence.truths.items():
         try:
             boxes = sequence.boxes(kind)
         except InputError as error:
             find("truth", str(error))
             continue
-        file = sequence.truths[kind].path.name
-        wanted = -(-frames // sequence.step)
-        if frames and len(boxes) != wanted:
-            of = f"every {sequence.step}th of {frames} frames" if sequence.step > 1 else f"{frames} frames"
-            find("truth", f"{file}: {len(boxes)} boxes for {of}")
-        with np.errstate(invalid="ignore"):
-            visible = np.isfinite(boxes).all(axis=1) & (boxes[:, 2] > 0) & (boxes[:, 3] > 0)
-            if size is not None:
-                right, bottom = boxes[:, 0] + boxes[:, 2], boxes[:, 1] + boxes[:, 3]
-                shown = (right > 0) & (bottom > 0) & (boxes[:, 0] < size[0]) & (boxes[:, 1] < size[1])
-                outside = np.flatnonzero(visible & ~shown)
-                if len(outside):
-                    find(
-                        "truth",
-                        f"{file}: {len(outside)} boxes lie outside the frame, first in line {outside[0] + 1}",
-                    )
-        if not visible[0]:
-            find("truth", f"{file}: the first box has no area")
-        if first is None:
-            first = (len(boxes), int((~visible).sum()))
-    return first or (0, 0)
+        readable.append(boxes)
+        for fault in _truth_faults(boxes, sequence.step, frames, size):
+            find("truth", f"{file.path.name}: {fault}")
+    return (len(readable[0]), int((~_has_area(readable[0])).sum())) if readable else (0, 0)
+
+
+def _has_area(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return np.logical_and(np.isfinite(boxes).all(axis=1), (boxes[:, 2:] > 0).all(axis=1))
+
+
+def _truth_faults(boxes: NDArray[np.float64], step: int, frames: int, size: Size | None) -> Iterator[str]:
+    if frames and len(boxes) != -(-frames // step):
+        yield f"{len(boxes)} boxes for {f'every {step}th of ' if step > 1 else ''}{frames} frames"
+    if size is not None:
+        rows = np.flatnonzero(_has_area(boxes))
+        x, y, w, h = boxes[rows].T
+        outside = rows[(x + w <= 0) | (y + h <= 0) | (x >= size[0]) | (y >= size[1])]
+        if len(outside):
+            yield f"{len(outside)} boxes lie outside the frame, first in line {outside[0] + 1}"
+    if not _has_area(boxes[:1])[0]:
+        yield "the first box has no area"
