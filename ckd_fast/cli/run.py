@@ -1,4 +1,4 @@
-"""`ckd-fast run`: track all sequences of a data set (one-pass evaluation)."""
+"""`ckd-fast run`: track a whole data set, one pass per sequence."""
 
 from __future__ import annotations
 
@@ -23,35 +23,31 @@ EXIT_FAILURES = 1
 
 
 def add_run(commands: Commands) -> None:
-    """Declare the subcommand."""
     parser = add_command(
         commands,
         "run",
-        "track all sequences of a data set, and write result and time files",
+        "track every sequence of a data set and write result and time files",
         "  ckd-fast run --dataset lasher --root LasHeR --weights ckd.safetensors --out results/CKD --workers 4\n"
         "  ckd-fast run --dataset gtot --root GTOT --weights ckd.safetensors --out results/CKD-blur --corrupt blur:3\n"
         "  ckd-fast run --dataset folder --root clip/ --weights random --model tiny --out results/random\n"
-        "if a run was stopped, the same command continues it",
+        "If a run is interrupted, the same command continues it.",
     )
     add_dataset_options(parser)
     add_model_options(parser)
     running = parser.add_argument_group("running")
     running.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     running.add_argument(
-        "--workers",
-        type=positive,
-        metavar="N",
-        help="processes, spread over the GPUs (default: one per GPU, else one)",
+        "--workers", type=positive, metavar="N", help="worker processes (default: one per GPU, or one)"
     )
     running.add_argument("--ray", metavar="ADDRESS", help="use a Ray cluster: auto, HOST:PORT or local (extra cluster)")
-    running.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads per process (1)")
+    running.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads per worker (1)")
     running.add_argument(
-        "--corrupt", metavar="NAME:LEVEL", help="damage the frames; names in docs/evaluation.md, levels 1 to 5"
+        "--corrupt",
+        metavar="NAME:LEVEL",
+        help="damage the frames, for example blur:3 (docs/evaluation.md lists names and levels)",
     )
     running.add_argument("--corrupt-seed", type=not_negative, default=0, metavar="N", help="seed of the damage (0)")
-    running.add_argument(
-        "--authors-format", action="store_true", help="write boxes as whole numbers (truncated), separated by tabs"
-    )
+    running.add_argument("--authors-format", action="store_true", help="whole numbers (truncated), separated by tabs")
     running.add_argument("--force", action="store_true", help="replace the results of another run")
     running.add_argument("--json", action="store_true", help="print the summary as JSON")
     running.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -59,8 +55,8 @@ def add_run(commands: Commands) -> None:
 
 
 @contextmanager
-def _sigterm_like_ctrl_c() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C: the workers end, finished sequences stay."""
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """End workers and keep finished sequences on SIGTERM too."""
 
     def end(_number: int, _frame: object) -> NoReturn:
         raise KeyboardInterrupt
@@ -73,7 +69,6 @@ def _sigterm_like_ctrl_c() -> Iterator[None]:
 
 
 def run_run(options: argparse.Namespace) -> int:
-    """`ckd-fast run`."""
     from tqdm import tqdm
 
     from ckd_fast.evaluation.corruptions import parse_corruption
@@ -92,32 +87,32 @@ def run_run(options: argparse.Namespace) -> int:
         backend = on_ray(options.ray, options.device, options.workers)
     else:
         backend = local(devices(options.device, options.workers or default_workers(options.device)))
-    with _sigterm_like_ctrl_c(), tqdm(unit="frame", disable=True if options.quiet else None, smoothing=0.05) as bar:
+    with _sigterm_as_ctrl_c(), tqdm(unit="frame", disable=True if options.quiet else None, smoothing=0.05) as bar:
 
-        def total(frames: int, kept: int) -> None:
+        def show_total(frames: int, kept: int) -> None:
             bar.reset(frames)
             if kept:
-                bar.write(f"ckd-fast: {kept} sequences are finished already", file=sys.stderr)
+                bar.write(f"ckd-fast: {kept} sequences are already finished", file=sys.stderr)
 
-        def outcome(one: Outcome) -> None:
-            bar.set_postfix_str(one.sequence)
-            if one.failure:
-                bar.write(f"ckd-fast: {one.sequence} failed: {one.failure}", file=sys.stderr)
-            for note in one.notes:
-                bar.write(f"ckd-fast: {one.sequence}: {note}", file=sys.stderr)
+        def show(outcome: Outcome) -> None:
+            bar.set_postfix_str(outcome.sequence)
+            if outcome.failure:
+                bar.write(f"ckd-fast: {outcome.sequence} failed: {outcome.failure}", file=sys.stderr)
+            for note in outcome.notes:
+                bar.write(f"ckd-fast: {outcome.sequence}: {note}", file=sys.stderr)
 
         summary = run_dataset(
-            dataset, plan, options.out, backend, force=options.force, on_total=total,
-            on_progress=bar.update, on_outcome=outcome,
+            dataset, plan, options.out, backend, force=options.force, on_total=show_total,
+            on_progress=bar.update, on_outcome=show,
         )  # fmt: skip
     if options.json:
         say(json.dumps(dataclasses.asdict(summary)))
     else:
-        rate = f", {summary.frames / summary.seconds:.1f} frames/s overall" if summary.frames else ""
+        rate = f", {summary.frames / summary.seconds:.1f} frames/s in all" if summary.frames else ""
         done = f"{len(summary.finished)} sequences finished, {len(summary.kept)} kept, {len(summary.failed)} failed"
         say(f"{done}: {options.out}")
         what = "; ".join(summary.engines) or "nothing to do"
         say(f"{summary.frames} frames in {summary.seconds:.1f} s{rate} ({what})")
         if summary.failed:
-            say(f"reasons: {options.out / 'failures.json'}; the same command tries them again")
+            say(f"see {options.out / 'failures.json'} for the reasons; the same command tries these sequences again")
     return EXIT_FAILURES if summary.failed else 0
