@@ -88,7 +88,6 @@ def serve(tracker: MultiTracker) -> None:
 
 
 def main() -> int:
-    """`python -m ckd_fast.adapters.trax`."""
     parser = toolkit_parser("ckd_fast.adapters.trax", "Track for the VOT toolkit, protocol TraX.")
     return run_program(parser, lambda tracker, _options: serve(tracker))
 

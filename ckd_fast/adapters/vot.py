@@ -134,7 +134,6 @@ def track_vot_folder(folder: Path, tracker: MultiTracker) -> list[Path]:
 
 
 def main() -> int:
-    """`python -m ckd_fast.adapters.vot`."""
     parser = toolkit_parser("ckd_fast.adapters.vot", "Track for the VOT toolkit, folder protocol.")
     parser.add_argument("--folder", type=Path, default=Path(), help="the toolkit's folder (default: here)")
     return run_program(parser, lambda tracker, options: track_vot_folder(options.folder, tracker))

@@ -23,7 +23,6 @@ LINES_SHOWN = 40
 
 
 def add_data(commands: Commands) -> None:
-    """Declare the subcommand."""
     from ckd_fast.datasets.layouts import DATASETS
 
     parser = add_command(commands, "data", "check a data set", "  ckd-fast data check LasHeR --dataset lasher")
@@ -42,7 +41,6 @@ def add_data(commands: Commands) -> None:
 
 
 def run_data_check(options: argparse.Namespace) -> int:
-    """`ckd-fast data check`."""
     from tqdm import tqdm
 
     from ckd_fast.datasets import open_dataset

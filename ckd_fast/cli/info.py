@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 
 def add_info(commands: Commands) -> None:
-    """Declare the subcommand."""
     parser = add_command(
         commands,
         "info",
@@ -32,7 +31,6 @@ def add_info(commands: Commands) -> None:
 
 
 def run_info(options: argparse.Namespace) -> int:
-    """`ckd-fast info`."""
     from ckd_fast.errors import InputError
     from ckd_fast.reference.cost import model_cost
     from ckd_fast.weights.load import resolve_config

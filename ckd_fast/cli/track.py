@@ -29,7 +29,6 @@ PROBLEMS_SHOWN = 20
 
 
 def add_track(commands: Commands) -> None:
-    """Declare the subcommand."""
     parser = add_command(
         commands,
         "track",
@@ -211,7 +210,6 @@ def remarks_on(source: PairSource, truth: Sequence[Box | None] | None, truth_fil
 
 
 def run_track(options: argparse.Namespace) -> int:
-    """`ckd-fast track`."""
     from tqdm import tqdm
 
     from ckd_fast.multi import MultiTracker

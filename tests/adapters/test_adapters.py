@@ -149,11 +149,11 @@ def test_vot_folder_protocol(sequence: tuple, weights: Path, expected: list, tmp
     x, y, w, h = sequence[2]
     polygon = f"{x},{y},{x + w},{y},{x + w},{y + h},{x},{y + h}"
     first = f"0\n{x},{y},{w},{h}\nname=value\n"
-    folder = vot_folder(tmp_path, sequence, a=first, b=f"2\n{polygon}\n")
+    folder = vot_folder(tmp_path, sequence, b=f"2\n{polygon}\n", z=first)
     command = [sys.executable, "-m", "ckd_fast.adapters.vot", "--weights", str(weights), "--device", "cpu"]
     done = subprocess.run([*command, "--engine", "reference"], check=True, cwd=folder, capture_output=True, text=True)
     assert done.stderr == ""
-    rows = np.loadtxt(folder / "output_a.txt", delimiter=",")
+    rows = np.loadtxt(folder / "output_z.txt", delimiter=",")
     assert rows.shape == (FRAMES, 4)
     assert rows[0].tolist() == pytest.approx([x, y, w, h], abs=1e-4)
     assert np.allclose(rows[1:], [box for box, _ in expected], atol=1e-3)
