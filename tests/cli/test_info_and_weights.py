@@ -27,7 +27,7 @@ def test_info_gives_the_published_figures(capsys: pytest.CaptureFixture[str]) ->
     assert code == 0
     (total,) = [line for line in out.splitlines() if line.startswith("total")]
     assert total.split() == ["total", "183,871,365", "42.735", "44.982"]
-    assert "of which 304,128 unused" in out
+    assert "Of these, 304,128 are unused" in out
     _, out, _ = run("info", "--model", "base", "--elimination", "none", capsys=capsys)
     (total,) = [line for line in out.splitlines() if line.startswith("total")]
     assert total.split() == ["total", "183,871,365", "57.802", "61.526"]
