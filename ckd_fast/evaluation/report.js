@@ -108,7 +108,7 @@
   function drawRadar() {
     const host = $("radar");
     if (data.attributes.length < 3) {
-      host.replaceChildren(element("p", { class: "soft" }, "This data set has no attributes, or their files were not found."));
+      host.replaceChildren(element("p", { class: "soft" }, "No attributes: this data set has none, or their files are missing."));
       return;
     }
     const middle = 260, radius = 172;
@@ -148,16 +148,16 @@
   function drawSpeed() {
     const host = $("speed");
     const own = visible().filter(({ tracker }) => tracker.fps !== null);
-    const layer = state.layer ? data.published : [];
+    const layer = state.layer ? data.published.filter((entry) => entry.fps !== null) : [];
     const without = data.trackers.filter((tracker) => tracker.fps === null).map((tracker) => tracker.name);
     const note = element("p", { class: "soft small" });
-    if (without.length) note.textContent = `Without SEQUENCE_time.txt files, so not drawn: ${without.join(", ")}.`;
+    if (without.length) note.textContent = `Not drawn, because there are no SEQUENCE_time.txt files: ${without.join(", ")}.`;
     if (!own.length && !layer.length) {
       host.replaceChildren(note);
       return;
     }
     const dots = [...own.map(({ tracker, index }) => ({ name: tracker.name, fps: tracker.fps, pr: tracker.overall[PR], index })),
-      ...layer.map((entry) => ({ name: entry.name, fps: entry.fps, pr: entry.pr, about: `${entry.device}\n${entry.source}` }))];
+      ...layer.map((entry) => ({ name: entry.name, fps: entry.fps, pr: entry.pr, about: entry.about }))];
     const fastest = Math.max(...dots.map((dot) => dot.fps)), slowest = Math.min(...dots.map((dot) => dot.fps));
     // Logarithmic: trackers differ by orders of magnitude.
     const decades = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000];
@@ -220,7 +220,7 @@
     rows.sort((a, b) => {
       const p = key(a), q = key(b);
       if (p === q) return a.sequence.name < b.sequence.name ? -1 : 1;
-      if (p === null || p === undefined) return -1;  // what is missing is the worst
+      if (p === null || p === undefined) return -1;  // a missing result is the worst
       if (q === null || q === undefined) return 1;
       return (p < q ? -1 : 1) * (state.sort.up ? 1 : -1);
     });
@@ -276,8 +276,12 @@
   choice("choose-metric", metrics, SR, (value) => { state.metric = value; });
   choice("choose-challenge", [[-1, "any"], ...attributes], -1, (value) => { state.challenge = value; });
   $("search").oninput = (event) => { state.search = event.target.value; drawSequences(); };
-  $("layer").onchange = (event) => { state.layer = event.target.checked; drawSpeed(); };
-  $("layer-line").hidden = $("layer-note").hidden = !data.published.length;
+  $("layer").onchange = (event) => {
+    state.layer = event.target.checked;
+    for (const row of document.querySelectorAll("tr.published")) row.hidden = !state.layer;
+    drawSpeed();
+  };
+  for (const line of document.querySelectorAll(".layer-line")) line.hidden = !data.published.length;
   draw();
   document.body.dataset.drawn = "yes";
 })();

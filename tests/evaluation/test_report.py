@@ -272,7 +272,30 @@ def test_report_in_a_browser(both: list[str], root: Path, tmp_path: Path) -> Non
         ["run", "95.2", "missing"],
         ["walk", "95.2", "95.2"],
     ]
-    assert "Without SEQUENCE_time.txt files, so not drawn: &lt;img" in dom
+    assert "Not drawn, because there are no SEQUENCE_time.txt files: &lt;img" in dom
+
+
+def test_the_published_table_is_a_layer(tmp_path: Path) -> None:
+    dataset = open_dataset("lasher", shared_data("eval", "groundtruth", "LasHeR"))
+    text = html_report(evaluate(dataset, [shared_data("eval", "results", "LasHeR", "APFNet")]))
+    rows = re.findall(r"<tr.*?</tr>", text.split('id="ranking"')[1].split("</table>")[0])
+    names = [re.search(r'class="text">([^<,]*)', row)[1] for row in rows]
+    assert names[1] == "CKD"
+    ours = rows.index(next(row for row in rows if "published" not in row and ">APFNet<" in row))
+    assert "50.0</td><td class=best>43.9</td><td class=best>41.2</td><td class=best>36.2" in rows[ours]
+    assert "APFNet, AAAI 2022" in rows[ours + 1]  # 36.24 against 36.2
+    assert "<td>50.0</td><td>43.9</td><td></td><td>36.2</td><td></td><td>1.3</td>" in rows[ours + 1]
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
+    assert {"name": "CKD", "fps": 96.4, "pr": 0.732, "about": "ACM MM 2024, ViT-B"} in data["published"]
+    switch = "const box = document.getElementById('layer'); box.checked = false; box.onchange({target: box});"
+    for script, circles, hidden in (("", 15, 0), (switch, 0, 19)):
+        dom = browse(text, tmp_path, script)
+        assert dom.count('class="layer"') == circles
+        assert dom.count('<tr class="published" hidden="">') == hidden
+    some = html_report(
+        evaluate(dataset.select(dataset.names[:3]), [shared_data("eval", "results", "LasHeR", "APFNet")])
+    )
+    assert 'class="published"' not in some  # scores of some sequences cannot be compared with the table
 
 
 def test_report_sorts_filters_and_hides(both: list[str], root: Path, tmp_path: Path) -> None:
