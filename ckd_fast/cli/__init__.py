@@ -17,11 +17,9 @@ from typing import Any, TextIO, cast
 from ckd_fast import __version__
 from ckd_fast.errors import CkdFastError, EngineError
 
-from .curves import add_curves
 from .data import add_data
 from .demo import add_demo
 from .evaluate import add_eval
-from .explain import add_explain
 from .info import add_info
 from .parsing import EXIT_INTERRUPTED, Messages, OneLineParser, add_command, silence
 from .run import add_run
@@ -70,10 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="ckd-fast", description="RGB-thermal single-object tracking.")
     parser.add_argument("--version", action="version", version=f"ckd-fast {__version__}")
     commands: Any = parser.add_subparsers(title="subcommands", required=True, metavar="SUBCOMMAND")
-    adders = (
-        add_demo, add_track, add_train, add_curves, add_run, add_eval, add_explain, add_data, add_sample, add_info,
-        add_weights,
-    )  # fmt: skip
+    adders = (add_demo, add_track, add_train, add_run, add_eval, add_data, add_sample, add_info, add_weights)
     for add in adders:
         add(commands)
     examples = '  eval "$(ckd-fast completion bash)"\n  ckd-fast completion zsh > ~/.zfunc/_ckd-fast'

@@ -1,11 +1,11 @@
-"""ckd_fast's scores beside those of the Python package `rgbt`: same result files, same numbers, time beside time.
+"""Compare our scores with those of the Python package `rgbt`: same result files, same numbers, both timed.
 
     python -m venv toolkit && toolkit/bin/pip install rgbt matplotlib "numpy<2"
-    python bench/toolkit.py --data GROUND_TRUTHS_AND_RESULTS --toolkit-python toolkit/bin/python
+    python experiments/toolkit.py --data GROUND_TRUTHS_AND_RESULTS --toolkit-python toolkit/bin/python
 
-The toolkit runs in an interpreter of its own, because its arithmetic follows numpy: under numpy 2 its overlaps
-are float32 and its scores differ by up to 5e-4. Both sides read the ground truths, read the results and score them,
-once per tracker; the second of two rounds is reported, so that the files are in memory for both.
+The toolkit runs in its own interpreter because its arithmetic depends on numpy: under numpy 2 its overlaps are float32
+and its scores differ by up to 5e-4. Both sides read the ground truths and the results and score them, once per tracker.
+The second of two rounds is reported, so that both find the files in memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "bench"))  # for common.py
 
 from common import machine, write_json
 
@@ -29,7 +30,16 @@ from ckd_fast.evaluation import evaluate
 
 @dataclass(frozen=True)
 class Case:
-    """One tracker on one data set: our name of it, its folder, the toolkit's class, how rows are written."""
+    """One tracker on one data set.
+
+    Attributes:
+        dataset: our name of the data set.
+        folder: name of its folder, and of the toolkit's class.
+        results: folder of the tracker's results.
+        tracker: name of the tracker.
+        bbox_type: how the toolkit reads the rows.
+        metrics: scores to compare.
+    """
 
     dataset: str
     folder: str
@@ -49,7 +59,7 @@ CASES = (
     Case("gtot", "GTOT", "results/GTOT/MaCNet", "MaCNet", "ltwh", ("MPR", "MSR")),
 )
 
-# Run by the other interpreter: argument 1 is the list of cases, the answer is one line of JSON.
+# The other interpreter runs this: argument 1 is the list of cases as JSON, the answer is one line of JSON.
 TOOLKIT = """
 import contextlib, io, json, sys, time
 import numpy, rgbt
@@ -61,7 +71,7 @@ for case in json.loads(sys.argv[1]):
             begin = time.perf_counter()
             data = getattr(rgbt, case["folder"])()
             name = case["tracker"]
-            # GTOT's and RGBT234's classes score two ground truths only between these; GTOT leaves it to the caller.
+            # Scoring against two ground truths is a switch of the toolkit, which GTOT leaves to the caller.
             (RGBT_start if case["metrics"][0] == "MPR" else RGBT_end)()
             data(tracker_name=name, result_path=case["results"], bbox_type=case["bbox_type"])
             scores = {metric: float(getattr(data, metric)(name)[0]) for metric in case["metrics"]}
@@ -72,26 +82,24 @@ print(json.dumps({"numpy": numpy.__version__, "answers": answers}))
 
 
 def ours(case: Case, data: Path) -> tuple[dict[str, float], float]:
-    """Scores and seconds of ckd_fast."""
+    """Our scores, and the seconds they took."""
     seconds = 0.0
     scores: dict[str, float] = {}
     for _ in range(2):
         begin = time.perf_counter()
         dataset = open_dataset(case.dataset, data / "groundtruth" / case.folder)
         evaluation = evaluate(dataset, [data / case.results])
-        found = evaluation.metrics(evaluation.trackers[0])
+        metrics = evaluation.metrics(evaluation.trackers[0])
         seconds = time.perf_counter() - begin
-        every = {"PR": found.pr, "NPR": found.npr, "SR": found.sr}
-        scores = {name: every[name.removeprefix("M")] for name in case.metrics}
+        scores = {name: float(getattr(metrics, name.removeprefix("M").lower())) for name in case.metrics}
     return scores, seconds
 
 
 def main() -> None:
-    """Run both and compare."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with groundtruth/ and results/")
-    parser.add_argument("--toolkit-python", required=True, help="interpreter of an environment that has rgbt")
-    parser.add_argument("--out", type=Path, help="JSON file")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with groundtruth/ and results/")
+    parser.add_argument("--toolkit-python", required=True, metavar="FILE", help="Python interpreter that has rgbt")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="result file")
     options = parser.parse_args()
     asked = [dataclasses.asdict(case) | {"results": str((options.data / case.results).resolve())} for case in CASES]
     command = [options.toolkit_python, "-c", TOOLKIT, json.dumps(asked)]
@@ -104,10 +112,8 @@ def main() -> None:
     for case, theirs in zip(CASES, answer["answers"], strict=True):
         scores, seconds = ours(case, options.data)
         largest = max(abs(scores[name] - theirs["scores"][name]) for name in case.metrics)
-        label = f"{case.folder} {case.tracker}"
-        print(
-            f"{label:<26}{largest:>20.1e}{theirs['seconds']:>10.2f}{seconds:>12.2f}{theirs['seconds'] / seconds:>8.1f}"
-        )
+        label, their_seconds = f"{case.folder} {case.tracker}", theirs["seconds"]
+        print(f"{label:<26}{largest:>20.1e}{their_seconds:>10.2f}{seconds:>12.2f}{their_seconds / seconds:>8.1f}")
         rows.append(
             {
                 "dataset": case.folder,
@@ -115,13 +121,13 @@ def main() -> None:
                 "rgbt": theirs["scores"],
                 "ckd_fast": scores,
                 "largest_difference": largest,
-                "rgbt_seconds": theirs["seconds"],
+                "rgbt_seconds": their_seconds,
                 "ckd_fast_seconds": seconds,
             }
         )
-    if options.out:
+    if options.json:
         about = machine("cpu") | {"rgbt_numpy": answer["numpy"]}
-        write_json(options.out, {"machine": about, "rows": rows})
+        write_json(options.json, {"machine": about, "rows": rows})
 
 
 if __name__ == "__main__":

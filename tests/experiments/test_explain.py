@@ -1,4 +1,4 @@
-"""What `ckd-fast explain` shows is what the network did; t-SNE by its own definition."""
+"""experiments/explain.py shows what the network did; t-SNE by its own definition."""
 
 from __future__ import annotations
 
@@ -7,26 +7,18 @@ import json
 from pathlib import Path
 
 import cv2
+import explain
 import numpy as np
 import pytest
 import torch
+from explain import Explanation, activity, explain_frame, instance_norm, kept_in_both, similarity, style_gap
 from support import GOLDEN_CONFIG
+from tsne import neighbour_probabilities, squared_distances, tsne
 
 from ckd_fast import EngineError, InputError, Tracker, load_model, save_model
 from ckd_fast.cli import main
 from ckd_fast.engines.base import Search
 from ckd_fast.engines.reference import ReferenceEngine
-from ckd_fast.evaluation.explain import (
-    Explanation,
-    activity,
-    alive,
-    explain_frame,
-    instance_norm,
-    similarity,
-    style_gap,
-)
-from ckd_fast.evaluation.figures import similarities
-from ckd_fast.evaluation.tsne import neighbour_probabilities, squared_distances, tsne
 from ckd_fast.frames import RawPair, check_pair, settle_form
 from ckd_fast.reference import losses
 from ckd_fast.reference.model import OnStep
@@ -63,34 +55,34 @@ def explained(clip: Path, weights: str) -> tuple[Explanation, Tracker]:
     tracker.init(first.rgb, first.tir, target)
     around = tracker.update(second.rgb, second.tir).box
     begin, pair = (checked(tracker, moment) for moment in (first, third))
-    of = explain_frame(tracker.engine, begin, target, pair, around)
+    frame = explain_frame(tracker.engine, begin, target, pair, around)
     tracker.update(third.rgb, third.tir)
-    return of, tracker
+    return frame, tracker
 
 
 def test_explains_the_frame_that_was_tracked(clip: Path, weights: str) -> None:
-    of, tracker = explained(clip, weights)
-    assert of.box == tracker.box
-    assert of.score == pytest.approx(tracker.last.score)
-    assert [(stage.block, stage.before, stage.kept.sum(axis=1).tolist()) for stage in of.stages] == [
+    frame, tracker = explained(clip, weights)
+    assert frame.box == tracker.box
+    assert frame.score == pytest.approx(tracker.last.score)
+    assert [(stage.block, stage.before, stage.kept.sum(axis=1).tolist()) for stage in frame.eliminations] == [
         (3, 256, [180] * 2), (6, 180, [126] * 2), (9, 126, [89] * 2),
     ]  # fmt: skip
-    for earlier, later in zip(of.stages, of.stages[1:], strict=False):
+    for earlier, later in zip(frame.eliminations, frame.eliminations[1:], strict=False):
         assert not (later.kept & ~earlier.kept).any()  # what was dropped stays dropped
-    for block, tokens in enumerate(of.tokens):
+    for block, tokens in enumerate(frame.tokens):
         left = np.ones(256, bool)
-        for stage in of.stages:
+        for stage in frame.eliminations:
             if stage.block <= block:
                 assert np.array_equal(*stage.kept)  # "mce" drops the same in both
                 left = stage.kept[0]
-        assert np.array_equal(alive(tokens), left)
+        assert np.array_equal(kept_in_both(tokens), left)
         assert np.isnan(activity(tokens)[:, ~left]).all()
-    x, y, w, h = of.box_in_crop
-    shown = of.crops.shape[1]
+    x, y, w, h = frame.box_in_crop
+    shown = frame.crops.shape[1]
     assert 0 <= x + w / 2 <= shown
     assert 0 <= y + h / 2 <= shown
-    assert of.crops.dtype == np.uint8
-    assert of.score_map.max() >= of.score
+    assert frame.crops.dtype == np.uint8
+    assert frame.score_map.max() >= frame.score
 
 
 def test_an_engine_that_hides_steps_is_refused(clip: Path, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +100,7 @@ def test_an_engine_that_hides_steps_is_refused(clip: Path, weights: str, monkeyp
 
 
 def test_tokens_are_put_back_where_they_came_from(clip: Path, weights: str) -> None:
-    of, tracker = explained(clip, weights)
+    frame, tracker = explained(clip, weights)
     # The first block drops nothing and its order is the grid's, so a token there must match the network's own output.
     seen: dict[str, torch.Tensor] = {}
     target = tuple(map(float, first_box(clip).split(",")))
@@ -121,16 +113,16 @@ def test_tokens_are_put_back_where_they_came_from(clip: Path, weights: str) -> N
     kept = seen["block9.eliminate"][0, 0].numpy()
     last = seen["block11.mlp"][:, 0, 64:].numpy()
     for place, position in enumerate(kept):
-        assert np.array_equal(of.tokens[11][:, position], last[:, place])
+        assert np.array_equal(frame.tokens[11][:, position], last[:, place])
 
 
 def test_each_branch_shows_its_own_tokens(clip: Path, tmp_path: Path) -> None:
     path = tmp_path / "ce.safetensors"
     save_model(load_model("random", dataclasses.replace(GOLDEN_CONFIG, elimination="ce"), seed=3), path)
-    of, _ = explained(clip, str(path))
-    assert not np.array_equal(*of.stages[-1].kept)
+    frame, _ = explained(clip, str(path))
+    assert not np.array_equal(*frame.eliminations[-1].kept)
     for modality in range(2):
-        assert np.array_equal(of.stages[-1].kept[modality], np.isfinite(of.tokens[-1][modality, :, 0]))
+        assert np.array_equal(frame.eliminations[-1].kept[modality], np.isfinite(frame.tokens[-1][modality, :, 0]))
 
 
 def test_measures_by_hand() -> None:
@@ -181,26 +173,18 @@ def test_figures_and_numbers_from_the_shell(
     clip: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "why"
-    command = [
-        "explain",
-        str(clip / "visible"),
-        str(clip / "infrared"),
-        "--init",
-        first_box(clip),
-        "--weights",
-        weights,
-    ]
+    command = [str(clip / "visible"), str(clip / "infrared"), "--init", first_box(clip), "--weights", weights]
     command += ["--engine", "reference", "--device", "cpu"]
-    assert main([*command, "--out", str(out), "--frame", "2", "--baseline", weights]) == 0
+    explain.main([*command, "--out", str(out), "--frame", "2", "--baseline", weights])
     assert "tokens 256 -> 180 -> 126 -> 89" in capsys.readouterr().out
-    of, _ = explained(clip, weights)
+    frame, _ = explained(clip, weights)
     about = json.loads((out / "explain.json").read_text())
-    assert about["box"] == list(of.box)
+    assert about["box"] == list(frame.box)
     assert [stage["kept"] for stage in about["stages"]] == [
         {"visible": np.flatnonzero(stage.kept[0]).tolist(), "thermal": np.flatnonzero(stage.kept[1]).tolist()}
-        for stage in of.stages
+        for stage in frame.eliminations
     ]
-    assert about["similarity"]["these weights"] == pytest.approx(similarities(of))
+    assert about["similarity"]["these weights"] == pytest.approx(explain.mean_similarities(frame))
     assert about["similarity"][Path(weights).name] == about["similarity"]["these weights"]
     assert about["style_gap"]["normalised"] < 1e-3 * about["style_gap"]["as_is"]
     tokens, features, gap = (cv2.imread(str(out / f"{name}.png")) for name in ("tokens", "features", "gap"))
@@ -217,5 +201,6 @@ def test_figures_and_numbers_from_the_shell(
         (["--force", "--frame", "9"], "--frame 9: there are 4 pairs, the last is 3"),
         (["--force", "--block", "12"], "--block 12: the network has 12, the last is 11"),
     ):
-        assert main([*command, "--out", str(out), *more]) == 2
+        with pytest.raises(SystemExit, match="2"):
+            explain.main([*command, "--out", str(out), *more])
         assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The rows of the ablation differ in what their names say, and finished runs are not taken for others."""
+"""experiments/ablation.py: rows differ only in what their names say; a finished run is not taken for another."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import ablation
 import pytest
+from curves import flat
 
 from ckd_fast.training import recipe
-from ckd_fast.training.curves import flat
 
-PLANS = {plan.name: plan for plan in ablation.plans(6400, recipe("packaged"))}
+PLANS = {plan.name: plan for plan in ablation.plan_rows(6400, recipe("packaged"))}
 
 
 def changes(name: str) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Training runs read back: curves, differences, sweeps, and what `ckd-fast curves` writes."""
+"""experiments/curves.py: training runs read back, their differences and sweeps, and what the program writes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import math
 from pathlib import Path
 
 import pytest
+from curves import differing, flat, main, read_run, sweeps
 
 from ckd_fast import InputError
-from ckd_fast.cli import main
 from ckd_fast.training import recipe
-from ckd_fast.training.curves import differing, flat, read_run, sweeps
 
 
 def write_run(folder: Path, hidden: float, style: float, scores: list[float], seed: int = 0) -> Path:
@@ -47,10 +46,10 @@ def runs(tmp_path: Path) -> list[Path]:
 def test_a_run_is_read(runs: list[Path]) -> None:
     run = read_run(runs[3])
     assert run.name == "mask-50"
-    assert run.curves["loss"].steps == (1, 2, 3, 4)
+    assert run.curves["loss"].steps == [1, 2, 3, 4]
     assert run.curves["loss"].values == pytest.approx((10, 5, 10 / 3, 2.5))
     assert "stage" not in run.curves
-    assert (run.last, run.best, run.torn) == (0.42, 0.5, 0)
+    assert (run.last, run.best, run.unreadable_lines) == (0.42, 0.5, 0)
     assert run.settings["stages[0].hidden"] == 0.5
 
 
@@ -101,9 +100,9 @@ def test_a_run_that_was_killed_while_it_wrote(
 ) -> None:
     log = runs[0] / "log.jsonl"
     log.write_text(log.read_text() + '{"kind": "step", "ste')
-    assert read_run(runs[0]).torn == 1
-    assert main(["curves", str(runs[0]), "--out", str(tmp_path / "out")]) == 0
-    assert "mask-0: lines of the log that could not be read: 1" in capsys.readouterr().err
+    assert read_run(runs[0]).unreadable_lines == 1
+    main([str(runs[0]), "--out", str(tmp_path / "out")])
+    assert "mask-0: unreadable lines in log.jsonl: 1" in capsys.readouterr().err
 
 
 def test_never_validated(runs: list[Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -111,7 +110,7 @@ def test_never_validated(runs: list[Path], capsys: pytest.CaptureFixture[str], t
     log.write_text("".join(line + "\n" for line in log.read_text().splitlines() if "validation" not in line))
     assert math.isnan(read_run(runs[0]).last)
     out = tmp_path / "out"
-    assert main(["curves", str(runs[0]), "--out", str(out)]) == 0
+    main([str(runs[0]), "--out", str(out)])
     assert sorted(path.name for path in out.iterdir()) == ["curves.json", "losses.png"]
     assert json.loads((out / "curves.json").read_text())["runs"]["mask-0"]["validation"] is None
     assert "never validated" in capsys.readouterr().err
@@ -135,17 +134,25 @@ def test_what_is_no_run(runs: list[Path], break_it: str, tmp_path: Path, capsys:
         (folder / "log.jsonl").write_text("")
     with pytest.raises(InputError, match=folder.name):
         read_run(folder)
-    assert main(["curves", str(folder), "--out", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err.startswith("ckd-fast: ")
+    with pytest.raises(SystemExit, match="2"):
+        main([str(folder), "--out", str(tmp_path / "out")])
+    assert folder.name in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def refused(capsys: pytest.CaptureFixture[str], command: list[str]) -> str:
+    """What the program says about bad arguments."""
+    with pytest.raises(SystemExit, match="2"):
+        main(command)
+    return capsys.readouterr().err
+
+
+def test_the_program(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import cv2
 
     out = tmp_path / "out"
-    command = ["curves", *map(str, runs), "--out", str(out)]
-    assert main(command) == 0
+    command = [*map(str, runs), "--out", str(out)]
+    main(command)
     printed = capsys.readouterr().out
     assert "| mask-25 | 4 | 0.460 | 0.460 | 0.25 | 0.01 |" in printed
     names = ["curves.json", "losses.png", "sweep-1-stages-0-hidden.png", "validation.png"]
@@ -157,14 +164,13 @@ def test_the_command(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFix
     content = json.loads((out / "curves.json").read_text())
     assert content["runs"]["style"]["settings"] == {"stages[0].hidden": 0.25, "losses.style_weight": 0.1}
     assert content["sweeps"][0]["validation"] == pytest.approx([0.40, 0.45, 0.42])
-    assert main(command) == 2
-    assert "--force" in capsys.readouterr().err
-    assert main([*command, "--force"]) == 0
+    assert "--force" in refused(capsys, command)
+    main([*command, "--force"])
     (out / "losses.png").unlink()
     (out / "curves.json").unlink()
     (out / "validation.png").unlink()
-    assert main(["curves", str(runs[0]), "--out", str(out)]) == 2  # a sweep of other runs is there
-    assert main(["curves", str(runs[0]), "--out", str(out), "--force"]) == 0
+    assert "sweep-1" in refused(capsys, [str(runs[0]), "--out", str(out)])  # a sweep of other runs is there
+    main([str(runs[0]), "--out", str(out), "--force"])
     assert sorted(path.name for path in out.iterdir()) == ["curves.json", "losses.png", "validation.png"]
-    assert main(["curves", str(runs[0]), str(runs[0]), "--out", str(tmp_path / "twice")]) == 2
-    assert "several runs have this name" in capsys.readouterr().err
+    twice = [str(runs[0]), str(runs[0]), "--out", str(tmp_path / "twice")]
+    assert "several runs have this name" in refused(capsys, twice)

@@ -1,39 +1,39 @@
-"""What judges the packaged model, on trackers whose answers are known."""
+"""experiments/packaged.py on trackers with known answers."""
 
 from __future__ import annotations
 
 import numpy as np
 import packaged
 import pytest
-from packaged import Box, Clip, Find, Followed, Image
+from packaged import Box, Clip, Image, Tracked, TrackFrame
 
 FRAMES = [np.full((40, 60, 3), level, np.uint8) for level in range(5)]
 BOXES: list[Box] = [(10.0 + 5 * index, 10.0, 20.0, 10.0) for index in range(5)]
 CLIP = Clip("walk", FRAMES, FRAMES, BOXES)
 
 
-def knowing(_rgb: Image, _tir: Image, _box: Box) -> Find:
+def knowing(_rgb: Image, _tir: Image, _box: Box) -> TrackFrame:
     """Reads the frame's number from its level."""
     return lambda rgb, _tir: (BOXES[int(rgb[0, 0, 0])], 0.9)
 
 
 def test_overlaps_leave_out_the_first_frame() -> None:
-    assert packaged.follow(CLIP, knowing).ious == (1.0, 1.0, 1.0, 1.0)
-    still = packaged.follow(CLIP, packaged.still)
+    assert packaged.track_clip(CLIP, knowing).ious == (1.0, 1.0, 1.0, 1.0)
+    still = packaged.track_clip(CLIP, packaged.still)
     assert still.ious == pytest.approx((15 / 25, 10 / 30, 5 / 35, 0.0))
     assert still.mean_iou == pytest.approx(sum(still.ious) / 4)
     assert still.last_iou == still.mean_iou  # fewer than ten frames
 
 
 def test_the_threshold_lies_between_tracked_and_lost() -> None:
-    run = Followed(0.5, 0.5, 1.0, (0.9, 0.8, 0.6, 0.0, 0.05, 0.3), (0.8, 0.7, 0.6, 0.2, 0.3, 0.1))
+    run = Tracked(0.5, 0.5, 1.0, (0.9, 0.8, 0.6, 0.0, 0.05, 0.3), (0.8, 0.7, 0.6, 0.2, 0.3, 0.1))
     assert 0.3 < packaged.lost_threshold([run]) <= 0.6
-    assert np.isnan(packaged.lost_threshold([Followed(1.0, 1.0, 1.0, (0.9,), (0.9,))]))
+    assert np.isnan(packaged.lost_threshold([Tracked(1.0, 1.0, 1.0, (0.9,), (0.9,))]))
 
 
-def test_what_opencv_lacks_is_none() -> None:
-    assert packaged.opencv("NoSuchTracker") is None
-    start = packaged.opencv("MIL")
+def test_a_tracker_that_opencv_lacks_is_none() -> None:
+    assert packaged.opencv_tracker("NoSuchTracker") is None
+    start = packaged.opencv_tracker("MIL")
     if start is None:
         pytest.skip("this OpenCV has no tracker MIL")
     random = np.random.default_rng(0)
@@ -43,11 +43,11 @@ def test_what_opencv_lacks_is_none() -> None:
     assert packaged.iou(box, (30.0, 20.0, 20.0, 20.0)) > 0.5
 
 
-def test_clips_are_the_generators() -> None:
-    (clip,) = packaged.synthetic(1, 2)
+def test_generated_clips() -> None:
+    (clip,) = packaged.generated_clips(1, 2)
     assert len(clip.rgb) == len(clip.tir) == len(clip.boxes) == 2
     assert clip.tir[0].shape == clip.rgb[0].shape == (480, 640, 3)
-    tracker = packaged.ours(packaged.load_model("random", "tiny", 0), tir_seen=False)
-    run = packaged.follow(clip, tracker)
+    tracker = packaged.our_tracker(packaged.load_model("random", "tiny", 0), tir_seen=False)
+    run = packaged.track_clip(clip, tracker)
     assert 0 <= run.mean_iou <= 1
     assert run.frames_per_second > 0
