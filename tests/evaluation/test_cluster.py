@@ -21,7 +21,7 @@ from support import ROOT
 from ckd_fast import EngineError, load_model, save_model
 from ckd_fast.cli import main
 from ckd_fast.datasets import open_dataset
-from ckd_fast.evaluation.cluster import _Conversation, refuse_unreachable
+from ckd_fast.evaluation.cluster import _RayPool, refuse_unreachable
 from ckd_fast.evaluation.running import Outcome, RunPlan, TrackerSetup
 
 NAMES = tuple(f"clip{number}" for number in range(6))
@@ -178,7 +178,7 @@ def test_whatever_ray_loses_is_tried_again(data: Path, weights: str) -> None:
     broken = Outcome(sequences[0].name, failure="ZeroDivisionError", details="a traceback")
     ray = FakeRay([lost, broken, dead, Outcome(sequences[1].name, "1,2,3,4\n", "1\n", 1)])
     heard: list[object] = []
-    _Conversation(ray, sequences, RunPlan(TrackerSetup(weights)), "cpu", 1, heard.append).run()
+    _RayPool(ray, sequences, RunPlan(TrackerSetup(weights)), "cpu", 1, heard.append).run()
     assert [(one.sequence, one.failure) for one in heard if isinstance(one, Outcome)] == [
         (sequences[0].name, "ZeroDivisionError"),
         (sequences[1].name, ""),

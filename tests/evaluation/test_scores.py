@@ -395,13 +395,13 @@ def test_vtuav_takes_every_tenth_row(tmp_path: Path) -> None:
     ("rows", "step", "share", "text"),
     [
         (191, 10, 1, None),
-        (206, 10, 1, "206 rows for 200"),
-        (250, 10, 1, "250 rows for 200"),
-        (101, 10, 11 / 20, "101 rows for 200"),
+        (206, 10, 1, "206 rows; expected 200"),
+        (250, 10, 1, "250 rows; expected 200"),
+        (101, 10, 11 / 20, "101 rows; expected 200"),
         (20, 100, 1, None),
-        (21, 100, 1, "21 rows for 20"),
-        (35, 100, 1, "35 rows for 20"),
-        (15, 100, 15 / 20, "15 rows for 20"),
+        (21, 100, 1, "21 rows; expected 20"),
+        (35, 100, 1, "35 rows; expected 20"),
+        (15, 100, 15 / 20, "15 rows; expected 20"),
     ],
 )
 def test_vtuav_results_of_every_frame_or_of_every_box(
@@ -414,7 +414,7 @@ def test_vtuav_results_of_every_frame_or_of_every_box(
     (tmp_path / "T" / "car_1.txt").write_text("".join(f"{step * row} 0 10 10\n" for row in range(rows)))
     evaluation = evaluate(open_dataset("vtuav", tmp_path / "data"), [tmp_path / "T"])
     assert evaluation.metrics(evaluation.trackers[0]).sr == pytest.approx(share * 20 / 21)
-    assert [problem.text for problem in evaluation.problems] == ([f"{text} of the truth"] if text else [])
+    assert [problem.text for problem in evaluation.problems] == ([text] if text else [])
 
 
 def test_frames_weigh_where_the_protocol_says_so(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_wheel_works_elsewhere(tmp_path: Path) -> None:
     assert len(sources) > 20
     report = {f"ckd_fast/evaluation/report.{kind}" for kind in ("css", "js")}
     assert sources | report | {"ckd_fast/py.typed", "ckd_fast/weights/packaged.safetensors"} <= set(names)
-    assert not [n for n in names if n.startswith(("kernels/", "reference/", "bench/", "tests/"))]
+    assert not [n for n in names if n.startswith(("kernels/", "reference/", "bench/", "experiments/", "tests/"))]
 
     home = tmp_path / "env"
     subprocess.run([sys.executable, "-m", "venv", str(home)], check=True, env=clean)
