@@ -30,7 +30,6 @@ from common import machine, write_json
 from packaged import Clip, generated_clips, our_tracker, track_clip
 
 from ckd_fast import load_model
-from ckd_fast.reference.losses import LossConfig
 from ckd_fast.training import Place, TrainConfig, Trainer, recipe
 from ckd_fast.training.config import SceneConfig, Stage, read_config
 from ckd_fast.training.trainer import mean_overlap
@@ -93,21 +92,17 @@ def plan_rows(pairs: int, base: TrainConfig) -> list[Plan]:
         )
         return Plan(name, _one_stage(base, stage, losses=own_losses, distillation=published.distillation))
 
-    def weight(name: str, own_losses: LossConfig) -> Plan:
-        return Plan(name, dataclasses.replace(component(BASE).config, losses=own_losses))
-
     def elimination(name: str) -> Plan:
         model = dataclasses.replace(base.model, elimination=recipe(name).model.elimination)
         stage = dataclasses.replace(ELIMINATE, pairs=pairs // 3)
         return Plan(name, _one_stage(base, stage, model=model), after=BASE)
 
     rows = [component(name) for name in (*COMPONENTS, *MASKS)]
-    for factor in FACTORS:
-        own_losses = dataclasses.replace(losses, style_weight=factor * losses.style_weight)
-        rows.append(weight(f"style-x{factor:g}", own_losses))
-    for factor in FACTORS:
-        own_losses = dataclasses.replace(losses, content_weight=factor * losses.content_weight)
-        rows.append(weight(f"content-x{factor:g}", own_losses))
+    for term in ("style", "content"):
+        for factor in FACTORS:
+            scaled = {f"{term}_weight": factor * getattr(losses, f"{term}_weight")}
+            config = dataclasses.replace(component(BASE).config, losses=dataclasses.replace(losses, **scaled))
+            rows.append(Plan(f"{term}-x{factor:g}", config))
     return rows + [elimination(name) for name in ELIMINATIONS]
 
 

@@ -89,9 +89,6 @@ class Explanation:
         return int(self.score_map.shape[0])
 
 
-# --- observing -----------------------------------------------------------------------------------------------------
-
-
 def explain_frame(engine: Engine, first: RawPair, target: Box, pair: RawPair, around: Box) -> Explanation:
     """Search one frame and keep what the network computes.
 
@@ -157,9 +154,6 @@ def _tokens_in_raster_order(config: ModelConfig, steps: Mapping[str, Any]) -> tu
     return eliminations, tokens
 
 
-# --- measuring -----------------------------------------------------------------------------------------------------
-
-
 def kept_in_both(tokens: Array) -> NDArray[np.bool_]:
     """[L], tokens that both modalities still have."""
     return np.asarray(np.isfinite(tokens[..., 0]).all(axis=0))
@@ -195,9 +189,6 @@ def activity(tokens: Array) -> Array:
     """[2, L], distance of every token from the mean token; NaN where dropped."""
     lengths: Array = np.linalg.norm(tokens - np.nanmean(tokens, axis=1, keepdims=True), axis=-1)
     return lengths
-
-
-# --- drawing -------------------------------------------------------------------------------------------------------
 
 
 def _image(axes: Any, image: object, title: str, **options: object) -> Any:  # matplotlib's
@@ -278,9 +269,6 @@ def draw_gap(frame: Explanation, path: Path, block: int) -> None:
         axes.legend(fontsize=8)
     figure.suptitle(f"search tokens after block {block}", fontsize=10)
     save_figure(figure, path)
-
-
-# --- the program ---------------------------------------------------------------------------------------------------
 
 
 def follow_to(tracker: Tracker, source: FolderPairs, init: Box, frame: int) -> tuple[RawPair, Box, RawPair]:

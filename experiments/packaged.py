@@ -56,31 +56,20 @@ class Clip:
 
 @dataclass(frozen=True)
 class Tracked:
-    """One tracker on one clip.
+    """One tracker on one clip: IoU and score of all frames but the first, and speed end to end."""
 
-    Attributes:
-        mean_iou: mean over all frames but the first.
-        last_iou: mean over the last ten frames.
-        frames_per_second: end to end.
-        ious, scores: per frame.
-    """
-
-    mean_iou: float
-    last_iou: float
-    frames_per_second: float
     ious: tuple[float, ...]
     scores: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One tracker on one clip, as written to the result file."""
-
-    clip: str
-    tracker: str
-    mean_iou: float
-    last_iou: float
     frames_per_second: float
+
+    @property
+    def mean_iou(self) -> float:
+        return statistics.fmean(self.ious)
+
+    @property
+    def last_iou(self) -> float:
+        """Mean over the last ten frames."""
+        return statistics.fmean(self.ious[-10:])
 
 
 def track_clip(clip: Clip, start: StartTracker) -> Tracked:
@@ -89,8 +78,7 @@ def track_clip(clip: Clip, start: StartTracker) -> Tracked:
     results = [track(rgb, tir) for rgb, tir in zip(clip.rgb[1:], clip.tir[1:], strict=True)]
     seconds = time.perf_counter() - begin
     ious = tuple(iou([box for box, _ in results], clip.boxes[1:]).tolist())
-    scores = tuple(score for _, score in results)
-    return Tracked(statistics.fmean(ious), statistics.fmean(ious[-10:]), len(ious) / seconds, ious, scores)
+    return Tracked(ious, tuple(score for _, score in results), len(ious) / seconds)
 
 
 def our_tracker(model: LoadedModel, *, rgb_seen: bool = True, tir_seen: bool = True) -> StartTracker:
@@ -184,25 +172,20 @@ def rivals(model: LoadedModel) -> dict[str, StartTracker]:
     }
 
 
-def measure(clips: Iterable[Clip], trackers: Mapping[str, StartTracker]) -> tuple[list[Row], float]:
-    """Run every tracker on every clip, print a table in Markdown; also our `lost_threshold`."""
-    rows: list[Row] = []
-    our_runs = []
+def measure(clips: Iterable[Clip], trackers: Mapping[str, StartTracker]) -> dict[str, dict[str, Tracked]]:
+    """Run every tracker on every clip and print tables; the results by clip and tracker."""
+    table = {}
     print("| clip | " + " | ".join(trackers) + " |\n|---" + "|---" * len(trackers) + "|", flush=True)
     for clip in clips:
         runs = {name: track_clip(clip, start) for name, start in trackers.items()}
-        our_runs.append(runs[OURS])
-        rows += [Row(clip.name, name, r.mean_iou, r.last_iou, r.frames_per_second) for name, r in runs.items()]
+        table[clip.name] = runs
         cells = (f"{run.mean_iou:.3f} ({run.last_iou:.2f})" for run in runs.values())
         print(f"| {clip.name} | " + " | ".join(cells) + " |", flush=True)
     for name in trackers:
-        mine = [row for row in rows if row.tracker == name]
-        generated = [row.mean_iou for row in mine if row.clip.startswith("synthetic")]
+        generated = [runs[name].mean_iou for clip, runs in table.items() if clip.startswith("synthetic")]
         mean = f"mean IoU {statistics.fmean(generated):.3f} on {len(generated)} generated clips, " if generated else ""
-        print(f"{name}: {mean}{statistics.median(row.frames_per_second for row in mine):.0f} frames/s")
-    threshold = lost_threshold(our_runs)
-    print(f"lost_threshold from these clips: {threshold:.2f}")
-    return rows, threshold
+        print(f"{name}: {mean}{statistics.median(r[name].frames_per_second for r in table.values()):.0f} frames/s")
+    return table
 
 
 def main() -> None:
@@ -234,7 +217,9 @@ def main() -> None:
     clips = generated_clips(options.clips, options.frames, options.first_seed)
     if options.data is not None:
         clips = itertools.chain(clips, real_clips(options.data, options.sequences))
-    rows, threshold = measure(clips, trackers)
+    table = measure(clips, trackers)
+    threshold = lost_threshold([runs[OURS] for runs in table.values()])
+    print(f"lost_threshold from these clips: {threshold:.2f}")
     for name in missing:
         print(f"OpenCV {name}: missing in OpenCV {cv2.__version__}; opencv-contrib-python has it")
     if options.json:
@@ -246,7 +231,12 @@ def main() -> None:
             "first_seed": options.first_seed,
             "lost_threshold": threshold,
             "not_in_this_opencv": missing,
-            "rows": [dataclasses.asdict(row) for row in rows],
+            "rows": [
+                {"clip": clip, "tracker": name}
+                | {field: getattr(run, field) for field in ("mean_iou", "last_iou", "frames_per_second")}
+                for clip, runs in table.items()
+                for name, run in runs.items()
+            ],
         }
         write_json(options.json, content)
 

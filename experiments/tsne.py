@@ -1,8 +1,9 @@
-"""t-SNE (van der Maaten and Hinton, 2008), exact, for some hundred points; the same points give the same map.
+"""Exact t-SNE (van der Maaten and Hinton, 2008) for some hundred points. The same points give the same map.
 
-p_j|i = exp(-|x_i - x_j|^2 / 2 s_i^2) / sum,  s_i so that exp(entropy of p_.|i) is the perplexity
-q_ij  = (1 + |y_i - y_j|^2)^-1 / sum
-minimise KL(P || Q) over y by gradient descent with momentum; the start is the first two principal components
+    p_j|i = exp(-|x_i - x_j|^2 / 2 s_i^2) / sum,  with s_i chosen so that exp(entropy of p_.|i) is the perplexity
+    q_ij  = (1 + |y_i - y_j|^2)^-1 / sum
+
+KL(P || Q) is minimised over y by gradient descent with momentum, starting from the first two principal components.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ckd_fast.errors import InputError
 
 Array = NDArray[np.float64]
 
-SEARCH_STEPS = 60  # halvings of the interval of each point's precision
+SEARCH_STEPS = 60  # bisections to find each point's precision
 EXAGGERATION, EXAGGERATED_STEPS = 12.0, 250
 START_SPREAD = 1e-4
 TINY = 1e-12
@@ -29,7 +30,7 @@ class Map:
 
     Attributes:
         points: [N, 2].
-        divergence: KL(P || Q) in nats, at the end.
+        divergence: final KL(P || Q) in nats.
     """
 
     points: Array
@@ -37,7 +38,7 @@ class Map:
 
 
 def squared_distances(points: Array) -> Array:
-    """[N, N]."""
+    """Squared distances [N, N] of points [N, D]."""
     norms = (points**2).sum(axis=1)
     found: Array = np.maximum(norms[:, None] + norms[None] - 2 * points @ points.T, 0)
     np.fill_diagonal(found, 0)
@@ -45,7 +46,7 @@ def squared_distances(points: Array) -> Array:
 
 
 def neighbour_probabilities(points: Array, perplexity: float) -> Array:
-    """p_j|i [N, N], each row with the wanted perplexity, zero on the diagonal."""
+    """p_j|i [N, N]: each row has the given perplexity, the diagonal is zero."""
     distances = squared_distances(points)
     np.fill_diagonal(distances, np.inf)
     nearest = distances.min(axis=1, keepdims=True)
@@ -64,7 +65,7 @@ def neighbour_probabilities(points: Array, perplexity: float) -> Array:
 
 
 def tsne(points: NDArray[np.floating], perplexity: float = 30.0, steps: int = 750) -> Map:
-    """Map points [N, D] to the plane."""
+    """Map points [N, D] to the plane [N, 2]."""
     count = len(points)
     if not 8 <= count <= MOST_POINTS:
         raise InputError(f"t-SNE of {count} points: expected 8 to {MOST_POINTS}")

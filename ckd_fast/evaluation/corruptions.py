@@ -1,17 +1,5 @@
 """Damage to frames for robustness tests. It depends only on the seed, the sequence and the frame number.
 
-    name             effect at levels 1 to 5                             visible  thermal
-    blur             Gaussian, sigma 1, 2, 3, 5, 8 pixels                   x        x
-    noise            Gaussian, deviation 8, 16, 32, 48, 64 levels           x        x
-    darkness         scaled by 0.5, 0.3, 0.15, 0.07, 0.03, sensor noise     x
-    stripes          columns of fixed offset, deviation 4, 8, 16, 32, 48             x
-    dropped          one modality, either, is missing in 10, 20, 40, 60,    x        x
-                     80 % of the frames
-    shift            thermal moved by 4, 8, 16, 24, 32 pixels, one                   x
-                     direction per sequence
-    stutter          10, 20, 30, 50, 70 % of the frame pairs are late:      x        x
-                     the one before is delivered again
-
 The first frame is damaged too, but never dropped or late. In 16-bit frames, one level is a 255th of the frame's range.
 """
 
@@ -30,14 +18,14 @@ from ckd_fast.errors import InputError
 
 Image = NDArray[Any]
 
-STRENGTHS: Mapping[str, tuple[float, ...]] = {
-    "blur": (1, 2, 3, 5, 8),
-    "noise": (8, 16, 32, 48, 64),
-    "darkness": (0.5, 0.3, 0.15, 0.07, 0.03),
-    "stripes": (4, 8, 16, 32, 48),
-    "dropped": (0.1, 0.2, 0.4, 0.6, 0.8),
-    "shift": (4, 8, 16, 24, 32),
-    "stutter": (0.1, 0.2, 0.3, 0.5, 0.7),
+STRENGTHS: Mapping[str, tuple[float, ...]] = {  # at levels 1 to 5
+    "blur": (1, 2, 3, 5, 8),  # both modalities: Gaussian, sigma in pixels
+    "noise": (8, 16, 32, 48, 64),  # both: Gaussian, deviation in levels
+    "darkness": (0.5, 0.3, 0.15, 0.07, 0.03),  # visible: factor, plus sensor noise
+    "stripes": (4, 8, 16, 32, 48),  # thermal: columns with fixed offsets, deviation in levels
+    "dropped": (0.1, 0.2, 0.4, 0.6, 0.8),  # share of frames in which one modality, either, is missing
+    "shift": (4, 8, 16, 24, 32),  # thermal: pixels, in one direction per sequence
+    "stutter": (0.1, 0.2, 0.3, 0.5, 0.7),  # share of late frames: the frame before arrives again
 }
 CORRUPTIONS: tuple[str, ...] = tuple(STRENGTHS)
 LEVELS = 5
@@ -65,9 +53,6 @@ class Corruption:
             raise InputError(f"corruption {self.name!r}: known are {', '.join(CORRUPTIONS)}")
         if not 1 <= self.level <= LEVELS:
             raise InputError(f"corruption {self.name}:{self.level}: expected a level from 1 to {LEVELS}")
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.level}"
 
     @property
     def strength(self) -> float:

@@ -21,18 +21,9 @@ from ckd_fast.files import reading
 BoxFormat = Literal["ltwh", "ltrb", "centre"]
 BOX_FORMATS: tuple[BoxFormat, ...] = ("ltwh", "ltrb", "centre")
 ProblemKind = Literal[
-    "empty folder",
-    "missing sequence",
-    "unknown sequence",
-    "unreadable",
-    "wrong columns",
-    "mixed formats",
-    "not finite",
-    "without area",
-    "short",
-    "long",
-    "no truth",
-]
+    "empty folder", "missing sequence", "unknown sequence", "unreadable", "wrong columns", "mixed formats",
+    "not finite", "without area", "short", "long", "no truth",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

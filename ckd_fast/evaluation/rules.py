@@ -1,21 +1,4 @@
-"""How each benchmark scores: its protocol, and the quirks of the toolkits behind all published numbers.
-
-A quirk is on for the benchmarks whose toolkit has it, which reproduces published numbers. Each can be switched off by
-name, which scores strictly:
-
-    quirk               toolkits                                          strict
-    rounded-results     result boxes are rounded to whole pixels          as written
-    rounded-truth       so is the ground truth                            as written
-    given-first-row     the first result row is replaced by the truth     as written
-    repeated-boxes      a result box without area becomes the one before  it stays
-    empty-boxes-count   a result box without area can hit by its centre   a miss
-    bad-truth-hits      a truth with any of x, y, w, h <= 0 is a hit in   the frame is left out if the truth has no
-                        PR and NPR and a miss in SR                       area, and counts otherwise
-    bad-truth-counts    a truth without area is scored like any other     the frame is left out
-    shorter-counts      only as many frames count as the shorter of       missing rows are misses, further rows are
-                        result and truth has                              ignored
-    open-corners        a box given by corners excludes the last pixel    it includes it: one wider and higher
-"""
+"""How each benchmark scores: its protocol, and the quirks of the toolkits behind all published numbers."""
 
 from __future__ import annotations
 
@@ -33,17 +16,20 @@ SuccessArea = Literal["mean", "trapezoid"]
 
 @dataclass(frozen=True)
 class Quirks:
-    """The quirks that are on; the module's docstring explains each."""
+    """What the toolkits do and a strict reading does not; each is on for the benchmarks whose toolkit has it.
 
-    rounded_results: bool = False
-    rounded_truth: bool = False
-    given_first_row: bool = False
-    repeated_boxes: bool = False
-    empty_boxes_count: bool = False
-    bad_truth_hits: bool = False
-    bad_truth_counts: bool = False
-    shorter_counts: bool = False
-    open_corners: bool = False
+    docs/evaluation.md has the strict reading beside each.
+    """
+
+    rounded_results: bool = False  # result boxes are rounded to whole pixels
+    rounded_truth: bool = False  # ground truths are rounded too
+    given_first_row: bool = False  # the first result row is replaced by the truth
+    repeated_boxes: bool = False  # a result box without area becomes the one before
+    empty_boxes_count: bool = False  # a result box without area can be a hit by its centre
+    bad_truth_hits: bool = False  # a truth with any of x, y, w, h <= 0 is a hit in PR and NPR and a miss in SR
+    bad_truth_counts: bool = False  # a truth without area is scored like any other
+    shorter_counts: bool = False  # only as many frames count as the shorter of result and truth has
+    open_corners: bool = False  # a box given by corners excludes the last pixel
 
     def on(self) -> tuple[str, ...]:
         """Names of the quirks that are on."""

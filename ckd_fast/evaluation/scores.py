@@ -78,7 +78,6 @@ class TrackerScore:
         frames: [S], frames that count; for a missing sequence, all its frames.
         curves: [S, T] per sequence; zero where missing.
         fps: frames per second according to the time files; None without them.
-        timed: number of sequences with times.
         problems: everything wrong with its files.
     """
 
@@ -87,7 +86,6 @@ class TrackerScore:
     frames: NDArray[np.int64]
     curves: Curves
     fps: float | None
-    timed: int
     problems: tuple[Problem, ...]
 
 
@@ -169,26 +167,26 @@ def score_tracker(benchmark: Benchmark, results: TrackerResults) -> TrackerScore
             report("no truth", "no frame has a ground truth that counts; the sequence is left out")
         own = curves(compared, benchmark.protocol)
         precision[index], normalised[index], success[index] = own.precision, own.normalised, own.success
-    averaged = Curves(precision, normalised, success)
-    return TrackerScore(results.name, present, frames, averaged, results.fps, len(results.seconds), tuple(problems))
+    every = Curves(precision, normalised, success)
+    return TrackerScore(results.name, present, frames, every, results.fps, tuple(problems))
 
 
 def _comparable_boxes(
-    benchmark: Benchmark, rows: Array, truths: int, step: int, report: Callable[[ProblemKind, str], None]
+    benchmark: Benchmark, rows: Array, truth_count: int, step: int, report: Callable[[ProblemKind, str], None]
 ) -> Array:
     """Boxes for the frames that have a ground truth, one every `step` frames; reports a wrong number of rows.
 
     Results may have a row per frame or a row per truth. We assume the count that is closer by ratio, so that short and
     long files of both kinds are recognised.
     """
-    written, expected = len(rows), truths
-    if written**2 > truths**2 * step:
-        rows, expected = rows[::step], truths * step
+    written, expected = len(rows), truth_count
+    if written**2 > truth_count**2 * step:
+        rows, expected = rows[::step], truth_count * step
     if benchmark.protocol.quirks.rounded_results:
         rows = np.rint(rows)
     boxes = to_boxes(rows, benchmark.options.boxes, inclusive=not benchmark.protocol.quirks.open_corners)
-    if len(boxes) != truths:  # between two truths any number of rows is right
-        report("short" if len(boxes) < truths else "long", f"{written} rows; expected {expected}")
+    if len(boxes) != truth_count:  # between two truths any number of rows is right
+        report("short" if len(boxes) < truth_count else "long", f"{written} rows; expected {expected}")
     empty = int((boxes[:, 2:] <= 0).any(axis=1).sum())
     if empty:
         report("without area", f"{empty} boxes without width or height")

@@ -537,7 +537,6 @@ def test_what_each_damage_does() -> None:
 
 def test_corruptions_by_name() -> None:
     assert parse_corruption("stripes:5", 9) == Corruption("stripes", 5, 9)
-    assert str(Corruption("blur", 2)) == "blur:2"
     assert [Corruption("shift", level).strength for level in range(1, 6)] == [4, 8, 16, 24, 32]
     with pytest.raises(InputError, match="known are blur, noise, darkness, stripes, dropped, shift, stutter"):
         parse_corruption("fog:1")

@@ -15,11 +15,11 @@ from ckd_fast import InputError
 from ckd_fast.datasets import open_dataset
 from ckd_fast.datasets.sequences import Dataset
 from ckd_fast.datasets.tables import read_table
-from ckd_fast.evaluation import QUIRKS, Evaluation, Quirks, ScoringOptions, evaluate, load_benchmark, read_results
+from ckd_fast.evaluation import Evaluation, ScoringOptions, evaluate
 from ckd_fast.evaluation.metrics import NPR_AT, curves, distances, metrics
-from ckd_fast.evaluation.results import tracker_names
-from ckd_fast.evaluation.rules import PROTOCOLS, protocol_of
-from ckd_fast.evaluation.scores import score_tracker, summarise
+from ckd_fast.evaluation.results import read_results, tracker_names
+from ckd_fast.evaluation.rules import PROTOCOLS, QUIRKS, Quirks, protocol_of
+from ckd_fast.evaluation.scores import load_benchmark, score_tracker, summarise
 
 PUBLISHED = [
     ("gtot", "GTOT", "MTNet"),
@@ -353,7 +353,6 @@ def test_times_make_frames_per_second(dataset: Dataset, tmp_path: Path) -> None:
     (folder / "c_time.txt").write_text("9\n-1\n")
     (score,) = evaluate(dataset, [folder]).trackers
     assert score.fps == pytest.approx(6 / 1.2)  # the first row is the initialisation
-    assert score.timed == 2
     assert [(problem.kind, problem.sequences) for problem in score.problems] == [("unreadable", ("c",))]
 
 

@@ -26,9 +26,9 @@ def test_overlaps_leave_out_the_first_frame() -> None:
 
 
 def test_the_threshold_lies_between_tracked_and_lost() -> None:
-    run = Tracked(0.5, 0.5, 1.0, (0.9, 0.8, 0.6, 0.0, 0.05, 0.3), (0.8, 0.7, 0.6, 0.2, 0.3, 0.1))
+    run = Tracked((0.9, 0.8, 0.6, 0.0, 0.05, 0.3), (0.8, 0.7, 0.6, 0.2, 0.3, 0.1), 1.0)
     assert 0.3 < packaged.lost_threshold([run]) <= 0.6
-    assert np.isnan(packaged.lost_threshold([Tracked(1.0, 1.0, 1.0, (0.9,), (0.9,))]))
+    assert np.isnan(packaged.lost_threshold([Tracked((0.9,), (0.9,), 1.0)]))
 
 
 def test_a_tracker_that_opencv_lacks_is_none() -> None:
