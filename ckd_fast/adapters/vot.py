@@ -13,19 +13,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from ckd_fast.boxes import box_row
 from ckd_fast.errors import InputError
 from ckd_fast.files import writing
-from ckd_fast.images import read_rgb, read_tir
+from ckd_fast.images import Image, read_rgb, read_tir
 from ckd_fast.multi import MultiTracker
 from ckd_fast.types import Box, TrackResult
 
 from .program import run_program, toolkit_parser
-
-if TYPE_CHECKING:
-    from ckd_fast.images import Image
 
 
 @dataclass(frozen=True)
