@@ -14,11 +14,11 @@ Overlaps: TypeAlias = NDArray[np.float64]
 
 def iou(first: ArrayLike, second: ArrayLike) -> Overlaps:
     """Intersection over union of boxes (x, y, w, h), [..., 4] each -> [...]; 0 where both are empty."""
-    one, other = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    low = np.maximum(one[..., :2], other[..., :2])
-    high = np.minimum(one[..., :2] + one[..., 2:], other[..., :2] + other[..., 2:])
+    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    low = np.maximum(a[..., :2], b[..., :2])
+    high = np.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:])
     shared = np.clip(high - low, 0, None).prod(axis=-1)
-    union = one[..., 2:].prod(axis=-1) + other[..., 2:].prod(axis=-1) - shared
+    union = a[..., 2:].prod(axis=-1) + b[..., 2:].prod(axis=-1) - shared
     shares: Overlaps = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
     return shares
 

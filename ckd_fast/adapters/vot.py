@@ -13,19 +13,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from ckd_fast.boxes import box_row
 from ckd_fast.errors import InputError
 from ckd_fast.files import writing
-from ckd_fast.images import read_rgb, read_tir
+from ckd_fast.images import Image, read_rgb, read_tir
 from ckd_fast.multi import MultiTracker
 from ckd_fast.types import Box, TrackResult
 
 from .program import run_program, toolkit_parser
-
-if TYPE_CHECKING:
-    from ckd_fast.images import Image
 
 
 @dataclass(frozen=True)
@@ -114,12 +111,12 @@ def advance(tracker: MultiTracker, rgb: Image, tir: Image, added: Sequence[Box])
 
 def track_vot_folder(folder: Path, tracker: MultiTracker) -> list[Path]:
     """Track the targets of all queries together, and write their output files."""
-    given = read_vot_folder(folder)
+    requests = read_vot_folder(folder)
     # In the order in which the tracker gets them.
-    queries = sorted(given.queries, key=lambda query: query.offset)
+    queries = sorted(requests.queries, key=lambda query: query.offset)
     rows: list[list[Box]] = [[] for _ in queries]
     tracker.reset()
-    for index, (color, ir) in enumerate(zip(given.color, given.ir, strict=True)):
+    for index, (color, ir) in enumerate(zip(requests.color, requests.ir, strict=True)):
         images = read_pair(color, ir, tracker.config.color)
         advance(tracker, *images, [query.box for query in queries if query.offset == index])
         for boxes, box in zip(rows, tracker.boxes.values(), strict=False):  # later queries have no box yet

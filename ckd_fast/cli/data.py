@@ -52,7 +52,7 @@ def run_data_check(options: argparse.Namespace) -> int:
         raise InputError(f"{root}: no such folder")
     dataset = detect(root) if options.dataset is None else open_dataset(options.dataset, root)
     with tqdm(total=len(dataset.sequences), unit="sequence", disable=True if options.quiet else None) as bar:
-        found = check_dataset(dataset, on_sequence=lambda _one: bar.update())
+        found = check_dataset(dataset, on_sequence=lambda _check: bar.update())
     show(found, dataset.layout.title)
     if options.json:
         content = dataclasses.asdict(found) | {"root": str(found.root)}
@@ -62,20 +62,21 @@ def run_data_check(options: argparse.Namespace) -> int:
 
 def show(found: DatasetCheck, title: str) -> None:
     """Print a summary on standard output, and the faults on standard error."""
-    frames = sum(one.frames for one in found.sequences)
-    boxes, empty = sum(one.boxes for one in found.sequences), sum(one.empty_boxes for one in found.sequences)
-    print(f"{title}: {len(found.sequences)} sequences, {frames} frame pairs, {boxes} boxes ({empty} without area)")
+    checks = found.sequences
+    frames, boxes = sum(check.frames for check in checks), sum(check.boxes for check in checks)
+    empty = sum(check.empty_boxes for check in checks)
+    print(f"{title}: {len(checks)} sequences, {frames} frame pairs, {boxes} boxes ({empty} without area)")
     sizes = sorted(found.sizes.items(), key=lambda item: -item[1])
     if sizes:
         print("visible frames: " + ", ".join(f"{w}x{h} in {count} sequences" for (w, h), count in sizes[:8]))
-    other = sum(
-        one.visible_size != one.infrared_size for one in found.sequences if one.visible_size and one.infrared_size
+    differ = sum(
+        check.visible_size != check.infrared_size for check in checks if check.visible_size and check.infrared_size
     )
-    if other:
-        print(f"thermal frames of another size than the visible ones in {other} sequences")
-    lines = [*found.remarks, *(f"{one.sequence}: {one.kind}: {one.text}" for one in found.findings)]
+    if differ:
+        print(f"{differ} sequences have thermal frames of another size than the visible ones")
+    lines = [*found.remarks, *(f"{finding.sequence}: {finding.kind}: {finding.text}" for finding in found.findings)]
     for line in lines[:LINES_SHOWN]:
         sys.stderr.write(f"ckd-fast: {line}\n")
     if len(lines) > LINES_SHOWN:
-        sys.stderr.write(f"ckd-fast: and {len(lines) - LINES_SHOWN} more; --json FILE has all\n")
-    print("nothing is wrong" if not lines else f"{len(lines)} findings")
+        sys.stderr.write(f"ckd-fast: and {len(lines) - LINES_SHOWN} more; --json FILE lists all\n")
+    print("no findings" if not lines else f"{len(lines)} findings")

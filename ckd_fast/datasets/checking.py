@@ -66,7 +66,7 @@ class DatasetCheck:
     @property
     def sizes(self) -> Mapping[Size, int]:
         """How many sequences have visible frames of a size."""
-        return Counter(one.visible_size for one in self.sequences if one.visible_size is not None)
+        return Counter(check.visible_size for check in self.sequences if check.visible_size is not None)
 
 
 def detect(root: Path) -> Dataset:
@@ -80,10 +80,10 @@ def detect(root: Path) -> Dataset:
     if not fitting:
         known = ", ".join(layout.name for layout in LAYOUTS)
         raise InputError(f"{root}: no data set of a known layout ({known}); --dataset NAME tells what is missing")
-    exact = [one for one in fitting if one.layout.published == len(one.sequences)]
+    exact = [dataset for dataset in fitting if dataset.layout.published == len(dataset.sequences)]
     chosen = exact or fitting
     if len(chosen) > 1:
-        names = ", ".join(one.layout.name for one in chosen)
+        names = ", ".join(dataset.layout.name for dataset in chosen)
         raise InputError(f"{root}: could be any of {names}; choose with --dataset")
     return chosen[0]
 
@@ -104,7 +104,7 @@ def image_size(path: Path) -> Size:
 
 
 def check_dataset(
-    dataset: Dataset, *, on_sequence: Callable[[SequenceCheck], object] = lambda _one: None
+    dataset: Dataset, *, on_sequence: Callable[[SequenceCheck], object] = lambda _check: None
 ) -> DatasetCheck:
     """Decode every image and read every ground truth.
 

@@ -14,19 +14,17 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import cv2
-from numpy.typing import NDArray
 
 from ckd_fast.errors import InputError, some_names
 from ckd_fast.files import list_images, natural_key, reading
-from ckd_fast.images import read_rgb, read_tir
+from ckd_fast.images import Image, read_rgb, read_tir
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Image = NDArray[Any]
 PairBy = Literal["order", "stem"]
 Layout = Literal["rgb-left", "tir-left", "rgb-top", "tir-top"]
 

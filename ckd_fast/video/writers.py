@@ -44,8 +44,8 @@ def annotate(pair: FramePair, marks: Sequence[Mark]) -> NDArray[np.uint8]:
             colour = LOST_COLOUR if mark.lost else COLOURS[number % len(COLOURS)]
             _rectangle(panel, mark.box, colour, thick + 1)
             x, y = round(mark.box[0]), round(mark.box[1])
-            place = (x, y - 5) if y > 20 else (x + 4, y + round(26 * scale) + 4)  # above the box, else inside
-            _text(panel, mark.label, place, colour, scale, thick)
+            corner = (x, y - 5) if y > 20 else (x + 4, y + round(26 * scale) + 4)  # above the box, else inside
+            _text(panel, mark.label, corner, colour, scale, thick)
         label = name if frame is not None else f"{name} missing"
         _text(panel, label, (8, height - 10), (255, 255, 255), scale, thick)
         panels.append(panel)
@@ -54,11 +54,11 @@ def annotate(pair: FramePair, marks: Sequence[Mark]) -> NDArray[np.uint8]:
 
 
 def _text(
-    panel: NDArray[Any], text: str, place: tuple[int, int], colour: tuple[int, int, int], scale: float, thick: int
+    panel: NDArray[Any], text: str, corner: tuple[int, int], colour: tuple[int, int, int], scale: float, thick: int
 ) -> None:
     # The dark outline makes it readable on any background.
     for shade, width in (((0, 0, 0), thick + 2), (colour, thick)):
-        cv2.putText(panel, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, shade, width, cv2.LINE_AA)
+        cv2.putText(panel, text, corner, cv2.FONT_HERSHEY_SIMPLEX, scale, shade, width, cv2.LINE_AA)
 
 
 def _rectangle(panel: NDArray[Any], box: Box, colour: tuple[int, int, int], thick: int) -> None:

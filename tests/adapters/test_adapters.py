@@ -25,8 +25,8 @@ from ckd_fast import (
     load_model,
     save_model,
 )
-from ckd_fast.adapters import OpenCVTracker, SixChannelTracker, get_tracker_class, save_results, track_vot_folder
-from ckd_fast.adapters.vot import parse_region
+from ckd_fast.adapters import OpenCVTracker, SixChannelTracker, get_tracker_class, save_results
+from ckd_fast.adapters.vot import parse_region, track_vot_folder
 
 FRAMES = 6
 

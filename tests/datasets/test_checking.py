@@ -51,7 +51,7 @@ def test_faultless(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert captured.out.splitlines() == [
         "own data: 2 sequences, 8 frame pairs, 8 boxes (0 without area)",
         "visible frames: 32x24 in 2 sequences",
-        "nothing is wrong",
+        "no findings",
     ]
     content = json.loads(report.read_text())
     assert [one["name"] for one in content["sequences"]] == ["a", "b"]
