@@ -77,7 +77,7 @@ def configured(options: argparse.Namespace) -> TrainConfig:
 
 def run_train(options: argparse.Namespace) -> int:
     """`ckd-fast train`."""
-    from ckd_fast.training import RECIPES, Trainer, find_place
+    from ckd_fast.training import RECIPES, Trainer, this_process
 
     if options.list:
         print("\n".join(RECIPES))
@@ -93,28 +93,28 @@ def run_train(options: argparse.Namespace) -> int:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    place = find_place(options.device)
+    process = this_process(options.device)
     board = None
-    if options.tensorboard and place.first:
+    if options.tensorboard and process.first:
         from ckd_fast.training.logs import open_board
 
         board = open_board(options.out / "tensorboard")
-    hidden = True if options.quiet or not place.first else None
-    with tqdm(unit="pair", disable=hidden, smoothing=0.1) if place.first else nullcontext() as bar:
+    hidden = True if options.quiet or not process.first else None
+    with tqdm(unit="pair", disable=hidden, smoothing=0.1) if process.first else nullcontext() as bar:
 
         def show(progress: Progress) -> None:
             if bar is None:
                 return
-            bar.total = progress.of
-            bar.update(progress.done - bar.n)
+            bar.total = progress.pairs_total
+            bar.update(progress.pairs_done - bar.n)
             scored = f" IoU {progress.validation:.3f}" if progress.validation is not None else ""
             bar.set_postfix_str(
                 f"{progress.stage}: loss {progress.loss:.3f}{scored} {progress.pairs_per_second:.0f} pairs/s "
                 f"{progress.memory_mb:.0f} MB"
             )
 
-        trained = Trainer(config, options.out, place, board=board, on_progress=show).run(resume=options.resume)
-    if not place.first:
+        trained = Trainer(config, options.out, process, board=board, on_progress=show).run(resume=options.resume)
+    if not process.first:
         return 0
     if options.json:
         print(json.dumps({**dataclasses.asdict(trained), "final": str(trained.final)}))

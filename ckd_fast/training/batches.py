@@ -7,7 +7,6 @@ two processes compute that take one each.
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from ckd_fast.reference.labels import visible_patches
 from ckd_fast.reference.preprocess import PIXEL_MEAN, PIXEL_STD
 from ckd_fast.reference.training import Batch
 
+from . import seeds
 from .config import Augmentation, SceneConfig, Stage, TrainConfig
 from .rendering import Renderer
 from .samples import PairDataset, PairSample
@@ -119,18 +119,22 @@ class Feed:
     def _finish(self, number: int, crops: Crops | None) -> NumberedBatch:
         parts = [] if crops is None else [self._moved(crops)]
         if self.rendered and self._renderer is not None:
-            made = self._renderer.render(self.rendered, (self._config.seed, 2, self._number, number))
+            made = self._renderer.render(self.rendered, (self._config.seed, seeds.RENDERING, self._number, number))
             parts.append(Crops(made.template, made.search, made.target_xywh))
         joined = Crops(
             torch.cat([part.template for part in parts], dim=1),
             torch.cat([part.search for part in parts], dim=1),
             torch.cat([part.target_xywh for part in parts]),
         )
-        batch = augment(joined, self._config.augmentation, (self._config.seed, 3, self._number, number))
+        batch = augment(
+            joined, self._config.augmentation, (self._config.seed, seeds.AUGMENTATION, self._number, number)
+        )
         hidden = self._stage.hidden
         if hidden:
             # On the host, so that every device hides the same patches.
-            generator = torch.Generator().manual_seed(_seed_of(self._config.seed, 4, self._number, number))
+            generator = torch.Generator().manual_seed(
+                seeds.torch_seed(self._config.seed, seeds.HIDDEN_PATCHES, self._number, number)
+            )
             seen = visible_patches(self._stage.batch, self._config.model.search_tokens, hidden, generator)
             batch = Batch(batch.template, batch.search, batch.target_xywh, visible=seen.to(self._device))
         return NumberedBatch(number, batch, crops.bad if crops is not None else ())
@@ -151,14 +155,9 @@ def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _seed_of(*parts: int) -> int:
-    """One number for a tuple of them."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
 def seed_batch(seed: int, stage: int, number: int) -> None:
     """Make what the model draws itself (dropped paths) depend on the number of the batch alone."""
-    torch.manual_seed(_seed_of(seed, 5, stage, number))
+    torch.manual_seed(seeds.torch_seed(seed, seeds.DROPPED_PATHS, stage, number))
 
 
 def normalised(images: Tensor) -> Tensor:
@@ -221,14 +220,3 @@ def rotated(images: Tensor, target_xywh: Tensor, angles: Tensor) -> tuple[Tensor
     left, top = new_x.amin(-1), new_y.amin(-1)
     box = torch.stack([left + 0.5, top + 0.5, new_x.amax(-1) - left, new_y.amax(-1) - top], dim=-1)
     return torch.stack(turned), box
-
-
-def rate_factor(stage: Stage, step: int, steps: int) -> float:
-    """What the learning rates are multiplied with in this step of the stage."""
-    warm = round(stage.warmup * steps)
-    if step < warm:
-        return (step + 1) / warm
-    if stage.schedule == "constant":
-        return 1.0
-    progress = (step - warm) / max(steps - warm, 1)
-    return 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2

@@ -34,7 +34,7 @@ _NAME = re.compile(r"step-(\d{8})")
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunState:
     """Where a run stands.
 
     Attributes:
@@ -57,13 +57,13 @@ class Checkpoint:
     """What is needed to go on exactly.
 
     Attributes:
-        standing: where the run stands.
+        state: where the run stands.
         weights: by the names of our files.
         ema: the running mean, empty if the run keeps none.
         optimiser: moments by `parameter number.name`, empty between stages.
     """
 
-    standing: Standing
+    state: RunState
     weights: Mapping[str, Tensor]
     ema: Mapping[str, Tensor]
     optimiser: Mapping[str, Tensor]
@@ -109,10 +109,10 @@ class Checkpoints:
         return sorted(path for path in self._home.iterdir() if _NAME.fullmatch(path.name))
 
     def write(
-        self, standing: Standing, model: LoadedModel, ema: LoadedModel | None, moments: Mapping[str, Tensor]
+        self, state: RunState, model: LoadedModel, ema: LoadedModel | None, moments: Mapping[str, Tensor]
     ) -> Path:
         """Add one; older ones go when it is complete."""
-        target = self._home / f"step-{standing.total:08d}"
+        target = self._home / f"step-{state.total:08d}"
         try:
             self._home.mkdir(parents=True, exist_ok=True)
             for stale in self._home.glob(".writing-*"):  # of a run that was killed while it wrote
@@ -124,7 +124,7 @@ class Checkpoints:
             if moments:  # safetensors cannot hold nothing
                 write_safetensors(draft / "optimiser.safetensors", {n: v.cpu() for n, v in moments.items()}, {})
             with (draft / "state.json").open("w", encoding="utf-8") as handle:
-                json.dump(dataclasses.asdict(standing), handle)
+                json.dump(dataclasses.asdict(state), handle)
                 handle.flush()
                 os.fsync(handle.fileno())
             if target.exists():
@@ -146,14 +146,14 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """One checkpoint."""
     try:
         values = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        standing = Standing(**values)
+        state = RunState(**values)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"{folder / 'state.json'}: cannot be used ({error}); remove {folder} to go on before it"
         ) from error
     ema, optimiser = folder / "ema.safetensors", folder / "optimiser.safetensors"
     return Checkpoint(
-        standing,
+        state,
         open_weights(folder / "weights.safetensors").tensors,
         open_weights(ema).tensors if ema.exists() else {},
         open_weights(optimiser).tensors if optimiser.exists() else {},

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ckd_fast.errors import InputError
@@ -42,7 +42,6 @@ class Sampling:
     scale_jitter: float = 0.25
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be drawn."""
         if self.longest_gap < 2 or self.widen_by < 1:
             raise InputError(f"longest_gap={self.longest_gap}, widen_by={self.widen_by}: expected at least 2 and 1")
         if not 0 <= self.centre_jitter <= 4 or not 0 <= self.scale_jitter <= 1:
@@ -69,7 +68,6 @@ class Augmentation:
     rotation_degrees: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what is no probability."""
         for name in ("grayscale", "flip", "brightness"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}={getattr(self, name)}: expected a number in [0, 1]")
@@ -104,7 +102,6 @@ class SceneConfig:
     thermal_range: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be drawn."""
         if self.clutter < 0 or self.distractors < 0 or not 0 <= self.noise <= 64:
             raise InputError("clutter and distractors: expected numbers from 0; noise: expected levels in [0, 64]")
         for name in ("dark", "crossover", "camouflage", "occlusion", "thermal_range"):
@@ -136,7 +133,6 @@ class Source:
     scene: SceneConfig = field(default_factory=SceneConfig)
 
     def __post_init__(self) -> None:
-        """Refuse a source that gives nothing."""
         if not self.share > 0:
             raise InputError(f"share={self.share}: expected a positive number")
         if self.kind == "stills" and not self.root:
@@ -181,7 +177,6 @@ class Stage:
     eliminate_fully_at: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse a stage that does nothing."""
         for name in ("epochs", "pairs", "batch", "accumulate"):
             if getattr(self, name) < 1:
                 raise InputError(f"stage {self.name!r}: {name}={getattr(self, name)}: expected at least 1")
@@ -192,9 +187,26 @@ class Stage:
         if not (self.head_rate > 0 and self.backbone_rate > 0):
             raise InputError(f"stage {self.name!r}: head_rate and backbone_rate: expected positive numbers")
 
+    def pairs_per_step(self, world: int) -> int:
+        """Pairs in a step of the optimiser, over `world` processes."""
+        return self.batch * self.accumulate * world
+
     def steps_per_epoch(self, world: int) -> int:
-        """Steps of the optimiser in an epoch on so many processes."""
-        return max(1, self.pairs // (self.batch * self.accumulate * world))
+        return max(1, self.pairs // self.pairs_per_step(world))
+
+    def steps(self, world: int) -> int:
+        """Steps of the whole stage."""
+        return self.steps_per_epoch(world) * self.epochs
+
+    def rate_factor(self, step: int, steps: int) -> float:
+        """What the learning rates are multiplied with in one of the stage's steps."""
+        warm = round(self.warmup * steps)
+        if step < warm:
+            return (step + 1) / warm
+        if self.schedule == "constant":
+            return 1.0
+        progress = (step - warm) / max(steps - warm, 1)
+        return 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
 
 
 @dataclass(frozen=True)
@@ -220,7 +232,6 @@ class Upkeep:
     cache_mb: int = 512
 
     def __post_init__(self) -> None:
-        """Refuse intervals of nothing."""
         for name in ("log_every", "checkpoint_every", "keep_last", "validation_pairs"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)}: expected at least 1")
@@ -273,7 +284,6 @@ class TrainConfig:
     upkeep: Upkeep = field(default_factory=Upkeep)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot run."""
         if not self.stages or not self.sources:
             raise InputError("a run needs at least one stage and one source of samples")
         if self.seed < 0 or self.workers < 0:
@@ -295,37 +305,31 @@ class TrainConfig:
 
 
 def read_config(text: str, where: str, base: TrainConfig | None = None) -> TrainConfig:
-    """A configuration in JSON.
+    """A configuration in JSON; see `read_settings` for the arguments."""
+    return read_settings(json_object(text, where), where, base)
 
-    Args:
-        text: of the file.
-        where: its name, for messages.
-        base: what is not named keeps its value from here.
-    """
+
+def json_object(text: str, where: str) -> dict[str, Any]:
+    """The settings in a file's text; `where` names the file in messages."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not JSON ({error})") from error
     if not isinstance(values, dict):
         raise InputError(f"{where}: expected a JSON object of settings")
+    return values
+
+
+def read_settings(values: Mapping[str, Any], where: str, base: TrainConfig | None) -> TrainConfig:
+    """A configuration from plain JSON values.
+
+    Args:
+        values: settings by name.
+        where: names their place in messages.
+        base: gives the settings that are not named; None: the defaults do.
+    """
     made: TrainConfig = _read(TrainConfig, values, where, base)
     return made
-
-
-def config_from_file(path: Path) -> TrainConfig:
-    """A configuration file; its "recipe" (default "ckd") is what it starts from."""
-    from .recipes import recipe
-
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
-    name = values.pop("recipe", "ckd") if isinstance(values, dict) else "ckd"
-    return read_config(json.dumps(values), str(path), recipe(str(name)))
 
 
 def _read(kind: Any, value: Any, where: str, base: Any = None) -> Any:  # noqa: ANN401
@@ -356,10 +360,10 @@ def _read_dataclass(kind: type, value: Any, where: str, base: Any) -> Any:  # no
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected an object of settings")
     hints = get_type_hints(kind)
-    fields = {one.name: one for one in dataclasses.fields(kind)}
-    unknown = sorted(set(value) - set(fields))
+    known = [field.name for field in dataclasses.fields(kind)]
+    unknown = sorted(set(value) - set(known))
     if unknown:
-        raise InputError(f"{where}: unknown setting {unknown[0]!r}; known are {', '.join(fields)}")
+        raise InputError(f"{where}: unknown setting {unknown[0]!r}; known are {', '.join(known)}")
     made = {
         name: _read(hints[name], item, f"{where}: {name}", getattr(base, name, None)) for name, item in value.items()
     }

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 from ckd_fast.errors import InputError
 from ckd_fast.reference.config import ModelConfig
 from ckd_fast.reference.losses import LossConfig
 
-from .config import Augmentation, Sampling, SceneConfig, Source, Stage, TrainConfig, Upkeep
+from .config import (
+    Augmentation,
+    Sampling,
+    SceneConfig,
+    Source,
+    Stage,
+    TrainConfig,
+    Upkeep,
+    json_object,
+    read_settings,
+)
 
 AUTHORS = TrainConfig()
 _DISTIL, _ELIMINATE = AUTHORS.stages
@@ -108,8 +119,18 @@ RECIPES: Mapping[str, TrainConfig] = MappingProxyType(
 )  # fmt: skip
 
 
+def config_from_file(path: Path) -> TrainConfig:
+    """A configuration file; "recipe" in it names what it starts from (default "ckd")."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    values = json_object(text, str(path))
+    return read_settings(values, str(path), recipe(str(values.pop("recipe", "ckd"))))
+
+
 def recipe(name: str) -> TrainConfig:
-    """A recipe by name; an unknown one lists the known."""
+    """A recipe by name."""
     if name not in RECIPES:
         raise InputError(f"unknown recipe {name!r}: known are {', '.join(RECIPES)}")
     return RECIPES[name]

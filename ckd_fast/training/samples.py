@@ -24,6 +24,7 @@ from ckd_fast.reference.config import ModelConfig
 from ckd_fast.reference.preprocess import Crop, box_in_crop, crop, crop_window
 from ckd_fast.types import Box
 
+from . import seeds
 from .config import Sampling, Source, TrainConfig
 
 MOST_ATTEMPTS = 20
@@ -184,7 +185,7 @@ def open_source(source: Source, sampling: Sampling, cache: FrameCache) -> Sample
         dataset = dataset.select(source.sequences)
     for name in source.exclude:
         dataset.sequence(name)  # a name that is not there is a mistake
-    return SequenceSource([one for one in dataset.sequences if one.name not in source.exclude], sampling, cache)
+    return SequenceSource([s for s in dataset.sequences if s.name not in source.exclude], sampling, cache)
 
 
 def jittered(box: Box, sampling: Sampling, random: np.random.Generator) -> Box:
@@ -207,8 +208,8 @@ def cut(
     templates = _crops(template, template.box, model.template_factor, model.template_size)
     searches = _crops(search, around, model.search_factor, model.search_size)
     return PairSample(
-        template=np.stack([one.image for one in templates]),
-        search=np.stack([one.image for one in searches]),
+        template=np.stack([c.image for c in templates]),
+        search=np.stack([c.image for c in searches]),
         target_xywh=box_in_crop(search.box, around, searches[0].resize_factor, model.search_size),
     )
 
@@ -237,7 +238,7 @@ class PairDataset:
         """The sample of this position, with the names of those that could not be used."""
         bad: list[str] = []
         for attempt in range(MOST_ATTEMPTS):
-            random = np.random.default_rng([self._config.seed, 1, self._stage, position, attempt])
+            random = np.random.default_rng([self._config.seed, seeds.SAMPLES, self._stage, position, attempt])
             source = self._sources[int(random.choice(len(self._sources), p=self._shares))]
             try:
                 template, search = source.draw(random)

@@ -10,9 +10,8 @@ import pytest
 
 from ckd_fast import PRESETS, InputError
 from ckd_fast.reference.losses import LossConfig
-from ckd_fast.training.batches import rate_factor
-from ckd_fast.training.config import Stage, TrainConfig, config_from_file, read_config
-from ckd_fast.training.recipes import HELD_OUT, RECIPES, TRAINED_ON, recipe
+from ckd_fast.training.config import Stage, TrainConfig, read_config
+from ckd_fast.training.recipes import HELD_OUT, RECIPES, TRAINED_ON, config_from_file, recipe
 
 
 def test_the_default_is_what_the_authors_ran() -> None:
@@ -120,11 +119,11 @@ def test_an_unknown_recipe_lists_the_known(tmp_path: Path) -> None:
 
 def test_schedules() -> None:
     stage = Stage(schedule="cosine", warmup=0.1)
-    factors = [rate_factor(stage, step, 100) for step in range(100)]
+    factors = [stage.rate_factor(step, 100) for step in range(100)]
     assert factors[:3] == pytest.approx([0.1, 0.2, 0.3])
     assert factors[10] == pytest.approx(1.0)
     assert factors[55] == pytest.approx(0.505)  # halfway down
     assert factors[99] == pytest.approx(0.0103, abs=1e-4)
     assert max(factors) == factors[10]
     constant = dataclasses.replace(stage, schedule="constant", warmup=0.0)
-    assert {rate_factor(constant, step, 100) for step in range(100)} == {1.0}
+    assert {constant.rate_factor(step, 100) for step in range(100)} == {1.0}

@@ -23,14 +23,15 @@ from torch import Tensor
 from ckd_fast import InputError, OutputError, load_model, save_model
 from ckd_fast.errors import CorruptWeightsError, TrainingError
 from ckd_fast.reference.training import OptimiserConfig, make_optimiser
-from ckd_fast.training import Place, TrainConfig, Trained, Trainer
+from ckd_fast.training import Process, TrainConfig, Trained, Trainer
 from ckd_fast.training.checkpoints import Checkpoints, optimiser_tensors, read_checkpoint, restore_optimiser
 from ckd_fast.training.config import Source, Stage, Upkeep
 from ckd_fast.training.distillation import fused_distillation
+from ckd_fast.training.first_weights import initial_trainee
 from ckd_fast.training.logs import RunLog
-from ckd_fast.training.model import RunningMean, initial_trainee, stored_weights
+from ckd_fast.training.run_weights import RunningMean, stored_weights
 
-HERE = Place(0, 1, torch.device("cpu"))
+HERE = Process(0, 1, torch.device("cpu"))
 
 
 def train(settings: TrainConfig, out: Path, *, resume: bool = False) -> Trained:
@@ -128,7 +129,7 @@ def test_teachers_that_would_be_replaced_are_said(tmp_path: Path, caplog: pytest
         initial_trainee(config(init=weights))
         assert caplog.text == ""
         initial_trainee(config(init=weights, stages=(alone, DISTIL)))
-    assert "stage 'alone', in which the student learns alone, replaces them" in caplog.text
+    assert "stage 'alone' trains the student alone and makes new teachers from it" in caplog.text
 
 
 @pytest.mark.parametrize("frozen", ["heads_only", "students_only"])
@@ -237,8 +238,8 @@ def test_killed_and_resumed_is_the_unbroken_run(tmp_path: Path) -> None:
         time.sleep(0.005)
     broken.send_signal(signal.SIGKILL)
     assert broken.wait() == -signal.SIGKILL
-    standing = read_checkpoint(Checkpoints(out, 9).all()[-1]).standing
-    assert 0 < standing.total < 42
+    state = read_checkpoint(Checkpoints(out, 9).all()[-1]).state
+    assert 0 < state.total < 42
     # What a killed writer leaves behind must not disturb.
     (out / "checkpoints" / ".writing-torn").mkdir()
     with (out / "log.jsonl").open("a") as handle:
