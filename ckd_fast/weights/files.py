@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ckd_fast.errors import CorruptWeightsError, MissingModelError, OutputError
 
-from .pickles import TensorRef, read_checkpoint
+from .containers import read_checkpoint
+from .pickles import TensorRef
 
 # Where trackers of this field keep the state dict inside their checkpoint.
 STATE_DICT_KEYS = ("net", "model", "state_dict")

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeGuard
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from ckd_fast import __version__
-from ckd_fast.errors import CorruptWeightsError, InputError, MissingModelError, OutputError, WeightsMismatchError
+from ckd_fast.errors import CorruptWeightsError, InputError, MissingModelError, WeightsMismatchError
 from ckd_fast.reference.config import PRESETS, ModelConfig, preset, preset_name
 from ckd_fast.reference.model import Student, Trainee, initialise
 
 from . import keys
-from .files import WeightsFile, finite_or_raise, metadata_json, open_weights, write_safetensors
+from .files import WeightsFile, finite_or_raise, metadata_json, open_weights
 
 FORMAT = "ckd_fast"
 FORMAT_VERSION = "1"
@@ -36,9 +35,10 @@ RUN_SETTINGS = (
     "share_students",
 )
 NAMES_SHOWN = 5
+OURS = "ckd_fast"
+ONE_STREAM = "initial weights, one-stream tracker"
+ENCODER = "initial weights, encoder only"
 PACKAGED = Path(__file__).with_name("packaged.safetensors")
-
-HalfPrecision = Literal["float16", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -183,39 +183,29 @@ def expected_shapes(model: nn.Module) -> dict[str, torch.Size]:
     return shapes
 
 
+@dataclass(frozen=True)
+class _Translated:
+    """A file's tensors by our names, its own names that mean nothing to us, and what kind of file it is."""
+
+    named: dict[str, Tensor]
+    unknown: list[str]
+    kind: str
+
+
 def model_from_file(file: WeightsFile, config: ModelConfig | None, seed: int | None) -> LoadedModel:
     """The model in a file that is open already; see `load_model`."""
     path = file.path
-    if keys.looks_like_ours(file.tensors):
-        named, unknown = dict(file.tensors), []
-        kind = "ckd_fast"
-    elif keys.looks_like_authors(file.tensors):
-        pairs = {name: keys.from_authors(name) for name in file.tensors}
-        unknown = [n for n, ours in pairs.items() if ours is None and not keys.is_unused(n.partition(".")[2])]
-        named = {ours: file.tensors[name] for name, ours in pairs.items() if ours is not None}
-        branches = 4 if any(name.startswith("teacher_rgb.") for name in file.tensors) else 2
-        kind = f"CKD checkpoint, {branches} branches"
-    elif keys.looks_like_one_stream(file.tensors):
+    if keys.looks_like_one_stream(file.tensors):
         config = config or _one_stream_config(file)
-        try:
-            named, unknown = keys.from_one_stream(file.tensors, config)
-        except (ValueError, RuntimeError) as error:
-            raise WeightsMismatchError(f"{path}: {error}") from error
-        tracker = any(name.startswith("box_head.") for name in named) or "head.score.0.0.weight" in named
-        kind = "initial weights, one-stream tracker" if tracker else "initial weights, encoder only"
-    else:
-        names = sorted(file.tensors)
+    found = _translated(file, config)
+    if found.unknown:
         raise WeightsMismatchError(
-            f"{path}: not a model that ckd_fast knows (CKD, OSTrack, DropTrack, MAE encoder); "
-            f"its {len(names)} tensors begin with {', '.join(names[:NAMES_SHOWN])}"
+            f"{path}: looks like {found.kind}, but has {len(found.unknown)} tensors that such a model does not: "
+            f"{', '.join(sorted(found.unknown)[:NAMES_SHOWN])}"
         )
-    if unknown:
-        raise WeightsMismatchError(
-            f"{path}: looks like {kind}, but has {len(unknown)} tensors that such a model does not: "
-            f"{', '.join(sorted(unknown)[:NAMES_SHOWN])}"
-        )
+    named = found.named
     finite_or_raise(path, named)
-    if named and "head.score.0.0.weight" not in named and kind.startswith("initial"):
+    if named and found.kind == ENCODER:
         named |= _random_heads(path, named, config, seed)
     settled = _settle(file, named, config)
     if settled.share_students:
@@ -227,12 +217,32 @@ def model_from_file(file: WeightsFile, config: ModelConfig | None, seed: int | N
     _compare(path, students, settled, Student, "")
     if teachers:
         _compare(path, {f"student.{n}": v for n, v in students.items()} | teachers, settled, Trainee, "student.")
-    if kind == "ckd_fast":
-        provenance, threshold = _stored_provenance(file), _stored_threshold(file)
-    else:
-        threshold = None
-        provenance = Provenance(path.name, kind, file.sha256, file.placeholders, seed)
-    return LoadedModel(settled, students, teachers, provenance, threshold)
+    if found.kind == OURS:
+        return LoadedModel(settled, students, teachers, _stored_provenance(file), _stored_threshold(file))
+    provenance = Provenance(path.name, found.kind, file.sha256, file.placeholders, seed)
+    return LoadedModel(settled, students, teachers, provenance)
+
+
+def _translated(file: WeightsFile, config: ModelConfig | None) -> _Translated:
+    tensors = file.tensors
+    if keys.looks_like_ours(tensors):
+        return _Translated(dict(tensors), [], OURS)
+    if keys.looks_like_authors(tensors):
+        ours = {name: keys.from_authors(name) for name in tensors}
+        unknown = [n for n, known in ours.items() if known is None and not keys.is_unused(n.partition(".")[2])]
+        named = {known: tensors[name] for name, known in ours.items() if known is not None}
+        branches = 4 if any(name.startswith("teacher_rgb.") for name in tensors) else 2
+        return _Translated(named, unknown, f"CKD checkpoint, {branches} branches")
+    if config is not None and keys.looks_like_one_stream(tensors):
+        try:
+            named, unknown = keys.from_one_stream(tensors, config)
+        except (ValueError, RuntimeError) as error:
+            raise WeightsMismatchError(f"{file.path}: {error}") from error
+        return _Translated(named, unknown, ONE_STREAM if "head.score.0.0.weight" in named else ENCODER)
+    raise WeightsMismatchError(
+        f"{file.path}: not a model that ckd_fast knows (CKD, OSTrack, DropTrack, MAE encoder); "
+        f"its {len(tensors)} tensors begin with {', '.join(sorted(tensors)[:NAMES_SHOWN])}"
+    )
 
 
 def _one_stream_config(file: WeightsFile) -> ModelConfig:
@@ -398,41 +408,3 @@ def _compare(path: Path, named: Mapping[str, Tensor], config: ModelConfig, model
         for name in shaped[:NAMES_SHOWN]
     ]
     raise WeightsMismatchError("; ".join(lines))
-
-
-def save_model(
-    model: LoadedModel, path: str | os.PathLike[str], *, half: HalfPrecision | None = None, teachers: bool = False
-) -> None:
-    """Write a model as safetensors with its sizes and provenance inside.
-
-    Args:
-        model: what to write.
-        path: replaced atomically if it exists.
-        half: store weights in this type; batch-norm statistics stay float32.
-        teachers: keep the teachers too, to go on training.
-    """
-    tensors = dict(model.weights) | (dict(model.teachers) if teachers else {})
-    if half is not None:
-        tensors = {name: _rounded(name, value, half) for name, value in tensors.items()}
-    metadata = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "preset": preset_name(model.config) or "",
-        "config": json.dumps(model.config.to_dict()),
-        "provenance": json.dumps(dataclasses.asdict(model.provenance)),
-        "written_by": f"ckd_fast {__version__}",
-    }
-    if model.lost_threshold is not None:
-        metadata["calibration"] = json.dumps({"lost_threshold": model.lost_threshold})
-    write_safetensors(path, tensors, metadata)
-
-
-def _rounded(name: str, value: Tensor, half: HalfPrecision) -> Tensor:
-    if half not in ("float16", "bfloat16"):
-        raise InputError(f"half={half!r}: known are float16, bfloat16")
-    if "running_" in name:
-        return value
-    rounded = value.to(torch.float16 if half == "float16" else torch.bfloat16)
-    if not torch.isfinite(rounded).all():
-        raise OutputError(f"{name} has values beyond the range of float16: use bfloat16")
-    return rounded

@@ -432,7 +432,7 @@ def test_names_of_placeholders_do_not_reach_the_terminal_raw(tmp_path: Path) -> 
     path = raw_zip(tmp_path / "evil.pth", evil, data__0=b"\0" * 16)
     with pytest.raises(CorruptWeightsError, match="no tensors"):
         load_model(path, SMALL)
-    from ckd_fast.weights.pickles import read_checkpoint
+    from ckd_fast.weights.containers import read_checkpoint
 
     (name,) = read_checkpoint(path).placeholders
     assert name.isprintable()
