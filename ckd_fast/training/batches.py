@@ -1,8 +1,7 @@
-"""From samples to batches on the device: mixing real and rendered samples, augmentation, normalisation.
+"""Batches on the device: real and rendered samples mixed, augmented and normalised.
 
-The batches of a run are numbered; what batch number m holds depends on (seed, stage, m) alone. With several processes,
-or several batches per step, they are dealt out in turn, so one process that takes two batches per step computes what
-two processes compute that take one each.
+The batches of a stage are numbered, and batch m depends on (seed, stage, m) alone. Processes take the numbers in turn,
+so one process that takes two batches per step computes the same as two processes that take one each.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from .config import Augmentation, SceneConfig, Stage, TrainConfig
 from .rendering import Renderer
 from .samples import PairDataset, PairSample
 
-# Not a plain fork: a process whose libraries have threads hands their locks on, and workers may wait for ever.
+# Not a plain fork: workers would inherit locks that the libraries' threads hold, and might wait for ever.
 _START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 GRAY = (0.299, 0.587, 0.114)
 
@@ -46,7 +45,7 @@ class Crops:
 
 @dataclass(frozen=True)
 class NumberedBatch:
-    """A batch, its number, and what could not be read on the way."""
+    """A batch, its number, and the samples that could not be read."""
 
     number: int
     batch: Batch
@@ -54,7 +53,7 @@ class NumberedBatch:
 
 
 def collate(samples: Sequence[PairSample]) -> Crops:
-    """Stack samples read by the workers."""
+    """Stack samples into a batch."""
 
     def stacked(images: list[NDArray[np.uint8]]) -> Tensor:
         return torch.from_numpy(np.stack(images)).permute(1, 0, 4, 2, 3).contiguous()  # [2, B, 3, H, W]
@@ -88,7 +87,7 @@ class Feed:
         self._stage: Stage = config.stages[stage]
         synthetic = [source for source in config.sources if source.kind == "synthetic"]
         if len(synthetic) > 1:
-            raise InputError(f"{len(synthetic)} synthetic sources; expected at most one: its scene says what is drawn")
+            raise InputError(f"{len(synthetic)} synthetic sources; expected at most one")
         whole = sum(source.share for source in config.sources)
         batch = self._stage.batch
         self.rendered = round(batch * sum(source.share for source in synthetic) / whole)
@@ -104,13 +103,13 @@ class Feed:
             return
         groups = [list(range(number * self.read, (number + 1) * self.read)) for number in numbers]
         loader: DataLoader[Any] = DataLoader(
-            self._dataset,  # type: ignore[arg-type]  # map-style by duck typing: __getitem__ alone
+            self._dataset,  # type: ignore[arg-type]  # it needs no more than __getitem__
             batch_sampler=groups,
             num_workers=self._config.workers,
             collate_fn=collate,
             pin_memory=self._device.type == "cuda",
             worker_init_fn=_one_thread if self._config.workers else None,
-            generator=torch.Generator(),  # the loader must not move the global one
+            generator=torch.Generator(),  # or the loader would draw from the global one
             multiprocessing_context=_START_METHOD if self._config.workers else None,
         )
         for number, crops in zip(numbers, loader, strict=True):
@@ -156,7 +155,7 @@ def _one_thread(_worker: int) -> None:
 
 
 def seed_batch(seed: int, stage: int, number: int) -> None:
-    """Make what the model draws itself (dropped paths) depend on the number of the batch alone."""
+    """Seed what the model itself draws (dropped paths) for one batch."""
     torch.manual_seed(seeds.torch_seed(seed, seeds.DROPPED_PATHS, stage, number))
 
 
@@ -167,7 +166,7 @@ def normalised(images: Tensor) -> Tensor:
 
 
 def augment(crops: Crops, config: Augmentation, seed: tuple[int, ...]) -> Batch:
-    """Augmented and normalised, the whole batch at once. The numbers are drawn on the host."""
+    """Augment and normalise a whole batch. Random numbers are drawn on the host, the same for every device."""
     random, device = np.random.default_rng(seed), crops.template.device
     count = crops.target_xywh.shape[0]
 
@@ -197,10 +196,10 @@ def augment(crops: Crops, config: Augmentation, seed: tuple[int, ...]) -> Batch:
 
 
 def rotated(images: Tensor, target_xywh: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn crops [2, B, 3, H, W] about their centres; the box becomes the upright one around the turned corners.
+    """Turn crops about their centres; the new box is the upright one around the turned corners.
 
     Args:
-        images: both modalities turn alike.
+        images: both modalities [2, B, 3, H, W]; they turn alike.
         target_xywh: in units of the crop [B, 4].
         angles: radians, clockwise on the screen [B].
     """

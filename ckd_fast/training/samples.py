@@ -1,11 +1,12 @@
-"""Real samples: a template and a search view of one target, read from sequences or still pairs, cut and jittered.
+"""Real samples: a template and a search view of one target, read from sequences or still pairs, jittered and cropped.
 
-What a sample is depends on (seed, stage, position) alone, whichever process reads it. A sample that cannot be read is
-named and replaced by another draw; never is the same one tried for ever.
+A sample depends on (seed, stage, position) alone, whichever process reads it. A sample that cannot be read is named and
+replaced by another draw, a limited number of times.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from abc import ABC, abstractmethod
@@ -47,7 +48,7 @@ class PairSample:
         template: rgb and tir [2, h, w, 3] uint8.
         search: the same [2, H, W, 3].
         target_xywh: the target in units of the search crop.
-        bad: what was drawn before and could not be used, by name and reason.
+        bad: draws before this one that could not be read: file and reason.
     """
 
     template: NDArray[np.uint8]
@@ -57,14 +58,14 @@ class PairSample:
 
 
 class FrameCache:
-    """Decoded frames, the most recently used up to a number of bytes."""
+    """The most recently used decoded frames, up to a number of bytes."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most, self._held = most_bytes, 0
         self._frames: OrderedDict[Path, NDArray[np.uint8]] = OrderedDict()
 
     def read(self, path: Path) -> NDArray[np.uint8]:
-        """A frame in RGB order [H, W, 3]; what cannot be decoded is an error."""
+        """A frame in RGB order [H, W, 3]."""
         if path in self._frames:
             self._frames.move_to_end(path)
             return self._frames[path]
@@ -80,14 +81,14 @@ class FrameCache:
         return frame
 
     def read_pair(self, visible: Path, infrared: Path, box: Box) -> View:
-        """Both modalities on the visible frame's grid; a box that shows nothing of it is an error."""
+        """Both modalities at the visible frame's size; the box must overlap the frame."""
         rgb, tir = self.read(visible), self.read(infrared)
         height, width = rgb.shape[:2]
         if tir.shape != rgb.shape:
             tir = cv2.resize(tir, (width, height)).astype(np.uint8, copy=False)
         x, y, w, h = box
         if not (w > 0 and h > 0 and x < width and y < height and x + w > 0 and y + h > 0):
-            raise InputError(f"{visible}: box {box} lies outside of the frame of {width}x{height}")
+            raise InputError(f"{visible}: box {box} lies outside the frame of {width}x{height}")
         return View(rgb, tir, box)
 
 
@@ -96,20 +97,19 @@ class SampleSource(ABC):
 
     @abstractmethod
     def draw(self, random: np.random.Generator) -> tuple[View, View]:
-        """Two views of one target; `InputError` where what was drawn cannot be used."""
+        """A template and a search view of one target; `InputError` if they cannot be read."""
 
 
 class SequenceSource(SampleSource):
-    """Sequences of a data set: two frames of one, the search frame after the template."""
+    """Two frames of one sequence of a data set, the search frame after the template."""
 
     def __init__(self, sequences: Sequence[SequenceFiles], sampling: Sampling, cache: FrameCache) -> None:
         if not sequences:
-            raise InputError("a data set without sequences: check its root, `sequences` and `exclude`")
+            raise InputError("no sequences are left of a data set: check its root, `sequences` and `exclude`")
         self._sequences, self._sampling, self._cache = tuple(sequences), sampling, cache
         self._opened: dict[int, tuple[tuple[Path, ...], tuple[Path, ...], NDArray[np.float64]]] = {}
 
     def draw(self, random: np.random.Generator) -> tuple[View, View]:
-        """A sequence, a template frame with a box, and a later one within the longest gap."""
         index = int(random.integers(len(self._sequences)))
         sequence = self._sequences[index]
         if index not in self._opened:
@@ -136,10 +136,10 @@ class SequenceSource(SampleSource):
 
 
 class StillSource(SampleSource):
-    """Single pairs with boxes: both views are of the same pair, and differ by jitter and augmentation.
+    """Single pairs of images with boxes: both views show the same pair, and differ by jitter and augmentation.
 
     The folder has `visible/NAME`, `infrared/NAME` and `boxes.json`: {"NAME without suffix": {"boxes": [[x, y, w, h,
-    label], ...]}}. Boxes under `smallest` pixels on a side are left out: there is nothing to recognise in them.
+    label], ...]}}. Boxes with a side under `smallest` pixels are left out: they show too little to recognise.
     """
 
     smallest = 12.0
@@ -166,7 +166,6 @@ class StillSource(SampleSource):
         }
 
     def draw(self, random: np.random.Generator) -> tuple[View, View]:
-        """A box, twice."""
         name, box = self._targets[int(random.integers(len(self._targets)))]
         for folder, files in self._files.items():
             if name not in files:
@@ -177,19 +176,19 @@ class StillSource(SampleSource):
 
 
 def open_source(source: Source, sampling: Sampling, cache: FrameCache) -> SampleSource:
-    """A reader of a source that is not synthetic."""
+    """A reader of a source of real samples."""
     if source.kind == "stills":
         return StillSource(Path(source.root), cache)
     dataset = open_dataset(source.name, source.root or None)
     if source.sequences:
         dataset = dataset.select(source.sequences)
     for name in source.exclude:
-        dataset.sequence(name)  # a name that is not there is a mistake
+        dataset.sequence(name)  # raises if there is no such sequence
     return SequenceSource([s for s in dataset.sequences if s.name not in source.exclude], sampling, cache)
 
 
 def jittered(box: Box, sampling: Sampling, random: np.random.Generator) -> Box:
-    """Where the tracker might believe the target to be when it searches."""
+    """Where the tracker might believe the target to be when it searches around it."""
     w, h = (size * math.exp(sampling.scale_jitter * random.normal()) for size in box[2:])
     reach = math.sqrt(w * h) * sampling.centre_jitter
     cx, cy = (box[i] + box[i + 2] / 2 + reach * (random.random() - 0.5) for i in range(2))
@@ -199,12 +198,12 @@ def jittered(box: Box, sampling: Sampling, random: np.random.Generator) -> Box:
 def cut(
     template: View, search: View, model: ModelConfig, sampling: Sampling, random: np.random.Generator
 ) -> PairSample:
-    """Crops of both views; `InputError` where the search crop would show nothing of the frame."""
+    """Crops of both views; `InputError` if the search crop would miss the frame altogether."""
     around = jittered(search.box, sampling, random)
     window = crop_window(around, model.search_factor)
     height, width = search.rgb.shape[:2]
     if window.left >= width or window.top >= height or window.left + window.side <= 0 or window.top + window.side <= 0:
-        raise InputError("the jittered search crop shows nothing of the frame")
+        raise InputError("the jittered search crop misses the frame")
     templates = _crops(template, template.box, model.template_factor, model.template_size)
     searches = _crops(search, around, model.search_factor, model.search_size)
     return PairSample(
@@ -219,11 +218,11 @@ def _crops(view: View, box: Box, factor: float, size: int) -> list[Crop]:
 
 
 class PairDataset:
-    """Samples by position; a map-style data set for `torch.utils.data`.
+    """Samples by position, for `torch.utils.data`.
 
     Args:
         config: sources and their shares, sampling, seed.
-        stage: number of the stage; every stage has samples of its own.
+        stage: number of the stage; every stage has its own samples.
     """
 
     def __init__(self, config: TrainConfig, stage: int) -> None:
@@ -235,7 +234,6 @@ class PairDataset:
         self._shares = shares / shares.sum()
 
     def __getitem__(self, position: int) -> PairSample:
-        """The sample of this position, with the names of those that could not be used."""
         bad: list[str] = []
         for attempt in range(MOST_ATTEMPTS):
             random = np.random.default_rng([self._config.seed, seeds.SAMPLES, self._stage, position, attempt])
@@ -246,11 +244,11 @@ class PairDataset:
                 bad.append(str(error))
                 continue
             try:
-                made = cut(template, search, self._config.model, self._config.sampling, random)
+                sample = cut(template, search, self._config.model, self._config.sampling, random)
             except InputError:
-                continue  # a matter of jitter: the published sampling draws again, too
-            return PairSample(made.template, made.search, made.target_xywh, tuple(bad))
+                continue  # unlucky jitter, not a bad file; the published sampling draws again, too
+            return dataclasses.replace(sample, bad=tuple(bad))
         raise TrainingError(
-            f"{MOST_ATTEMPTS} draws in a row gave no sample; the last reasons: {'; '.join(bad[-3:]) or 'empty crops'}. "
+            f"no sample in {MOST_ATTEMPTS} draws in a row; the last reasons: {'; '.join(bad[-3:]) or 'empty crops'}. "
             "Check the data with `ckd-fast data check`"
         )

@@ -1,4 +1,4 @@
-"""`save_model` and `ckd-fast weights convert`: safetensors with the model's sizes and origin inside."""
+"""Writes a model as safetensors with its sizes and provenance inside; converts other files to it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def save_model(
 
     Args:
         model: what to write.
-        path: replaced atomically if it exists.
-        half: store weights in this type; batch-norm statistics stay float32.
+        path: an existing file is replaced atomically.
+        half: type of the stored weights; batch-norm statistics stay float32.
         teachers: keep the teachers too, to go on training.
     """
     tensors = dict(model.weights) | (dict(model.teachers) if teachers else {})
@@ -62,7 +62,7 @@ def _rounded(name: str, value: Tensor, half: HalfPrecision) -> Tensor:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written."""
+    """What `convert_weights` wrote."""
 
     model: LoadedModel
     path: Path
@@ -80,9 +80,11 @@ def convert_weights(
     lost_threshold: float | None = None,
     force: bool = False,
 ) -> Conversion:
-    """Load `source` with every check, write `target` atomically; see `load_model` and `save_model`.
+    """Load `source` with every check and write `target`; see `load_model` and `save_model` for the other arguments.
 
-    `lost_threshold` is stored as the calibration of these weights; None keeps what the source says.
+    Args:
+        lost_threshold: stored as the calibration of these weights; None keeps the source's.
+        force: overwrite `target`.
     """
     if lost_threshold is not None and not is_threshold(lost_threshold):
         raise InputError(f"lost_threshold={lost_threshold!r}: expected a number in [0, 1]")

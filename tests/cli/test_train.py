@@ -40,7 +40,7 @@ def test_recipes_can_be_listed_and_printed(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train"], "which CONFIG"),
+        (["train"], "CONFIG is missing"),
         (["train", "nonsense", "--out", "x"], "unknown recipe 'nonsense'"),
         (["train", "ckd"], "--out"),
         (["train", "missing.json", "--out", "x"], "missing.json: cannot be read"),

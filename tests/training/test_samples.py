@@ -122,7 +122,7 @@ def test_bad_samples_are_named_and_replaced(tmp_path: Path) -> None:
     samples = [dataset[position] for position in range(40)]
     bad = [name for sample in samples for name in sample.bad]
     assert any("torn/infrared" in name and "cannot be decoded" in name for name in bad)
-    assert any("lies outside of the frame of 96x72" in name for name in bad)
+    assert any("lies outside the frame of 96x72" in name for name in bad)
     assert all("good" not in name for name in bad)
     reddest = max(int(sample.search[0].max()) for sample in samples)
     assert reddest == 240  # every sample is of the good sequence
@@ -134,7 +134,7 @@ def test_nothing_but_bad_samples_ends_the_run(tmp_path: Path) -> None:
     (tmp_path / "torn" / "visible").mkdir()
     for index in range(6):
         (tmp_path / "torn" / "visible" / f"{index:06d}.png").write_bytes(b"no image")
-    with pytest.raises(TrainingError, match=f"{MOST_ATTEMPTS} draws in a row"):
+    with pytest.raises(TrainingError, match=f"no sample in {MOST_ATTEMPTS} draws in a row"):
         PairDataset(folder_config(tmp_path), 0)[0]
 
 

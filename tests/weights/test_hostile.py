@@ -365,7 +365,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], type[CkdFastError], str]] = {
     "positions not square": (
         lambda p: authors(p, rgb_branch__pos_embed_x=torch.zeros(1, 255, 32)),
         WeightsMismatchError,
-        "no square grid",
+        "not a square grid",
     ),
     "another model": (
         lambda p: torch.save({"net": {"conv1.weight": torch.zeros(3), "fc.bias": torch.zeros(3)}}, p) or p,
