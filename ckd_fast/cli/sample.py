@@ -14,6 +14,7 @@ from .parsing import add_command, not_negative, positive, size
 
 if TYPE_CHECKING:
     from ckd_fast.datasets import SyntheticClip
+    from ckd_fast.types import Box
 
     from .parsing import Commands
 
@@ -73,19 +74,20 @@ def run_sample(options: argparse.Namespace) -> int:
         raise OutputError(f"{out}: {', '.join(present)} exist; choose another folder or use --force")
     clip = SyntheticClip(config)
     try:
-        boxes = _write_clip(clip, out, video=options.video)
+        _write_clip(clip, out, video=options.video)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
+    first_box = clip.boxes()[0]
     if options.json:
-        print(json.dumps({"out": str(out), "frames": len(clip), "size": [width, height], "first_box": clip.boxes()[0]}))
+        print(json.dumps({"out": str(out), "frames": len(clip), "size": [width, height], "first_box": first_box}))
         return 0
     what = "visible.mp4, infrared.mp4" if options.video else "visible/, infrared/"
-    print(f"{out}: {len(clip)} frames of {width}x{height} in {what}, groundtruth.txt; first box {boxes[0]}")
+    print(f"{out}: {len(clip)} frames of {width}x{height} in {what}, groundtruth.txt; first box {_line(first_box)}")
     return 0
 
 
-def _write_clip(clip: SyntheticClip, out: Path, *, video: bool) -> list[str]:
-    """Write images or videos, ground truth and clip.json; the lines of the ground truth."""
+def _write_clip(clip: SyntheticClip, out: Path, *, video: bool) -> None:
+    """Write images or videos, ground truth and clip.json."""
     import cv2
     import numpy as np
     from tqdm import tqdm
@@ -109,11 +111,14 @@ def _write_clip(clip: SyntheticClip, out: Path, *, video: bool) -> list[str]:
             for folder, picture in zip(folders, (cv2.cvtColor(frame.rgb, cv2.COLOR_RGB2BGR), frame.tir), strict=True):
                 if not cv2.imwrite(str(folder / f"{index + 1:06d}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 95]):
                     raise OutputError(f"{folder}: frame {index + 1} cannot be written")
-        boxes.append(",".join(f"{value:.2f}" for value in frame.box))
+        boxes.append(_line(frame.box))
         notes.append({"dark": frame.dark, "crossover": frame.crossover, "occluded": frame.occluded})
     for writer in videos:
         writer.close()
     (out / "groundtruth.txt").write_text("\n".join(boxes) + "\n")
     about = {"generator": dataclasses.asdict(clip.config), "frames": notes}
     (out / "clip.json").write_text(json.dumps(about) + "\n")
-    return boxes
+
+
+def _line(box: Box) -> str:
+    return ",".join(f"{value:.2f}" for value in box)

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,11 +99,9 @@ def run_train(options: argparse.Namespace) -> int:
 
         board = open_board(options.out / "tensorboard")
     hidden = True if options.quiet or not process.first else None
-    with tqdm(unit="pair", disable=hidden, smoothing=0.1) if process.first else nullcontext() as bar:
+    with tqdm(unit="pair", disable=hidden, smoothing=0.1) as bar:
 
         def show(progress: Progress) -> None:
-            if bar is None:
-                return
             bar.total = progress.pairs_total
             bar.update(progress.pairs_done - bar.n)
             scored = f" IoU {progress.validation:.3f}" if progress.validation is not None else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .parsing import add_command
@@ -85,7 +86,7 @@ def run_weights_inspect(options: argparse.Namespace) -> int:
 def run_weights_convert(options: argparse.Namespace) -> int:
     from ckd_fast.weights import convert_weights
 
-    done = convert_weights(
+    model = convert_weights(
         options.file,
         options.output,
         model=options.model,
@@ -95,9 +96,10 @@ def run_weights_convert(options: argparse.Namespace) -> int:
         lost_threshold=options.lost_threshold,
         force=options.force,
     )
+    size = Path(options.output).stat().st_size
     if options.json:
-        about = {"path": str(done.path), "bytes": done.bytes_written, "config": done.model.config.to_dict()}
-        print(json.dumps(about | {"provenance": dataclasses.asdict(done.model.provenance)}))
+        about = {"path": options.output, "bytes": size, "config": model.config.to_dict()}
+        print(json.dumps(about | {"provenance": dataclasses.asdict(model.provenance)}))
         return 0
-    print(f"{done.path}: {done.bytes_written / 1e6:.1f} MB, {done.model.provenance.kind}")
+    print(f"{options.output}: {size / 1e6:.1f} MB, {model.provenance.kind}")
     return 0

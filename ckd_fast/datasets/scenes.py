@@ -61,13 +61,9 @@ class Outline:
     ) -> Outline:
         """A shape in one scene."""
         return cls(
-            np.array([x]),
-            np.array([y]),
-            np.array([half_width]),
-            np.array([half_height]),
-            np.array([angle]),
+            np.array([x]), np.array([y]), np.array([half_width]), np.array([half_height]), np.array([angle]),
             np.asarray(shape)[:, None],
-        )
+        )  # fmt: skip
 
     def only(self, scenes: NDArray[np.int64]) -> Outline:
         """The same in some of the scenes."""
@@ -111,12 +107,12 @@ class View:
         """The same in some of the scenes."""
         return View(self.left[scenes], self.top[scenes], self.pixel[scenes])
 
-    def pixel_centres(
-        self, rows: tuple[int, int], columns: tuple[int, int], device: torch.device
-    ) -> tuple[Tensor, Tensor]:
+    def pixel_centres(self, rows: range, columns: range, device: torch.device) -> tuple[Tensor, Tensor]:
         """Positions in the scene of a part of the canvas: xs [B, 1, W] and ys [B, H, 1]."""
         left, top, pixel = torch.from_numpy(np.stack([self.left, self.top, self.pixel])).float().to(device)[..., None]
-        across, down = (torch.arange(*span, device=device, dtype=torch.float32) + 0.5 for span in (columns, rows))
+        across, down = (
+            torch.arange(span.start, span.stop, device=device, dtype=torch.float32) + 0.5 for span in (columns, rows)
+        )
         return (left + across * pixel)[:, None], (top + down * pixel)[:, :, None]
 
     def windows(self, boxes: Floats, canvas: Tensor) -> NDArray[np.int64]:
@@ -146,45 +142,50 @@ class Thing:
 
 @dataclass(frozen=True)
 class Moment:
-    """Everything in B scenes at one moment, but for the ground.
+    """Everything in B scenes at one moment but the ground, and how the cameras see it.
 
     Attributes:
+        view: what the canvas shows.
         behind: what the target covers, back to front.
         target: the object to track.
         hidden: channels in which the target looks like what is behind it [B, 4]: three visible ones and warmth.
         in_front: what covers the target.
         light: factor of the visible levels [B]; near 0 in the dark.
-        thermal_gain, thermal_offset: the thermal camera shows gain * warmth + offset [B].
+        thermal: gain and offset of the thermal camera, which shows gain * warmth + offset [2, B].
         noise: standard deviation of the sensors' noise in levels [B].
         noise_seed: equal seeds give equal noise.
+        frame: west, east, north and south end of the frame [4, B], beyond which pictures are black; None: no end.
     """
 
+    view: View
     behind: Sequence[Thing]
     target: Thing
     hidden: NDArray[np.bool_]
     in_front: Sequence[Thing]
     light: Floats
-    thermal_gain: Floats
-    thermal_offset: Floats
+    thermal: Floats
     noise: Floats
     noise_seed: int
+    frame: Floats | None = None
 
 
-def render(canvas: Tensor, view: View, moment: Moment) -> Tensor:
+def render(canvas: Tensor, moment: Moment) -> Tensor:
     """Paint a moment over its ground [B, 4, H, W], in place; what the cameras show of it, uint8."""
     for thing in moment.behind:
-        paint(canvas, view, thing)
-    paint(canvas, view, _hidden(canvas, view, moment.target, moment.hidden))
+        paint(canvas, moment.view, thing)
+    paint(canvas, moment.view, _hidden(canvas, moment))
     for thing in moment.in_front:
-        paint(canvas, view, thing)
-    light, gain, offset, noise = (
-        torch.from_numpy(values).float().to(canvas.device)[:, None, None, None]
-        for values in (moment.light, moment.thermal_gain, moment.thermal_offset, moment.noise)
-    )
+        paint(canvas, moment.view, thing)
+    values = np.stack([moment.light, *moment.thermal, moment.noise])
+    light, gain, offset, noise = torch.from_numpy(values).to(canvas)[:, :, None, None, None]
     canvas[:, :3] *= light
     canvas[:, 3:] = canvas[:, 3:] * gain + offset
     generator = torch.Generator().manual_seed(moment.noise_seed)  # on the host: every device has the same noise
     canvas += noise * torch.randn(canvas.shape, generator=generator).to(canvas.device)
+    if moment.frame is not None:
+        xs, ys = moment.view.pixel_centres(range(canvas.shape[2]), range(canvas.shape[3]), canvas.device)
+        west, east, north, south = torch.from_numpy(moment.frame).to(canvas)[:, :, None, None]
+        canvas *= ((xs > west) & (xs < east) & (ys > north) & (ys < south))[:, None]
     return canvas.clamp(0, 255).round().to(torch.uint8)
 
 
@@ -260,7 +261,7 @@ def paint(canvas: Tensor, view: View, thing: Thing) -> None:
     top, left = windows[[0, 2]][:, seen].min(1)
     bottom, right = windows[[1, 3]][:, seen].max(1)
     near = view.only(seen)
-    xs, ys = near.pixel_centres((top, bottom), (left, right), canvas.device)
+    xs, ys = near.pixel_centres(range(top, bottom), range(left, right), canvas.device)
     alpha, u, v = coverage(thing.outline.only(seen), xs, ys, near.pixel)
     scenes = torch.from_numpy(seen).to(canvas.device)
     grid = torch.stack([u, v], dim=-1) / TEXTURE_REACH
@@ -298,18 +299,14 @@ def coverage(outline: Outline, xs: Tensor, ys: Tensor, pixel: Floats) -> tuple[T
     return edge.sub_(radius).div_(soft).add_(0.5).clamp_(0, 1), u, v
 
 
-def _hidden(canvas: Tensor, view: View, target: Thing, channels: NDArray[np.bool_]) -> Thing:
-    """The target, in some channels [B, 4] all but the colour or the warmth of what it will cover."""
-    scenes = np.flatnonzero(channels.any(1))
-    if len(scenes) == 0:
-        return target
-    look = target.texture.to(canvas.device).clone()
-    windows = view.windows(target.outline.boxes(), canvas)
-    for scene in scenes:
+def _hidden(canvas: Tensor, moment: Moment) -> Thing:
+    """The target; where it is hidden, nearly in the colour or warmth of what it will cover."""
+    look = moment.target.texture.to(canvas.device).clone()
+    windows = moment.view.windows(moment.target.outline.boxes(), canvas)
+    for scene, channel in np.argwhere(moment.hidden):
         top, bottom, left, right = windows[:, scene]
-        inside = top < bottom and left < right
-        for channel in np.flatnonzero(channels[scene]):
-            behind = canvas[scene, channel, top:bottom, left:right] if inside else canvas[scene, channel]
-            own = look[scene, channel]
-            look[scene, channel] = behind.mean() + HIDDEN_CONTRAST * (own - own.mean())
-    return dataclasses.replace(target, texture=look)
+        in_view = top < bottom and left < right
+        behind = canvas[scene, channel, top:bottom, left:right] if in_view else canvas[scene, channel]
+        own = look[scene, channel]
+        look[scene, channel] = behind.mean() + HIDDEN_CONTRAST * (own - own.mean())
+    return dataclasses.replace(moment.target, texture=look)

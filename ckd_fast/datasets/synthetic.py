@@ -22,19 +22,8 @@ from torch import Tensor
 from ckd_fast.errors import InputError
 from ckd_fast.types import Box
 
-from .scenes import (
-    Moment,
-    Outline,
-    Thing,
-    View,
-    clutter_texture,
-    distractor_texture,
-    ground,
-    occluder_texture,
-    paint,
-    render,
-    texture,
-)
+from . import scenes
+from .scenes import Moment, Outline, Thing, View
 
 MIN_SIDE_PX = 64
 MAX_PIXELS = 1 << 25
@@ -135,15 +124,9 @@ class Mover:
     half_height: float
 
     def outline(self, time: float) -> Outline:
-        grown = 1 + self.scale.at(time)
-        return Outline.single(
-            self.centre[0] + self.x.at(time),
-            self.centre[1] + self.y.at(time),
-            self.half_width * grown,
-            self.half_height * grown,
-            self.angle.at(time),
-            [wave.at(time) for wave in self.wobble],
-        )
+        x, y = self.centre[0] + self.x.at(time), self.centre[1] + self.y.at(time)
+        grown, wobble = 1 + self.scale.at(time), [wave.at(time) for wave in self.wobble]
+        return Outline.single(x, y, self.half_width * grown, self.half_height * grown, self.angle.at(time), wobble)
 
 
 class SyntheticClip:
@@ -161,14 +144,15 @@ class SyntheticClip:
         self._margin = math.ceil(config.camera_motion * side) + 2
         self._camera = [_wave(random, config.camera_motion * side, 40, 160) for _ in range(2)]
         self._ground = self._background(random).to(device)
-        self._target = self._mover(random, texture(random, random.uniform(170, 225, 1)))
+        self._target = self._mover(random, scenes.texture(random, random.uniform(170, 225, 1)))
         self._distractors = [
-            self._mover(random, distractor_texture(random, self._target.texture)) for _ in range(config.distractors)
+            self._mover(random, scenes.distractor_texture(random, self._target.texture))
+            for _ in range(config.distractors)
         ]
         length = config.frames
         self._dark = _stretch(random, length, 0.30, 0.15) if config.dark else range(0)
         self._crossover = _stretch(random, length, 0.62, 0.15) if config.crossover else range(0)
-        self._occluder = occluder_texture(random, 1)
+        self._occluder = scenes.occluder_texture(random, 1)
         self._occlusion_at = length * random.uniform(0.80, 0.88)
         self._occluder_pace = float(random.choice([-1, 1])) * random.uniform(0.16, 0.3)
 
@@ -188,25 +172,19 @@ class SyntheticClip:
         occluded = self.config.occlusion and bool(gap < 0.8 * (occluder.half_width[0] + target.half_width[0]))
         noise_seed = np.random.SeedSequence([self.config.seed, SENSOR_NOISE, index]).generate_state(1)[0]
         moment = Moment(
-            behind=[Thing(other.outline(time), other.texture) for other in self._distractors],
+            view=WHOLE_CANVAS,
+            behind=[Thing(distractor.outline(time), distractor.texture) for distractor in self._distractors],
             target=Thing(target, self._target.texture),
             hidden=np.array([[False, False, False, crossover]]),
             in_front=[Thing(occluder, self._occluder)] if self.config.occlusion else [],
             light=np.array([DARK_LIGHT if dark else 1.0]),
-            thermal_gain=np.ones(1),
-            thermal_offset=np.zeros(1),
+            thermal=np.array([[1.0], [0.0]]),
             noise=np.array([self.config.noise]),
             noise_seed=int(noise_seed),
         )
-        (picture,) = render(self._ground_at(time), WHOLE_CANVAS, moment).cpu()
-        return SyntheticFrame(
-            rgb=picture[:3].permute(1, 2, 0).contiguous().numpy(),
-            tir=picture[3].contiguous().numpy(),
-            box=_box(target),
-            dark=dark,
-            crossover=crossover,
-            occluded=occluded,
-        )
+        (picture,) = scenes.render(self._ground_at(time), moment).cpu()
+        rgb, tir = picture[:3].permute(1, 2, 0).contiguous().numpy(), picture[3].contiguous().numpy()
+        return SyntheticFrame(rgb, tir, _box(target), dark, crossover, occluded)
 
     def boxes(self) -> list[Box]:
         """The ground truth of every frame, without drawing."""
@@ -245,20 +223,14 @@ class SyntheticClip:
     def _background(self, random: np.random.Generator) -> Tensor:
         """Ground and clutter [1, 4, H, W], larger than the frame by the camera's motion."""
         height, width = self.config.height + 2 * self._margin, self.config.width + 2 * self._margin
-        canvas = ground(random, random.uniform(60, 170, (1, 3)), (height, width))
+        canvas = scenes.ground(random, random.uniform(60, 170, (1, 3)), (height, width))
         side = min(self.config.width, self.config.height)
         for _ in range(self.config.clutter):
-            look = clutter_texture(random, 1)
+            look = scenes.clutter_texture(random, 1)
             half_width, half_height = side * random.uniform(0.015, 0.07, 2)
-            outline = Outline.single(
-                random.uniform(0, width),
-                random.uniform(0, height),
-                half_width,
-                half_height,
-                random.uniform(0, math.pi),
-                random.uniform(-0.12, 0.12, 4),
-            )
-            paint(canvas, WHOLE_CANVAS, Thing(outline, look))
+            x, y, angle = random.uniform(0, width), random.uniform(0, height), random.uniform(0, math.pi)
+            outline = Outline.single(x, y, half_width, half_height, angle, random.uniform(-0.12, 0.12, 4))
+            scenes.paint(canvas, WHOLE_CANVAS, Thing(outline, look))
         return canvas
 
     def _ground_at(self, time: float) -> Tensor:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -24,23 +23,13 @@ from ckd_fast.reference.preprocess import PIXEL_MEAN, PIXEL_STD
 from ckd_fast.reference.training import Batch
 
 from . import seeds
-from .config import Augmentation, SceneConfig, Stage, TrainConfig
+from .config import Augmentation, Stage, TrainConfig
 from .rendering import Renderer
-from .samples import PairDataset, PairSample
+from .samples import Crops, PairDataset, collate
 
 # Not a plain fork: workers would inherit locks that the libraries' threads hold, and might wait for ever.
 _START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 GRAY = (0.299, 0.587, 0.114)
-
-
-@dataclass(frozen=True)
-class Crops:
-    """Samples of one batch before augmentation: [2, B, 3, h, w] and [2, B, 3, H, W] uint8, targets [B, 4]."""
-
-    template: Tensor
-    search: Tensor
-    target_xywh: Tensor
-    bad: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,27 +39,6 @@ class NumberedBatch:
     number: int
     batch: Batch
     bad: tuple[str, ...]
-
-
-def collate(samples: Sequence[PairSample]) -> Crops:
-    """Stack samples into a batch."""
-
-    def stacked(images: list[NDArray[np.uint8]]) -> Tensor:
-        return torch.from_numpy(np.stack(images)).permute(1, 0, 4, 2, 3).contiguous()  # [2, B, 3, H, W]
-
-    return Crops(
-        stacked([sample.template for sample in samples]),
-        stacked([sample.search for sample in samples]),
-        torch.tensor([sample.target_xywh for sample in samples], dtype=torch.float32),
-        tuple(name for sample in samples for name in sample.bad),
-    )
-
-
-def make_renderer(config: TrainConfig, scene: SceneConfig, device: torch.device) -> Renderer:
-    """A renderer of crops in the model's sizes."""
-    model = config.model
-    sizes, factors = (model.template_size, model.search_size), (model.template_factor, model.search_factor)
-    return Renderer(scene, config.sampling, sizes, factors, device)
 
 
 class Feed:
@@ -92,7 +60,7 @@ class Feed:
         batch = self._stage.batch
         self.rendered = round(batch * sum(source.share for source in synthetic) / whole)
         self.read = batch - self.rendered
-        self._renderer = make_renderer(config, synthetic[0].scene, device) if synthetic else None
+        self._renderer = Renderer(synthetic[0].scene, config.sampling, config.model, device) if synthetic else None
         self._dataset = PairDataset(config, stage) if self.read else None
 
     def batches(self, numbers: Sequence[int]) -> Iterator[NumberedBatch]:
@@ -116,24 +84,22 @@ class Feed:
             yield self._finish(number, crops)
 
     def _finish(self, number: int, crops: Crops | None) -> NumberedBatch:
+        def stream(purpose: int) -> tuple[int, ...]:
+            return (self._config.seed, purpose, self._number, number)
+
         parts = [] if crops is None else [self._moved(crops)]
         if self.rendered and self._renderer is not None:
-            made = self._renderer.render(self.rendered, (self._config.seed, seeds.RENDERING, self._number, number))
-            parts.append(Crops(made.template, made.search, made.target_xywh))
+            parts.append(self._renderer.render(self.rendered, stream(seeds.RENDERING)))
         joined = Crops(
             torch.cat([part.template for part in parts], dim=1),
             torch.cat([part.search for part in parts], dim=1),
             torch.cat([part.target_xywh for part in parts]),
         )
-        batch = augment(
-            joined, self._config.augmentation, (self._config.seed, seeds.AUGMENTATION, self._number, number)
-        )
+        batch = augment(joined, self._config.augmentation, stream(seeds.AUGMENTATION))
         hidden = self._stage.hidden
         if hidden:
             # On the host, so that every device hides the same patches.
-            generator = torch.Generator().manual_seed(
-                seeds.torch_seed(self._config.seed, seeds.HIDDEN_PATCHES, self._number, number)
-            )
+            generator = torch.Generator().manual_seed(seeds.torch_seed(*stream(seeds.HIDDEN_PATCHES)))
             seen = visible_patches(self._stage.batch, self._config.model.search_tokens, hidden, generator)
             batch = Batch(batch.template, batch.search, batch.target_xywh, visible=seen.to(self._device))
         return NumberedBatch(number, batch, crops.bad if crops is not None else ())

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -23,6 +23,14 @@ from ckd_fast.reference.losses import LossConfig
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["float32", "bfloat16"]
 SourceKind = Literal["dataset", "stills", "synthetic"]
+
+
+def _check_range(settings: object, names: str, low: float, high: float = math.inf, where: str = "") -> None:
+    for name in names.split():
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            allowed = f"in [{low:g}, {high:g}]" if high < math.inf else f"from {low:g}"
+            raise InputError(f"{where}{name}={value}: expected a number {allowed}")
 
 
 @dataclass(frozen=True)
@@ -42,13 +50,10 @@ class Sampling:
     scale_jitter: float = 0.25
 
     def __post_init__(self) -> None:
-        if self.longest_gap < 2 or self.widen_by < 1:
-            raise InputError(f"longest_gap={self.longest_gap}, widen_by={self.widen_by}: expected at least 2 and 1")
-        if not 0 <= self.centre_jitter <= 4 or not 0 <= self.scale_jitter <= 1:
-            raise InputError(
-                f"centre_jitter={self.centre_jitter}, scale_jitter={self.scale_jitter}: expected them in [0, 4] and "
-                "[0, 1]; with more, the target leaves the search crop"
-            )
+        _check_range(self, "longest_gap", 2)
+        _check_range(self, "widen_by", 1)
+        _check_range(self, "centre_jitter", 0, 4)  # with more, the target leaves the search crop
+        _check_range(self, "scale_jitter", 0, 1)
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,8 @@ class Augmentation:
     rotation_degrees: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("grayscale", "flip", "brightness"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name}={getattr(self, name)}: expected a number in [0, 1]")
-        if not 0 <= self.rotation_degrees <= 180:
-            raise InputError(f"rotation_degrees={self.rotation_degrees}: expected degrees in [0, 180]")
+        _check_range(self, "grayscale flip brightness", 0, 1)
+        _check_range(self, "rotation_degrees", 0, 180)
 
 
 @dataclass(frozen=True)
@@ -104,13 +106,9 @@ class SceneConfig:
     thermal_range: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.clutter < 0 or self.distractors < 0 or not 0 <= self.noise <= 64:
-            raise InputError(
-                "clutter and distractors: expected whole numbers from 0; noise: expected levels in [0, 64]"
-            )
-        for name in ("dark", "crossover", "camouflage", "occlusion", "thermal_range"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name}={getattr(self, name)}: expected a number in [0, 1]")
+        _check_range(self, "clutter distractors", 0)
+        _check_range(self, "noise", 0, 64)
+        _check_range(self, "dark crossover camouflage occlusion thermal_range", 0, 1)
 
 
 @dataclass(frozen=True)
@@ -182,15 +180,14 @@ class Stage:
     eliminate_fully_at: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "pairs", "batch", "accumulate"):
-            if getattr(self, name) < 1:
-                raise InputError(f"stage {self.name!r}: {name}={getattr(self, name)}: expected at least 1")
+        where = f"stage {self.name!r}: "
+        _check_range(self, "epochs pairs accumulate", 1, where=where)
         if self.batch < 2:
-            raise InputError(f"stage {self.name!r}: batch=1: batch norm in the heads needs at least 2 samples")
+            raise InputError(f"{where}batch={self.batch}: batch norm in the heads needs at least 2 samples")
         if not 0 <= self.hidden < 1 or not 0 <= self.warmup < 1:
-            raise InputError(f"stage {self.name!r}: hidden and warmup: expected numbers in [0, 1)")
+            raise InputError(f"{where}hidden and warmup: expected numbers in [0, 1)")
         if not (self.head_rate > 0 and self.backbone_rate > 0):
-            raise InputError(f"stage {self.name!r}: head_rate and backbone_rate: expected positive numbers")
+            raise InputError(f"{where}head_rate and backbone_rate: expected positive numbers")
 
     def pairs_per_step(self, world: int) -> int:
         """Pairs in a step of the optimiser, over `world` processes."""
@@ -216,7 +213,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Upkeep:
-    """Logs, checkpoints, validation and caches: what does not change the result.
+    """Logs, checkpoints, validation and caches; nothing here changes what is learned.
 
     Attributes:
         log_every: steps between lines of the log.
@@ -237,12 +234,8 @@ class Upkeep:
     cache_mb: int = 512
 
     def __post_init__(self) -> None:
-        for name in ("log_every", "checkpoint_every", "keep_last", "validation_pairs"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)}: expected at least 1")
-        for name in ("validate_every", "most_bad_samples", "cache_mb"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}={getattr(self, name)}: expected a number from 0")
+        _check_range(self, "log_every checkpoint_every keep_last validation_pairs", 1)
+        _check_range(self, "validate_every most_bad_samples cache_mb", 0)
 
 
 @dataclass(frozen=True)
@@ -256,7 +249,7 @@ class TrainConfig:
         stages: in order.
         sources: where samples come from.
         sampling, augmentation: of samples.
-        losses: weights and readings of the loss terms.
+        losses: weights of the loss terms, and which reading of the paper they follow.
         distillation: "coupled", the paper's method, or "features": students imitate their teachers' raw features (FD).
         loss_engine: "reference" (PyTorch) or "fused" (one kernel per block and direction; needs a GPU).
         weight_decay: of AdamW.
@@ -292,8 +285,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.stages or not self.sources:
             raise InputError("a run needs at least one stage and one source of samples")
-        if self.seed < 0 or self.workers < 0:
-            raise InputError(f"seed={self.seed}, workers={self.workers}: expected whole numbers from 0")
+        _check_range(self, "seed workers", 0)
         if not 0 <= self.ema < 1 or not 0 <= self.drop_path < 1:
             raise InputError(f"ema={self.ema}, drop_path={self.drop_path}: expected numbers in [0, 1)")
         if not self.clip_norm > 0 or self.weight_decay < 0:
@@ -310,32 +302,23 @@ class TrainConfig:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
 
-def read_config(text: str, where: str, base: TrainConfig | None = None) -> TrainConfig:
-    """A configuration in JSON; see `read_settings` for the arguments."""
-    return read_settings(json_object(text, where), where, base)
+def read_config(text: str, where: str, find_recipe: Callable[[str], TrainConfig] | None = None) -> TrainConfig:
+    """A configuration in JSON.
 
-
-def json_object(text: str, where: str) -> dict[str, Any]:
-    """The settings in a file's text; `where` names the file in messages."""
+    Args:
+        text: of the file.
+        where: its name, for messages.
+        find_recipe: finds what the file's "recipe" (default "ckd") names, to start from; None: start from the defaults.
+    """
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not JSON ({error})") from error
     if not isinstance(values, dict):
         raise InputError(f"{where}: expected a JSON object of settings")
-    return values
-
-
-def read_settings(values: Mapping[str, Any], where: str, base: TrainConfig | None) -> TrainConfig:
-    """A configuration from plain JSON values.
-
-    Args:
-        values: settings by name.
-        where: names their place in messages.
-        base: gives the settings that are not named; None: the defaults do.
-    """
-    made: TrainConfig = _read(TrainConfig, values, where, base)
-    return made
+    base = find_recipe(str(values.pop("recipe", "ckd"))) if find_recipe else None
+    config: TrainConfig = _read(TrainConfig, values, where, base)
+    return config
 
 
 def _read(kind: Any, value: Any, where: str, base: Any = None) -> Any:  # noqa: ANN401

@@ -11,17 +11,7 @@ from ckd_fast.errors import InputError
 from ckd_fast.reference.config import ModelConfig
 from ckd_fast.reference.losses import LossConfig
 
-from .config import (
-    Augmentation,
-    Sampling,
-    SceneConfig,
-    Source,
-    Stage,
-    TrainConfig,
-    Upkeep,
-    json_object,
-    read_settings,
-)
+from .config import Augmentation, Sampling, SceneConfig, Source, Stage, TrainConfig, Upkeep, read_config
 
 AUTHORS = TrainConfig()
 _DISTIL, _ELIMINATE = AUTHORS.stages
@@ -125,8 +115,7 @@ def config_from_file(path: Path) -> TrainConfig:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
-    values = json_object(text, str(path))
-    return read_settings(values, str(path), recipe(str(values.pop("recipe", "ckd"))))
+    return read_config(text, str(path), recipe)
 
 
 def recipe(name: str) -> TrainConfig:

@@ -10,7 +10,6 @@ Coordinates are pixels of the frame, with the target of the template view at (0,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,60 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ckd_fast.datasets.scenes import (
-    Floats,
-    Moment,
-    Outline,
-    Thing,
-    View,
-    clutter_texture,
-    distractor_texture,
-    ground,
-    occluder_texture,
-    render,
-    texture,
-)
+from ckd_fast.datasets import scenes
+from ckd_fast.datasets.scenes import Floats, Moment, Outline, Thing, View
+from ckd_fast.reference.config import ModelConfig
 
 from .config import Sampling, SceneConfig
+from .samples import Crops
 
 LAND_CELLS = 64
 FAR_AWAY = 1e6  # where things are that a scene does not have
-STILL = Sampling(centre_jitter=0, scale_jitter=0)
 DARK_TEMPLATES = 0.3  # of the dark scenes: a user starts on what can be seen
-
-
-@dataclass(frozen=True)
-class RenderedPairs:
-    """B samples.
-
-    Attributes:
-        template: rgb and tir [2, B, 3, h, w] uint8.
-        search: the same [2, B, 3, H, W].
-        target_xywh: the target in units of the search crop [B, 4].
-    """
-
-    template: Tensor
-    search: Tensor
-    target_xywh: Tensor
-
-
-@dataclass(frozen=True)
-class _Scenes:
-    """B scenes in two views, the template's and the search's, before anything is painted.
-
-    Attributes:
-        views: what each crop shows.
-        moments: what is there.
-        reach: side of the search window [B].
-        edges: where the frame ends, see `_frame_edges`.
-        land: ground around the target [B, 4, cells, cells].
-    """
-
-    views: tuple[View, View]
-    moments: tuple[Moment, Moment]
-    reach: Floats
-    edges: Floats
-    land: Tensor
 
 
 class Renderer:
@@ -80,92 +35,79 @@ class Renderer:
     Args:
         scene: what they contain.
         sampling: jitter of the search window.
-        sizes: sides of template and search crop in pixels.
-        factors: sides of both windows in multiples of sqrt(w h).
+        model: size of both crops, and sides of their windows in multiples of sqrt(w h).
         device: where they are drawn.
     """
 
-    def __init__(
-        self,
-        scene: SceneConfig,
-        sampling: Sampling,
-        sizes: tuple[int, int],
-        factors: tuple[float, float],
-        device: torch.device,
-    ) -> None:
-        self._scene, self._sampling = scene, sampling
-        self._sizes, self._factors, self._device = sizes, factors, device
+    def __init__(self, scene: SceneConfig, sampling: Sampling, model: ModelConfig, device: torch.device) -> None:
+        self._scene, self._sampling, self._device = scene, sampling, device
+        self._sizes = (model.template_size, model.search_size)
+        self._factors = (model.template_factor, model.search_factor)
 
-    def render(self, count: int, seed: tuple[int, ...]) -> RenderedPairs:
+    def render(self, count: int, seed: tuple[int, ...]) -> Crops:
         """`count` samples; equal seeds give equal scenes."""
-        scenes = self._draw(count, seed)
-        boxes = [moment.target.outline.boxes() for moment in scenes.moments]
-        crops = []
-        for view, moment, size, box in zip(scenes.views, scenes.moments, self._sizes, boxes, strict=True):
-            xs, ys = view.pixel_centres((0, size), (0, size), self._device)
-            picture = render(_seen_land(scenes.land, xs, ys, scenes.reach), view, moment)
-            picture *= _inside_frame(box, scenes.edges, xs, ys)
-            crops.append(torch.stack([picture[:, :3], picture[:, 3:].expand(-1, 3, -1, -1)]))
-        template, search = crops
-        corner = np.stack([scenes.views[1].left, scenes.views[1].top, np.zeros(count), np.zeros(count)], axis=1)
-        target_xywh = torch.from_numpy((boxes[1] - corner) / scenes.reach[:, None]).float().to(self._device)
-        return RenderedPairs(template, search, target_xywh)
+        moments, land = self._draw(count, seed)
+        view, box = moments[1].view, moments[1].target.outline.boxes()
+        reach = view.pixel * self._sizes[1]  # side of the search window
+        pictures = []
+        for moment, size in zip(moments, self._sizes, strict=True):
+            picture = scenes.render(_seen_land(land, moment.view, size, reach), moment)
+            pictures.append(torch.stack([picture[:, :3], picture[:, 3:].expand(-1, 3, -1, -1)]))
+        corner = np.stack([view.left, view.top, np.zeros(count), np.zeros(count)], axis=1)
+        target_xywh = (box - corner) / reach[:, None]
+        return Crops(pictures[0], pictures[1], torch.from_numpy(target_xywh).float().to(self._device))
 
-    def _draw(self, count: int, seed: tuple[int, ...]) -> _Scenes:
-        """All random numbers of `count` scenes."""
+    def _draw(self, count: int, seed: tuple[int, ...]) -> tuple[list[Moment], Tensor]:
+        """All random numbers of `count` scenes: what the template and the search view show, and the land."""
         # A stream for each part of the scene, so that a setting of one part changes nothing in the others.
         random, events, for_clutter, for_distractors, for_occluder, sensors = (
             np.random.default_rng(stream) for stream in np.random.SeedSequence(seed).spawn(6)
         )
         scene = self._scene
         targets = _targets(random, count)
-        template_view = _crop(random, targets[0], self._factors[0], self._sizes[0], STILL)
-        search_view = _crop(random, targets[1], self._factors[1], self._sizes[1], self._sampling)
-        reach = search_view.pixel * self._sizes[1]
+        jitters = (Sampling(centre_jitter=0, scale_jitter=0), self._sampling)
+        views = [_crop(random, *parts) for parts in zip(targets, self._factors, self._sizes, jitters, strict=True)]
+        reach = views[1].pixel * self._sizes[1]
         warm = random.random(count) < 0.85  # most targets are warmer than what is around them
-        look = texture(random, random.uniform(np.where(warm, 165, 20), 230))
+        look = scenes.texture(random, random.uniform(np.where(warm, 165, 20), 230))
 
         def happens(probability: float) -> NDArray[np.bool_]:
             return events.random(count) < probability
 
-        nowhere = np.zeros(count, bool)
         crossover, dark, occluded = happens(scene.crossover), happens(scene.dark), happens(scene.occlusion)
         # With a crossover too, the target would be nowhere to be seen.
         camouflage, dark = happens(scene.camouflage) & ~crossover, dark & ~crossover
         clutter = [_clutter(for_clutter, targets[0], reach) for _ in range(scene.clutter)]
         distractors = [_distractor(for_distractors, targets, look) for _ in range(scene.distractors)]
-        gain, offset = _thermal_camera(sensors, count, scene.thermal_range)
-
-        def moment(view: int, *, dark: NDArray[np.bool_], as_warm: NDArray[np.bool_], in_front: list[Thing]) -> Moment:
-            return Moment(
-                behind=[*clutter, *(distractor[view] for distractor in distractors)],
-                target=Thing(targets[view], look),
+        thermal = _thermal_camera(sensors, count, scene.thermal_range)
+        edges = _frame_edges(random, count)
+        occluder = _occluder(for_occluder, targets[1], occluded)
+        moments = [
+            Moment(
+                view=views[number],
+                behind=[*clutter, *(distractor[number] for distractor in distractors)],
+                target=Thing(targets[number], look),
                 hidden=np.stack([camouflage, camouflage, camouflage, as_warm], axis=1),
                 in_front=in_front,
-                light=np.where(dark, sensors.uniform(0.02, 0.3, count), 1.0),
-                thermal_gain=gain,
-                thermal_offset=offset,
+                light=np.where(in_the_dark, sensors.uniform(0.02, 0.3, count), 1.0),
+                thermal=thermal,
                 noise=sensors.uniform(0.2, 1.5, count) * scene.noise,
                 noise_seed=int(sensors.integers(2**63)),
+                frame=_frame(targets[number], edges),
             )
-
-        template = moment(0, dark=dark & happens(DARK_TEMPLATES), as_warm=nowhere, in_front=[])
-        occluder = _occluder(for_occluder, targets[1], occluded)
-        search = moment(1, dark=dark, as_warm=crossover, in_front=[occluder])
-        return _Scenes(
-            views=(template_view, search_view),
-            moments=(template, search),
-            reach=reach,
-            edges=_frame_edges(random, count),
-            land=_land(random, count).to(self._device),
-        )
+            for number, as_warm, in_front, in_the_dark in (
+                (0, np.zeros(count, bool), [], dark & happens(DARK_TEMPLATES)),
+                (1, crossover, [occluder], dark),
+            )
+        ]
+        return moments, _land(random, count).to(self._device)
 
 
 def _land(random: np.random.Generator, count: int) -> Tensor:
     """The ground around the target [B, 4, cells, cells]."""
     tint, size = random.uniform(40, 190, (count, 3)), (LAND_CELLS, LAND_CELLS)
     contrast, warmth = random.uniform(0.3, 1.2, count), random.uniform(40, 110, count)
-    return ground(random, tint, size, contrast, warmth)
+    return scenes.ground(random, tint, size, contrast, warmth)
 
 
 def _clutter(random: np.random.Generator, target: Outline, reach: Floats) -> Thing:
@@ -177,14 +119,14 @@ def _clutter(random: np.random.Generator, target: Outline, reach: Floats) -> Thi
     outline = Outline(
         x, y, half_width, half_height, random.uniform(0, math.pi, count), random.uniform(-0.12, 0.12, (4, count))
     )
-    return Thing(outline, clutter_texture(random, count))
+    return Thing(outline, scenes.clutter_texture(random, count))
 
 
 def _distractor(random: np.random.Generator, targets: list[Outline], look: Tensor) -> list[Thing]:
     """Something that looks like the target, elsewhere in each view."""
     count = len(look)
     there = random.random(count) < 0.7
-    own = distractor_texture(random, look)
+    own = scenes.distractor_texture(random, look)
     wider, taller = np.exp(random.normal(0, 0.15, (2, count)))
     angle, shape = random.uniform(-0.5, 0.5, count), random.uniform(-0.1, 0.1, (4, count))
     things = []
@@ -210,14 +152,14 @@ def _occluder(random: np.random.Generator, target: Outline, there: NDArray[np.bo
     half_width, half_height = target.half_width * random.uniform(0.4, 1.0, count), target.half_height * 3
     x = np.where(there, target.x + away, FAR_AWAY)
     outline = Outline(x, target.y, half_width, half_height, np.zeros(count), np.zeros((4, count)))
-    return Thing(outline, occluder_texture(random, count))
+    return Thing(outline, scenes.occluder_texture(random, count))
 
 
-def _thermal_camera(random: np.random.Generator, count: int, vary: float) -> tuple[Floats, Floats]:
-    """Gain and offset of each scene's thermal camera, which is the same in both views."""
+def _thermal_camera(random: np.random.Generator, count: int, vary: float) -> Floats:
+    """Gain and offset of each scene's thermal camera [2, B]."""
     black_hot = random.random(count) < 0.1 * vary
     gain = np.exp(vary * random.uniform(-0.7, 0.25, count)) * np.where(black_hot, -1, 1)
-    return gain, 128 - gain * 128 + vary * random.uniform(-50, 50, count)
+    return np.stack([gain, 128 - gain * 128 + vary * random.uniform(-50, 50, count)])
 
 
 def _targets(random: np.random.Generator, count: int) -> list[Outline]:
@@ -258,19 +200,17 @@ def _frame_edges(random: np.random.Generator, count: int) -> Floats:
     return np.stack([np.where(random.random(count) < 0.1, random.uniform(0.2, 2.0, count), FAR_AWAY) for _ in range(4)])
 
 
-def _inside_frame(boxes: Floats, edges: Floats, xs: Tensor, ys: Tensor) -> Tensor:
-    """Which pixels of a crop lie inside the frame [B, 1, H, W]; outside a crop is black."""
-    x, y, w, h = boxes.T
-    bounds = np.stack(
-        [x + w / 2 - edges[0] * w, x + w / 2 + edges[1] * w, y + h / 2 - edges[2] * h, y + h / 2 + edges[3] * h]
-    )
-    west, east, north, south = torch.from_numpy(bounds).to(xs)[:, :, None, None]
-    inside: Tensor = (xs > west) & (xs < east) & (ys > north) & (ys < south)
-    return inside[:, None]
+def _frame(target: Outline, edges: Floats) -> Floats:
+    """Where the frame ends: west, east, north, south [4, B]."""
+    x, y, w, h = target.boxes().T
+    centre_x, centre_y = x + w / 2, y + h / 2
+    west, east, north, south = edges
+    return np.stack([centre_x - west * w, centre_x + east * w, centre_y - north * h, centre_y + south * h])
 
 
-def _seen_land(land: Tensor, xs: Tensor, ys: Tensor, reach: Floats) -> Tensor:
+def _seen_land(land: Tensor, view: View, size: int, reach: Floats) -> Tensor:
     """The land [B, 4, n, n], which is twice as wide as the search window, at the pixels of a crop [B, 4, H, W]."""
+    xs, ys = view.pixel_centres(range(size), range(size), land.device)
     side = torch.from_numpy(reach).to(xs)[:, None, None]
     grid = torch.stack(torch.broadcast_tensors(xs / side, ys / side), dim=-1)
     seen: Tensor = functional.grid_sample(land, grid, padding_mode="reflection", align_corners=True)

@@ -51,24 +51,19 @@ class RunWeights:
 
     def learned(self, config: ModelConfig) -> LoadedModel:
         """Students and teachers as they are, for a checkpoint."""
-        return as_loaded(stored_weights(self.model), config, "training checkpoint")
+        return _as_loaded(stored_weights(self.model), config)
 
     def averaged(self, config: ModelConfig) -> LoadedModel | None:
         """Their running mean, for a checkpoint."""
         if self.mean is None:
             return None
-        means = {file_name(name): self.mean.values[name] for name in expected_shapes(self.model)}
-        return as_loaded(means, config, "training checkpoint")
+        values = self.mean.values
+        return _as_loaded({n.removeprefix(STUDENT): values[n] for n in expected_shapes(self.model)}, config)
 
     def student(self, config: ModelConfig) -> LoadedModel:
         """The student as it would be shipped now: of the running mean if there is one."""
         best = self.averaged(config) or self.learned(config)
         return LoadedModel(config, best.weights, {}, Provenance("training", "trained by ckd-fast train"))
-
-
-def file_name(name: str) -> str:
-    """A weight's name in our files, from its name in a `Trainee`."""
-    return name.removeprefix(STUDENT)
 
 
 def trainee_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -79,7 +74,7 @@ def trainee_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def stored_weights(trainee: Trainee) -> dict[str, Tensor]:
     """All weights and statistics by the names of our files."""
     state = trainee.state_dict()
-    return {file_name(name): state[name].detach() for name in expected_shapes(trainee)}
+    return {name.removeprefix(STUDENT): state[name].detach() for name in expected_shapes(trainee)}
 
 
 def load_weights(trainee: Trainee, weights: Mapping[str, Tensor]) -> None:
@@ -93,9 +88,8 @@ def load_weights(trainee: Trainee, weights: Mapping[str, Tensor]) -> None:
             state[name].copy_(weights[name])
 
 
-def as_loaded(weights: Mapping[str, Tensor], config: ModelConfig, kind: str) -> LoadedModel:
-    """Weights by the names of our files, as `load_model` would give them."""
+def _as_loaded(weights: Mapping[str, Tensor], config: ModelConfig) -> LoadedModel:
     named = {name: value.detach().float().cpu() for name, value in weights.items()}
     teachers = {name: value for name, value in named.items() if name.startswith(TEACHER)}
     students = {name: value for name, value in named.items() if name not in teachers}
-    return LoadedModel(config, students, teachers, Provenance("training", kind))
+    return LoadedModel(config, students, teachers, Provenance("training", "training checkpoint"))

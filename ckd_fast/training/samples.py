@@ -17,12 +17,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ckd_fast.datasets import SequenceFiles, open_dataset
 from ckd_fast.errors import InputError, TrainingError
 from ckd_fast.reference.config import ModelConfig
-from ckd_fast.reference.preprocess import Crop, box_in_crop, crop, crop_window
+from ckd_fast.reference.preprocess import box_in_crop, crop, crop_window
 from ckd_fast.types import Box
 
 from . import seeds
@@ -32,8 +34,8 @@ MOST_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
-class View:
-    """One moment: visible and thermal frame [H, W, 3] uint8 on one grid, and the target's box in each."""
+class AnnotatedPair:
+    """A visible and a thermal frame of one moment, [H, W, 3] uint8 of one size, and the target's box in both."""
 
     rgb: NDArray[np.uint8]
     tir: NDArray[np.uint8]
@@ -42,19 +44,39 @@ class View:
 
 @dataclass(frozen=True)
 class PairSample:
-    """One sample as the network will see it, before augmentation.
+    """One sample before augmentation: both crops, the target in units of the search crop.
 
-    Attributes:
-        template: rgb and tir [2, h, w, 3] uint8.
-        search: the same [2, H, W, 3].
-        target_xywh: the target in units of the search crop.
-        bad: draws before this one that could not be read: file and reason.
+    `bad` holds the draws before this one that could not be read: file and reason.
     """
 
-    template: NDArray[np.uint8]
-    search: NDArray[np.uint8]
+    template: NDArray[np.uint8]  # rgb and tir [2, h, w, 3]
+    search: NDArray[np.uint8]  # [2, H, W, 3]
     target_xywh: Box
     bad: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Crops:
+    """B samples before augmentation."""
+
+    template: Tensor  # rgb and tir [2, B, 3, h, w] uint8
+    search: Tensor  # [2, B, 3, H, W] uint8
+    target_xywh: Tensor  # in units of the search crop [B, 4]
+    bad: tuple[str, ...] = ()
+
+
+def collate(samples: Sequence[PairSample]) -> Crops:
+    """Stack samples into a batch."""
+
+    def stacked(images: list[NDArray[np.uint8]]) -> Tensor:
+        return torch.from_numpy(np.stack(images)).permute(1, 0, 4, 2, 3).contiguous()  # [2, B, 3, H, W]
+
+    return Crops(
+        stacked([sample.template for sample in samples]),
+        stacked([sample.search for sample in samples]),
+        torch.tensor([sample.target_xywh for sample in samples], dtype=torch.float32),
+        tuple(name for sample in samples for name in sample.bad),
+    )
 
 
 class FrameCache:
@@ -80,7 +102,7 @@ class FrameCache:
             self._held -= old.nbytes
         return frame
 
-    def read_pair(self, visible: Path, infrared: Path, box: Box) -> View:
+    def read_pair(self, visible: Path, infrared: Path, box: Box) -> AnnotatedPair:
         """Both modalities at the visible frame's size; the box must overlap the frame."""
         rgb, tir = self.read(visible), self.read(infrared)
         height, width = rgb.shape[:2]
@@ -89,14 +111,14 @@ class FrameCache:
         x, y, w, h = box
         if not (w > 0 and h > 0 and x < width and y < height and x + w > 0 and y + h > 0):
             raise InputError(f"{visible}: box {box} lies outside the frame of {width}x{height}")
-        return View(rgb, tir, box)
+        return AnnotatedPair(rgb, tir, box)
 
 
 class SampleSource(ABC):
     """Draws template and search views."""
 
     @abstractmethod
-    def draw(self, random: np.random.Generator) -> tuple[View, View]:
+    def draw(self, random: np.random.Generator) -> tuple[AnnotatedPair, AnnotatedPair]:
         """A template and a search view of one target; `InputError` if they cannot be read."""
 
 
@@ -109,7 +131,7 @@ class SequenceSource(SampleSource):
         self._sequences, self._sampling, self._cache = tuple(sequences), sampling, cache
         self._opened: dict[int, tuple[tuple[Path, ...], tuple[Path, ...], NDArray[np.float64]]] = {}
 
-    def draw(self, random: np.random.Generator) -> tuple[View, View]:
+    def draw(self, random: np.random.Generator) -> tuple[AnnotatedPair, AnnotatedPair]:
         index = int(random.integers(len(self._sequences)))
         sequence = self._sequences[index]
         if index not in self._opened:
@@ -165,7 +187,7 @@ class StillSource(SampleSource):
             for folder in ("visible", "infrared")
         }
 
-    def draw(self, random: np.random.Generator) -> tuple[View, View]:
+    def draw(self, random: np.random.Generator) -> tuple[AnnotatedPair, AnnotatedPair]:
         name, box = self._targets[int(random.integers(len(self._targets)))]
         for folder, files in self._files.items():
             if name not in files:
@@ -196,7 +218,7 @@ def jittered(box: Box, sampling: Sampling, random: np.random.Generator) -> Box:
 
 
 def cut(
-    template: View, search: View, model: ModelConfig, sampling: Sampling, random: np.random.Generator
+    template: AnnotatedPair, search: AnnotatedPair, model: ModelConfig, sampling: Sampling, random: np.random.Generator
 ) -> PairSample:
     """Crops of both views; `InputError` if the search crop would miss the frame altogether."""
     around = jittered(search.box, sampling, random)
@@ -204,17 +226,15 @@ def cut(
     height, width = search.rgb.shape[:2]
     if window.left >= width or window.top >= height or window.left + window.side <= 0 or window.top + window.side <= 0:
         raise InputError("the jittered search crop misses the frame")
-    templates = _crops(template, template.box, model.template_factor, model.template_size)
-    searches = _crops(search, around, model.search_factor, model.search_size)
+    templates = [
+        crop(f, template.box, model.template_factor, model.template_size) for f in (template.rgb, template.tir)
+    ]
+    searches = [crop(frame, around, model.search_factor, model.search_size) for frame in (search.rgb, search.tir)]
     return PairSample(
-        template=np.stack([c.image for c in templates]),
-        search=np.stack([c.image for c in searches]),
+        template=np.stack([cropped.image for cropped in templates]),
+        search=np.stack([cropped.image for cropped in searches]),
         target_xywh=box_in_crop(search.box, around, searches[0].resize_factor, model.search_size),
     )
-
-
-def _crops(view: View, box: Box, factor: float, size: int) -> list[Crop]:
-    return [crop(frame, box, factor, size) for frame in (view.rgb, view.tir)]
 
 
 class PairDataset:

@@ -25,13 +25,14 @@ from ckd_fast.reference.training import Distillation
 from ckd_fast.weights import save_model
 
 from . import seeds
-from .batches import Feed, make_renderer, normalised
+from .batches import Feed, normalised
 from .checkpoints import Checkpoint, Checkpoints, RunState, optimiser_tensors, restore_optimiser
 from .config import SceneConfig, TrainConfig, read_config
 from .distillation import distillation_of
 from .first_weights import initial_trainee, renew_teachers
 from .logs import Board, RunLog, memory_mb
 from .processes import Process, joined, summed, wait_for_all
+from .rendering import Renderer
 from .run_weights import RunningMean, RunWeights, load_weights, trainee_names
 from .stage import TERMS, StageLearner, elimination_in
 
@@ -208,7 +209,7 @@ class Trainer:
             ends = step + 1 == steps
             if upkeep.validate_every and ((step + 1) % upkeep.validate_every == 0 or ends):
                 validation = self._validate(weights, state)
-                state = self._keep_best(state, validation, weights)
+                state = dataclasses.replace(state, best=max(state.best, validation))
             if (step + 1) % upkeep.log_every == 0 or ends:
                 self._report(state, since, learner.head_rate, validation)
             if (step + 1) % upkeep.checkpoint_every == 0 or ends:
@@ -249,20 +250,15 @@ class Trainer:
         self._on_progress(Progress(done, sum(pairs), name, means["loss"], speed, memory, validation))
 
     def _validate(self, weights: RunWeights, state: RunState) -> float:
-        """Mean IoU of the student on rendered pairs that it was not trained on."""
+        """Mean IoU of the student on rendered pairs that it was not trained on; the best student is saved."""
         model = elimination_in(self.config.stages[state.stage], self.config.model, LAST_EPOCH)
         student = weights.student(model).student().to(self.process.device)
         iou = mean_overlap(student, self.config, self._scene, self.process.device)
         if self._log is not None:
             self._log.write("validation", state.total, {"mean_iou": iou})
-        return iou
-
-    def _keep_best(self, state: RunState, iou: float, weights: RunWeights) -> RunState:
-        if iou <= state.best:
-            return state
-        if self.process.first:
+        if iou > state.best and self.process.first:
             save_model(weights.student(self.config.model), self.out / BEST)
-        return dataclasses.replace(state, best=iou)
+        return iou
 
     def _checkpoint(self, state: RunState, weights: RunWeights, optimiser_state: Mapping[str, Tensor]) -> None:
         if self.process.first:
@@ -274,7 +270,7 @@ class Trainer:
 @torch.no_grad()
 def mean_overlap(student: Student, config: TrainConfig, scene: SceneConfig, device: torch.device) -> float:
     """Mean IoU over rendered pairs, the same ones for every run of a scene."""
-    renderer = make_renderer(config, scene, device)
+    renderer = Renderer(scene, config.sampling, config.model, device)
     overlaps = []
     for number in range(math.ceil(config.upkeep.validation_pairs / VALIDATION_BATCH)):
         pairs = renderer.render(VALIDATION_BATCH, (seeds.VALIDATION_SEED, seeds.VALIDATION, number))

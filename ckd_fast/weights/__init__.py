@@ -2,10 +2,9 @@
 
 from .inspection import Inspection, inspect_weights
 from .load import LoadedModel, Provenance, load_model
-from .save import Conversion, convert_weights, save_model
+from .save import convert_weights, save_model
 
 __all__ = [
-    "Conversion",
     "Inspection",
     "LoadedModel",
     "Provenance",

@@ -18,15 +18,11 @@ class Inspection:
 
     Attributes:
         container: "safetensors" or "checkpoint".
-        tensors: number of tensors in the file.
-        parameters: elements of all tensors in the file.
+        tensors, parameters: how many tensors and values are in the file.
         dtypes: tensors per type.
-        sha256: of the file.
         not_loaded: pickled classes, replaced by placeholders.
         preset: its name, if a preset has these sizes.
-        config: sizes and choices.
-        provenance: where the weights came from.
-        teachers: whether teachers are in the file.
+        teachers: whether the file holds them.
         lost_threshold: calibrated for these weights; None: not calibrated.
     """
 

@@ -27,14 +27,8 @@ FORMAT_VERSION = "1"
 SHAPE_SETTINGS = ("dim", "depth", "head_channels", "mlp_ratio", "template_size", "search_size", "patch_size")
 # Settings that a user may choose freely, whatever the weights.
 RUN_SETTINGS = (
-    "elimination",
-    "eliminate_at",
-    "keep_ratio",
-    "template_range",
-    "template_factor",
-    "search_factor",
-    "share_students",
-)
+    "elimination", "eliminate_at", "keep_ratio", "template_range", "template_factor", "search_factor", "share_students",
+)  # fmt: skip
 NAMES_SHOWN = 5
 OURS = "ckd_fast"
 ONE_STREAM = "initial weights, one-stream tracker"
@@ -183,29 +177,19 @@ def expected_shapes(model: nn.Module) -> dict[str, torch.Size]:
     return shapes
 
 
-@dataclass(frozen=True)
-class _Translated:
-    """A file's tensors by our names, its own names that mean nothing to us, and what kind of file it is."""
-
-    named: dict[str, Tensor]
-    unknown: list[str]
-    kind: str
-
-
 def model_from_file(file: WeightsFile, config: ModelConfig | None, seed: int | None) -> LoadedModel:
     """The model in a file that is open already; see `load_model`."""
     path = file.path
     if keys.looks_like_one_stream(file.tensors):
         config = config or _one_stream_config(file)
-    found = _translated(file, config)
-    if found.unknown:
+    named, unknown, kind = _translated(file, config)
+    if unknown:
         raise WeightsMismatchError(
-            f"{path}: looks like {found.kind}, but has {len(found.unknown)} tensors that such a model does not: "
-            f"{', '.join(sorted(found.unknown)[:NAMES_SHOWN])}"
+            f"{path}: looks like {kind}, but has {len(unknown)} tensors that such a model does not: "
+            f"{', '.join(sorted(unknown)[:NAMES_SHOWN])}"
         )
-    named = found.named
     finite_or_raise(path, named)
-    if named and found.kind == ENCODER:
+    if named and kind == ENCODER:
         named |= _random_heads(path, named, config, seed)
     settled = _settle(file, named, config)
     if settled.share_students:
@@ -217,28 +201,29 @@ def model_from_file(file: WeightsFile, config: ModelConfig | None, seed: int | N
     _compare(path, students, settled, Student, "")
     if teachers:
         _compare(path, {f"student.{n}": v for n, v in students.items()} | teachers, settled, Trainee, "student.")
-    if found.kind == OURS:
+    if kind == OURS:
         return LoadedModel(settled, students, teachers, _stored_provenance(file), _stored_threshold(file))
-    provenance = Provenance(path.name, found.kind, file.sha256, file.placeholders, seed)
+    provenance = Provenance(path.name, kind, file.sha256, file.placeholders, seed)
     return LoadedModel(settled, students, teachers, provenance)
 
 
-def _translated(file: WeightsFile, config: ModelConfig | None) -> _Translated:
+def _translated(file: WeightsFile, config: ModelConfig | None) -> tuple[dict[str, Tensor], list[str], str]:
+    """A file's tensors by our names, those of its names that we do not know, and what kind of file it is."""
     tensors = file.tensors
     if keys.looks_like_ours(tensors):
-        return _Translated(dict(tensors), [], OURS)
+        return dict(tensors), [], OURS
     if keys.looks_like_authors(tensors):
         ours = {name: keys.from_authors(name) for name in tensors}
         unknown = [n for n, known in ours.items() if known is None and not keys.is_unused(n.partition(".")[2])]
         named = {known: tensors[name] for name, known in ours.items() if known is not None}
         branches = 4 if any(name.startswith("teacher_rgb.") for name in tensors) else 2
-        return _Translated(named, unknown, f"CKD checkpoint, {branches} branches")
+        return named, unknown, f"CKD checkpoint, {branches} branches"
     if config is not None and keys.looks_like_one_stream(tensors):
         try:
             named, unknown = keys.from_one_stream(tensors, config)
         except (ValueError, RuntimeError) as error:
             raise WeightsMismatchError(f"{file.path}: {error}") from error
-        return _Translated(named, unknown, ONE_STREAM if "head.score.0.0.weight" in named else ENCODER)
+        return named, unknown, ONE_STREAM if "head.score.0.0.weight" in named else ENCODER
     raise WeightsMismatchError(
         f"{file.path}: not a model that ckd_fast knows (CKD, OSTrack, DropTrack, MAE encoder); "
         f"its {len(tensors)} tensors begin with {', '.join(sorted(tensors)[:NAMES_SHOWN])}"

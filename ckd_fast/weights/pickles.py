@@ -159,16 +159,10 @@ class PickleMachine:
                 pass
             case "MARK":
                 self._marks.append(len(stack))
-            case "NONE":
-                stack.append(None)
-            case "NEWTRUE" | "NEWFALSE":
-                stack.append(name == "NEWTRUE")
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_TUPLE":
-                stack.append(())
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
+            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
+                stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}[name]())
             case "EMPTY_SET":
                 stack.append(INERT)
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
@@ -182,9 +176,9 @@ class PickleMachine:
             case "LIST":
                 stack.append(self._since_mark())
             case "DICT":
-                made: dict[object, object] = {}
-                self._set_items(made, self._since_mark())
-                stack.append(made)
+                values = self._since_mark()
+                stack.append({})
+                self._set_items(stack[-1], values)
             case "FROZENSET":
                 self._since_mark()
                 stack.append(INERT)
@@ -222,11 +216,10 @@ class PickleMachine:
                 if type(first) is not str or type(last) is not str:
                     raise PickleError("a class that is named by something else than text")
                 stack.append(Global(first, last))
-            case "REDUCE" | "NEWOBJ":
+            case "REDUCE" | "NEWOBJ" | "NEWOBJ_EX":
+                if name == "NEWOBJ_EX":
+                    stack.pop()  # keyword arguments
                 arguments, called = stack.pop(), stack.pop()
-                stack.append(self._make(called, arguments))
-            case "NEWOBJ_EX":
-                _, arguments, called = stack.pop(), stack.pop(), stack.pop()
                 stack.append(self._make(called, arguments))
             case "OBJ" | "INST":
                 values = self._since_mark()

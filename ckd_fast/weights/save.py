@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -60,15 +59,6 @@ def _rounded(name: str, value: Tensor, half: HalfPrecision) -> Tensor:
     return rounded
 
 
-@dataclass(frozen=True)
-class Conversion:
-    """What `convert_weights` wrote."""
-
-    model: LoadedModel
-    path: Path
-    bytes_written: int
-
-
 def convert_weights(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
@@ -79,8 +69,8 @@ def convert_weights(
     teachers: bool = False,
     lost_threshold: float | None = None,
     force: bool = False,
-) -> Conversion:
-    """Load `source` with every check and write `target`; see `load_model` and `save_model` for the other arguments.
+) -> LoadedModel:
+    """Load `source` with every check, write it to `target` and return it; see also `load_model` and `save_model`.
 
     Args:
         lost_threshold: stored as the calibration of these weights; None keeps the source's.
@@ -99,4 +89,4 @@ def convert_weights(
     if lost_threshold is not None:
         loaded = dataclasses.replace(loaded, lost_threshold=lost_threshold)
     save_model(loaded, target, half=half, teachers=teachers)
-    return Conversion(loaded, target, target.stat().st_size)
+    return loaded

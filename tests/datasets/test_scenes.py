@@ -57,7 +57,7 @@ def test_a_batch_is_painted_as_its_scenes_are_alone() -> None:
     view = View(random.uniform(-5, 5, count), random.uniform(-5, 5, count), random.uniform(0.5, 3, count))
     together = torch.zeros(count, 4, 32, 40)
     paint(together, view, Thing(outline, look))
-    xs, ys = view.pixel_centres((0, 32), (0, 40), torch.device("cpu"))
+    xs, ys = view.pixel_centres(range(32), range(40), torch.device("cpu"))
     alpha, _, _ = coverage(outline, xs, ys, view.pixel)
     untouched = (together == 0).all(1)
     assert torch.equal(untouched, alpha == 0)

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from ckd_fast import ModelConfig
 from ckd_fast.training.config import Sampling, SceneConfig
-from ckd_fast.training.rendering import RenderedPairs, Renderer
+from ckd_fast.training.rendering import Renderer
+from ckd_fast.training.samples import Crops
 
 BARE = SceneConfig(clutter=0, distractors=0, dark=0, crossover=0, camouflage=0, occlusion=0, noise=0)
 
 
 def renderer(scene: SceneConfig = BARE, sampling: Sampling | None = None) -> Renderer:
-    return Renderer(scene, sampling or Sampling(), (64, 128), (2.0, 4.0), torch.device("cpu"))
+    model = ModelConfig(template_size=64, search_size=128)
+    return Renderer(scene, sampling or Sampling(), model, torch.device("cpu"))
 
 
 def test_the_target_is_where_the_label_says() -> None:
@@ -57,13 +60,13 @@ def test_darkness_blinds_the_visible_camera_alone() -> None:
     assert torch.equal(dark.search[1], bright.search[1])
 
 
-def contrast_of_template(pairs: RenderedPairs, modality: int) -> float:
+def contrast_of_template(pairs: Crops, modality: int) -> float:
     """How far the middle of the target, which is the middle of the crop, is from the rest, in levels."""
     shades = pairs.template[modality].float().mean(1)
     return float((shades[:, 30:35, 30:35].mean((1, 2)) - shades.flatten(1).median(1).values).abs().median())
 
 
-def contrast(pairs: RenderedPairs, modality: int) -> float:
+def contrast(pairs: Crops, modality: int) -> float:
     """How far the middle of the target is from the rest of the search view, in levels."""
     values = []
     for image, box in zip(pairs.search[modality].float().mean(1), pairs.target_xywh * 128, strict=True):

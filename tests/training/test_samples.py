@@ -17,11 +17,11 @@ from ckd_fast.errors import TrainingError
 from ckd_fast.training.config import Sampling, Source, TrainConfig
 from ckd_fast.training.samples import (
     MOST_ATTEMPTS,
+    AnnotatedPair,
     FrameCache,
     PairDataset,
     SequenceSource,
     StillSource,
-    View,
     cut,
     jittered,
 )
@@ -143,7 +143,7 @@ def test_frames_of_unequal_size_share_the_visible_grid(tmp_path: Path) -> None:
     path = tmp_path / "walk" / "infrared" / "000001.png"
     assert cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path)), (48, 36)))
     cache = FrameCache(1 << 24)
-    view: View = cache.read_pair(tmp_path / "walk/visible/000001.png", path, (25, 20, 24, 20))
+    view: AnnotatedPair = cache.read_pair(tmp_path / "walk/visible/000001.png", path, (25, 20, 24, 20))
     assert view.tir.shape == view.rgb.shape
     assert view.tir[30, 37].min() > 240
 

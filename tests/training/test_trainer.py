@@ -206,18 +206,8 @@ def test_the_fused_losses_give_the_same_curve(tmp_path: Path) -> None:
 
 def command(file: Path, out: Path, *more: str) -> list[str]:
     return [
-        sys.executable,
-        "-m",
-        "ckd_fast",
-        "train",
-        str(file),
-        "--out",
-        str(out),
-        "--device",
-        "cpu",
-        "--quiet",
-        *more,
-    ]
+        sys.executable, "-m", "ckd_fast", "train", str(file), "--out", str(out), "--device", "cpu", "--quiet", *more,
+    ]  # fmt: skip
 
 
 def test_killed_and_resumed_is_the_unbroken_run(tmp_path: Path) -> None:
