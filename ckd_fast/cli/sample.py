@@ -14,7 +14,6 @@ from .parsing import add_command, not_negative, positive, size
 
 if TYPE_CHECKING:
     from ckd_fast.datasets import SyntheticClip
-    from ckd_fast.types import Box
 
     from .parsing import Commands
 
@@ -58,15 +57,9 @@ def run_sample(options: argparse.Namespace) -> int:
     if options.video and (width % 2 or height % 2):
         raise InputError(f"--size {width}x{height}: a video needs even sides")
     config = ClipConfig(
-        width=width,
-        height=height,
-        frames=options.frames,
-        seed=options.seed,
-        distractors=options.distractors,
-        dark=options.dark,
-        crossover=options.crossover,
-        occlusion=options.occlusion,
-    )
+        width, height, options.frames, options.seed, options.distractors,
+        dark=options.dark, crossover=options.crossover, occlusion=options.occlusion,
+    )  # fmt: skip
     out: Path = options.out
     names = ("visible", "infrared", "visible.mp4", "infrared.mp4", "groundtruth.txt")
     present = [name for name in names if (out / name).exists()]
@@ -82,7 +75,8 @@ def run_sample(options: argparse.Namespace) -> int:
         print(json.dumps({"out": str(out), "frames": len(clip), "size": [width, height], "first_box": first_box}))
         return 0
     what = "visible.mp4, infrared.mp4" if options.video else "visible/, infrared/"
-    print(f"{out}: {len(clip)} frames of {width}x{height} in {what}, groundtruth.txt; first box {_line(first_box)}")
+    start = ",".join(f"{value:.2f}" for value in first_box)  # as `ckd-fast track --init` takes it
+    print(f"{out}: {len(clip)} frames of {width}x{height} in {what}, groundtruth.txt; first box {start}")
     return 0
 
 
@@ -101,24 +95,19 @@ def _write_clip(clip: SyntheticClip, out: Path, *, video: bool) -> None:
             old.unlink()
         (out if video else folder).mkdir(parents=True, exist_ok=True)
     videos = [AnnotatedVideo(folder.with_suffix(".mp4"), VIDEO_FPS) for folder in folders] if video else []
-    boxes, notes = [], []
+    notes = []
     for index, frame in enumerate(tqdm(clip, unit="frame", disable=None)):
-        images = (frame.rgb, np.repeat(frame.tir[:, :, None], 3, axis=2))
         if video:
-            for writer, image in zip(videos, images, strict=True):
+            for writer, image in zip(videos, (frame.rgb, np.repeat(frame.tir[:, :, None], 3, axis=2)), strict=True):
                 writer.write(image)
         else:
             for folder, picture in zip(folders, (cv2.cvtColor(frame.rgb, cv2.COLOR_RGB2BGR), frame.tir), strict=True):
                 if not cv2.imwrite(str(folder / f"{index + 1:06d}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 95]):
                     raise OutputError(f"{folder}: frame {index + 1} cannot be written")
-        boxes.append(_line(frame.box))
         notes.append({"dark": frame.dark, "crossover": frame.crossover, "occluded": frame.occluded})
     for writer in videos:
         writer.close()
-    (out / "groundtruth.txt").write_text("\n".join(boxes) + "\n")
+    lines = [",".join(f"{value:.2f}" for value in box) + "\n" for box in clip.boxes()]
+    (out / "groundtruth.txt").write_text("".join(lines))
     about = {"generator": dataclasses.asdict(clip.config), "frames": notes}
     (out / "clip.json").write_text(json.dumps(about) + "\n")
-
-
-def _line(box: Box) -> str:
-    return ",".join(f"{value:.2f}" for value in box)

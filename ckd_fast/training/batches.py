@@ -105,12 +105,9 @@ class Feed:
         return NumberedBatch(number, batch, crops.bad if crops is not None else ())
 
     def _moved(self, crops: Crops) -> Crops:
-        device = self._device
-        return Crops(
-            crops.template.to(device, non_blocking=True),
-            crops.search.to(device, non_blocking=True),
-            crops.target_xywh.to(device),
-        )
+        tensors = (crops.template, crops.search, crops.target_xywh)
+        template, search, target_xywh = (tensor.to(self._device, non_blocking=True) for tensor in tensors)
+        return Crops(template, search, target_xywh)
 
 
 def _one_thread(_worker: int) -> None:

@@ -49,13 +49,7 @@ FREE_TO_CHANGE = ("upkeep", "workers", "init")  # when a run is resumed
 class Progress:
     """What a run tells with every line of its log, for a progress bar.
 
-    Attributes:
-        pairs_done, pairs_total: over all stages.
-        stage: its name.
-        loss: mean since the last line of the log.
-        pairs_per_second: over all processes, since the last line of the log.
-        memory_mb: peak.
-        validation: mean IoU on rendered pairs, None before the first validation of the stage.
+    Loss and speed (over all processes) are means since the last line; the pairs are those of all stages.
     """
 
     pairs_done: int
@@ -63,8 +57,8 @@ class Progress:
     stage: str
     loss: float
     pairs_per_second: float
-    memory_mb: float
-    validation: float | None
+    memory_mb: float  # peak
+    validation: float | None  # mean IoU on rendered pairs; None before the stage's first validation
 
 
 @dataclass(frozen=True)
