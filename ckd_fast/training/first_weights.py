@@ -31,10 +31,7 @@ def initial_trainee(config: TrainConfig) -> Trainee:
     loaded = load_model(config.init, config.model, config.seed)
     alone = next((stage.name for stage in config.stages if stage.students_only), None)
     if loaded.teachers and alone is not None:
-        log.warning(
-            "%s holds teachers, but stage %r trains the student alone and makes new teachers from it. Leave that "
-            "stage out to keep them", config.init, alone,
-        )  # fmt: skip
+        log.warning("%s holds teachers, but stage %r trains the student alone and replaces them", config.init, alone)
     teachers = dict(loaded.teachers) or teachers_from_student(loaded.weights, loaded.config)
     load_weights(trainee, trainee_names({**loaded.weights, **teachers}))
     return trainee.train()

@@ -4,12 +4,4 @@ from .inspection import Inspection, inspect_weights
 from .load import LoadedModel, Provenance, load_model
 from .save import convert_weights, save_model
 
-__all__ = [
-    "Inspection",
-    "LoadedModel",
-    "Provenance",
-    "convert_weights",
-    "inspect_weights",
-    "load_model",
-    "save_model",
-]
+__all__ = ["Inspection", "LoadedModel", "Provenance", "convert_weights", "inspect_weights", "load_model", "save_model"]

@@ -129,7 +129,7 @@ def test_teachers_that_would_be_replaced_are_said(tmp_path: Path, caplog: pytest
         initial_trainee(config(init=weights))
         assert caplog.text == ""
         initial_trainee(config(init=weights, stages=(alone, DISTIL)))
-    assert "stage 'alone' trains the student alone and makes new teachers from it" in caplog.text
+    assert "stage 'alone' trains the student alone and replaces them" in caplog.text
 
 
 @pytest.mark.parametrize("frozen", ["heads_only", "students_only"])
@@ -201,9 +201,6 @@ def test_the_fused_losses_give_the_same_curve(tmp_path: Path) -> None:
             assert other[name] == pytest.approx(one[name], rel=2e-4), (one["step"], name)
 
 
-# --- resume ------------------------------------------------------------------------------------------------------
-
-
 def command(file: Path, out: Path, *more: str) -> list[str]:
     return [
         sys.executable, "-m", "ckd_fast", "train", str(file), "--out", str(out), "--device", "cpu", "--quiet", *more,
@@ -270,9 +267,6 @@ def test_a_foreign_optimiser_is_refused() -> None:
         restore_optimiser(fresh, {"0.step": torch.ones(())}, "here")
 
 
-# --- first weights -----------------------------------------------------------------------------------------------
-
-
 def test_init_goes_on_from_a_file(tmp_path: Path) -> None:
     train(config(), tmp_path / "first")
     teachers = tmp_path / "first/checkpoints/step-00000006/weights.safetensors"
@@ -304,9 +298,6 @@ def test_the_running_mean() -> None:
     torch.nn.init.constant_(model.weight, 2.0)
     mean.update(model, 10**6)
     assert float(mean.values["weight"]) == pytest.approx(0.9 * 0.9 + 0.1 * 2)
-
-
-# --- what goes wrong ---------------------------------------------------------------------------------------------
 
 
 def test_bad_numbers_stop_the_run_and_save_the_batch(tmp_path: Path) -> None:
@@ -357,9 +348,6 @@ def test_mixed_precision_follows_float32(tmp_path: Path) -> None:
     for name in ("focal", "content", "style"):  # the others jump with the predicted cell
         assert half[0][name] != plain[0][name]
         assert half[0][name] == pytest.approx(plain[0][name], rel=0.02)
-
-
-# --- several processes -------------------------------------------------------------------------------------------
 
 
 def free_port() -> int:
