@@ -30,7 +30,7 @@ from common import machine, write_json
 from packaged import Clip, generated_clips, our_tracker, track_clip
 
 from ckd_fast import load_model
-from ckd_fast.training import Place, TrainConfig, Trainer, recipe
+from ckd_fast.training import Process, TrainConfig, Trainer, recipe
 from ckd_fast.training.config import SceneConfig, Stage, read_config
 from ckd_fast.training.trainer import mean_overlap
 
@@ -118,7 +118,7 @@ def train(plan: Plan, init: str, out: Path) -> Path:
     if stored.exists() and read_config(stored.read_text(encoding="utf-8"), str(stored)) != config:
         raise SystemExit(f"{out}: holds a run with other settings; choose another --out, or remove it")
     if not final.exists():
-        Trainer(config, out, Place(0, 1, torch.device("cpu"))).run(resume=out.exists())
+        Trainer(config, out, Process(0, 1, torch.device("cpu"))).run(resume=out.exists())
     return final
 
 

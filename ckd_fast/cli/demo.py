@@ -1,4 +1,4 @@
-"""`ckd-fast demo`: the packaged model on a generated clip, on whatever machine this is."""
+"""`ckd-fast demo`: the packaged model tracks a generated clip."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ VIDEO_FPS = 25.0
 
 
 def add_demo(commands: Commands) -> None:
-    """Declare the subcommand."""
     parser = add_command(
         commands,
         "demo",
@@ -31,16 +30,15 @@ def add_demo(commands: Commands) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("ckd-fast-demo"), metavar="DIR", help="default: ckd-fast-demo/"
     )
-    parser.add_argument("--frames", type=positive, default=90, metavar="N", help="length of the clip (90)")
-    parser.add_argument("--clip", type=not_negative, default=0, metavar="SEED", help="which clip (0)")
+    parser.add_argument("--frames", type=positive, default=90, metavar="N", help="length of the clip (default: 90)")
+    parser.add_argument("--clip", type=not_negative, default=0, metavar="SEED", help="seed of the clip (default: 0)")
     add_model_options(parser)
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
-    parser.add_argument("--force", action="store_true", help="overwrite a demo that is there")
+    parser.add_argument("--force", action="store_true", help="overwrite a demo in DIR")
     parser.set_defaults(run=run_demo)
 
 
 def run_demo(options: argparse.Namespace) -> int:
-    """`ckd-fast demo`."""
     import numpy as np
     from tqdm import tqdm
 
@@ -56,7 +54,7 @@ def run_demo(options: argparse.Namespace) -> int:
 
     require_matplotlib()
     if options.frames < 2:
-        raise InputError(f"--frames {options.frames}: expected at least 2, the first one is given")
+        raise InputError(f"--frames {options.frames}: expected at least 2; tracking starts from the first")
     video_path, plot_path = options.out / "video.mp4", options.out / "plot.png"
     refuse_overwrite((video_path, plot_path), force=options.force)
     tracker = new_tracker(Tracker, options)

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,47 +20,48 @@ if TYPE_CHECKING:
 
 
 def add_train(commands: Commands) -> None:
-    """Declare the subcommand."""
     parser = add_command(
         commands,
         "train",
-        "train students and teachers, from a recipe or a configuration file",
+        "train students and teachers by a recipe or a configuration file",
         "  ckd-fast train ckd --data LasHeR --init DropTrack_k700_800E.pth.tar --out runs/ckd\n"
         "  torchrun --nproc-per-node 2 -m ckd_fast train ckd --data LasHeR --init OSTrack_ep0300.pth.tar --out run\n"
-        "  ckd-fast train my.json --init ckd.safetensors --out runs/mine     # fine-tune on what my.json names\n"
+        "  ckd-fast train my.json --init ckd.safetensors --out runs/mine     # fine-tune on your own data\n"
         "  ckd-fast train my.json --out runs/mine --resume\n"
         "  ckd-fast train ckd-paper --print > my.json                        # a configuration to start from\n"
         "  ckd-fast train --list\n"
-        "recipes, settings and files of a run: docs/training.md",
+        "Recipes, settings and the files of a run: docs/training.md",
     )
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="name of a recipe, or a JSON file")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run: log, checkpoints, weights")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for log, checkpoints and weights")
     parser.add_argument(
-        "--init", metavar="FILE", help="first weights: a checkpoint, or 'random' (default: the recipe's)"
+        "--init", metavar="FILE", help="first weights: a checkpoint, or 'random' (default: as configured)"
     )
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder that relative roots of the recipe's sources start at"
+        "--data", type=Path, metavar="DIR", help="folder that holds the data: roots of sources are relative to it"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
-    parser.add_argument("--seed", type=not_negative, metavar="N", help="instead of the configuration's")
-    parser.add_argument("--workers", type=not_negative, metavar="N", help="processes that read samples, per GPU")
-    parser.add_argument("--losses", choices=("reference", "fused"), help="engine of the distillation terms")
+    parser.add_argument("--seed", type=not_negative, metavar="N", help="replaces the configured seed")
+    parser.add_argument("--workers", type=not_negative, metavar="N", help="processes that read samples, for each GPU")
+    parser.add_argument("--losses", choices=("reference", "fused"), help="how the distillation terms are computed")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of this process")
-    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard events too (extra tensorboard)")
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="also write TensorBoard events (needs ckd_fast[tensorboard])"
+    )
     parser.add_argument("--print", action="store_true", dest="show", help="print the configuration as JSON and stop")
-    parser.add_argument("--list", action="store_true", help="name the recipes and stop")
+    parser.add_argument("--list", action="store_true", help="list the recipes and stop")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run_train)
 
 
 def configured(options: argparse.Namespace) -> TrainConfig:
-    """The configuration that the command line asks for."""
+    """The configuration that the arguments describe."""
     from ckd_fast.training import RECIPES, config_from_file, recipe
 
     if options.config is None:
-        raise InputError(f"which CONFIG? A JSON file or one of the recipes {', '.join(RECIPES)}")
+        raise InputError(f"CONFIG is missing: expected a JSON file or one of the recipes {', '.join(RECIPES)}")
     path = Path(options.config)
     config = config_from_file(path) if path.suffix == ".json" or path.is_file() else recipe(options.config)
     named = {"init": options.init, "seed": options.seed, "workers": options.workers, "loss_engine": options.losses}
@@ -76,8 +76,7 @@ def configured(options: argparse.Namespace) -> TrainConfig:
 
 
 def run_train(options: argparse.Namespace) -> int:
-    """`ckd-fast train`."""
-    from ckd_fast.training import RECIPES, Trainer, find_place
+    from ckd_fast.training import RECIPES, Trainer, this_process
 
     if options.list:
         print("\n".join(RECIPES))
@@ -87,39 +86,37 @@ def run_train(options: argparse.Namespace) -> int:
         print(config.to_json())
         return 0
     if options.out is None:
-        raise InputError("--out: expected the folder of the run")
+        raise InputError("--out is missing: expected a folder for the run")
     import torch
     from tqdm import tqdm
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    place = find_place(options.device)
+    process = this_process(options.device)
     board = None
-    if options.tensorboard and place.first:
+    if options.tensorboard and process.first:
         from ckd_fast.training.logs import open_board
 
         board = open_board(options.out / "tensorboard")
-    hidden = True if options.quiet or not place.first else None
-    with tqdm(unit="pair", disable=hidden, smoothing=0.1) if place.first else nullcontext() as bar:
+    hidden = True if options.quiet or not process.first else None
+    with tqdm(unit="pair", disable=hidden, smoothing=0.1) as bar:
 
         def show(progress: Progress) -> None:
-            if bar is None:
-                return
-            bar.total = progress.of
-            bar.update(progress.done - bar.n)
+            bar.total = progress.pairs_total
+            bar.update(progress.pairs_done - bar.n)
             scored = f" IoU {progress.validation:.3f}" if progress.validation is not None else ""
             bar.set_postfix_str(
                 f"{progress.stage}: loss {progress.loss:.3f}{scored} {progress.pairs_per_second:.0f} pairs/s "
                 f"{progress.memory_mb:.0f} MB"
             )
 
-        trained = Trainer(config, options.out, place, board=board, on_progress=show).run(resume=options.resume)
-    if not place.first:
+        trained = Trainer(config, options.out, process, board=board, on_progress=show).run(resume=options.resume)
+    if not process.first:
         return 0
     if options.json:
         print(json.dumps({**dataclasses.asdict(trained), "final": str(trained.final)}))
         return 0
     print(f"{trained.final}: the student after {trained.steps} steps; best validation {trained.best:.3f}")
     if trained.bad_samples:
-        sys.stderr.write(f"ckd-fast: {trained.bad_samples} samples could not be read; log.jsonl names them\n")
+        sys.stderr.write(f"ckd-fast: {trained.bad_samples} samples could not be read; log.jsonl lists them\n")
     return 0

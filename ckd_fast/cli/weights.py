@@ -1,10 +1,11 @@
-"""`ckd-fast weights`: look into a file of weights, or convert it."""
+"""`ckd-fast weights`: show what a file of weights holds, or convert it."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .parsing import add_command
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_weights(commands: Commands) -> None:
-    """Declare the subcommand."""
-    summary = "look into a file of weights, or convert it to safetensors"
+    summary = "show what a file of weights holds, or convert it to safetensors"
     parser = add_command(
         commands,
         "weights",
@@ -27,36 +27,35 @@ def add_weights(commands: Commands) -> None:
     inspect = add_command(
         verbs,
         "inspect",
-        "what a file of weights holds, with every check that loading does; nothing in it is executed",
+        "check a file of weights as loading does, and show what it holds; nothing in it is executed",
         "  ckd-fast weights inspect CKD_ep0025.pth.tar\n  ckd-fast weights inspect model.safetensors --json",
     )
     inspect.add_argument("file", metavar="FILE")
-    inspect.add_argument("--model", help="preset that the file must be, where its sizes do not settle it")
-    inspect.add_argument("--seed", type=int, help="for an encoder without a head: draw a random one")
-    inspect.add_argument("--json", action="store_true", help="machine-readable output")
     inspect.set_defaults(run=run_weights_inspect)
     convert = add_command(
         verbs,
         "convert",
-        "write a file of weights as safetensors, with sizes and provenance inside",
+        "convert a file of weights to safetensors, with sizes and provenance inside",
         "  ckd-fast weights convert CKD_ep0025.pth.tar ckd.safetensors\n"
         "  ckd-fast weights convert CKD_ep0025.pth.tar ckd-half.safetensors --half float16\n"
         "  ckd-fast weights convert stage1.pth.tar stage1.safetensors --teachers",
     )
     convert.add_argument("file", metavar="FILE")
     convert.add_argument("output", metavar="OUT.safetensors")
-    convert.add_argument("--model", help="preset that the file must be, where its sizes do not settle it")
-    convert.add_argument("--seed", type=int, help="for an encoder without a head: draw a random one")
     convert.add_argument("--half", choices=("float16", "bfloat16"), help="store weights in half precision")
-    convert.add_argument("--teachers", action="store_true", help="keep the teachers, to go on training")
-    convert.add_argument("--lost-threshold", type=float, metavar="S", help="store it as calibrated for these weights")
-    convert.add_argument("--json", action="store_true", help="machine-readable output")
+    convert.add_argument("--teachers", action="store_true", help="keep the teachers too, for further training")
+    convert.add_argument(
+        "--lost-threshold", type=float, metavar="S", help="store S as the calibrated threshold of these weights"
+    )
     convert.add_argument("--force", action="store_true", help="overwrite OUT.safetensors")
     convert.set_defaults(run=run_weights_convert)
+    for verb in (inspect, convert):
+        verb.add_argument("--model", help="preset, if the file does not determine all sizes")
+        verb.add_argument("--seed", type=int, help="draw a random head for an encoder without one")
+        verb.add_argument("--json", action="store_true", help="machine-readable output")
 
 
 def run_weights_inspect(options: argparse.Namespace) -> int:
-    """`ckd-fast weights inspect`."""
     from ckd_fast.weights import inspect_weights
 
     found = inspect_weights(options.file, options.model, options.seed)
@@ -85,10 +84,9 @@ def run_weights_inspect(options: argparse.Namespace) -> int:
 
 
 def run_weights_convert(options: argparse.Namespace) -> int:
-    """`ckd-fast weights convert`."""
     from ckd_fast.weights import convert_weights
 
-    done = convert_weights(
+    model = convert_weights(
         options.file,
         options.output,
         model=options.model,
@@ -98,9 +96,10 @@ def run_weights_convert(options: argparse.Namespace) -> int:
         lost_threshold=options.lost_threshold,
         force=options.force,
     )
+    size = Path(options.output).stat().st_size
     if options.json:
-        about = {"path": str(done.path), "bytes": done.bytes_written, "config": done.model.config.to_dict()}
-        print(json.dumps(about | {"provenance": dataclasses.asdict(done.model.provenance)}))
+        about = {"path": options.output, "bytes": size, "config": model.config.to_dict()}
+        print(json.dumps(about | {"provenance": dataclasses.asdict(model.provenance)}))
         return 0
-    print(f"{done.path}: {done.bytes_written / 1e6:.1f} MB, {done.model.provenance.kind}")
+    print(f"{options.output}: {size / 1e6:.1f} MB, {model.provenance.kind}")
     return 0

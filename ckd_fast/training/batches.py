@@ -1,13 +1,11 @@
-"""From samples to batches on the device: mixing real and rendered samples, augmentation, normalisation.
+"""Batches on the device: real and rendered samples mixed, augmented and normalised.
 
-The batches of a run are numbered; what batch number m holds depends on (seed, stage, m) alone. With several processes,
-or several batches per step, they are dealt out in turn, so one process that takes two batches per step computes what
-two processes compute that take one each.
+The batches of a stage are numbered, and batch m depends on (seed, stage, m) alone. Processes take the numbers in turn,
+so one process that takes two batches per step computes the same as two processes that take one each.
 """
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -25,53 +22,23 @@ from ckd_fast.reference.labels import visible_patches
 from ckd_fast.reference.preprocess import PIXEL_MEAN, PIXEL_STD
 from ckd_fast.reference.training import Batch
 
-from .config import Augmentation, SceneConfig, Stage, TrainConfig
+from . import seeds
+from .config import Augmentation, Stage, TrainConfig
 from .rendering import Renderer
-from .samples import PairDataset, PairSample
+from .samples import Crops, PairDataset, collate
 
-# Not a plain fork: a process whose libraries have threads hands their locks on, and workers may wait for ever.
+# Not a plain fork: workers would inherit locks that the libraries' threads hold, and might wait for ever.
 _START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 GRAY = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
-class Crops:
-    """Samples of one batch before augmentation: [2, B, 3, h, w] and [2, B, 3, H, W] uint8, targets [B, 4]."""
-
-    template: Tensor
-    search: Tensor
-    target_xywh: Tensor
-    bad: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class NumberedBatch:
-    """A batch, its number, and what could not be read on the way."""
+    """A batch, its number, and the samples that could not be read."""
 
     number: int
     batch: Batch
     bad: tuple[str, ...]
-
-
-def collate(samples: Sequence[PairSample]) -> Crops:
-    """Stack samples read by the workers."""
-
-    def stacked(images: list[NDArray[np.uint8]]) -> Tensor:
-        return torch.from_numpy(np.stack(images)).permute(1, 0, 4, 2, 3).contiguous()  # [2, B, 3, H, W]
-
-    return Crops(
-        stacked([sample.template for sample in samples]),
-        stacked([sample.search for sample in samples]),
-        torch.tensor([sample.target_xywh for sample in samples], dtype=torch.float32),
-        tuple(name for sample in samples for name in sample.bad),
-    )
-
-
-def make_renderer(config: TrainConfig, scene: SceneConfig, device: torch.device) -> Renderer:
-    """A renderer of crops in the model's sizes."""
-    model = config.model
-    sizes, factors = (model.template_size, model.search_size), (model.template_factor, model.search_factor)
-    return Renderer(scene, config.sampling, sizes, factors, device)
 
 
 class Feed:
@@ -88,12 +55,12 @@ class Feed:
         self._stage: Stage = config.stages[stage]
         synthetic = [source for source in config.sources if source.kind == "synthetic"]
         if len(synthetic) > 1:
-            raise InputError(f"{len(synthetic)} synthetic sources; expected at most one: its scene says what is drawn")
+            raise InputError(f"{len(synthetic)} synthetic sources; expected at most one")
         whole = sum(source.share for source in config.sources)
         batch = self._stage.batch
         self.rendered = round(batch * sum(source.share for source in synthetic) / whole)
         self.read = batch - self.rendered
-        self._renderer = make_renderer(config, synthetic[0].scene, device) if synthetic else None
+        self._renderer = Renderer(synthetic[0].scene, config.sampling, config.model, device) if synthetic else None
         self._dataset = PairDataset(config, stage) if self.read else None
 
     def batches(self, numbers: Sequence[int]) -> Iterator[NumberedBatch]:
@@ -104,44 +71,43 @@ class Feed:
             return
         groups = [list(range(number * self.read, (number + 1) * self.read)) for number in numbers]
         loader: DataLoader[Any] = DataLoader(
-            self._dataset,  # type: ignore[arg-type]  # map-style by duck typing: __getitem__ alone
+            self._dataset,  # type: ignore[arg-type]  # it needs no more than __getitem__
             batch_sampler=groups,
             num_workers=self._config.workers,
             collate_fn=collate,
             pin_memory=self._device.type == "cuda",
             worker_init_fn=_one_thread if self._config.workers else None,
-            generator=torch.Generator(),  # the loader must not move the global one
+            generator=torch.Generator(),  # or the loader would draw from the global one
             multiprocessing_context=_START_METHOD if self._config.workers else None,
         )
         for number, crops in zip(numbers, loader, strict=True):
             yield self._finish(number, crops)
 
     def _finish(self, number: int, crops: Crops | None) -> NumberedBatch:
+        def stream(purpose: int) -> tuple[int, ...]:
+            return (self._config.seed, purpose, self._number, number)
+
         parts = [] if crops is None else [self._moved(crops)]
         if self.rendered and self._renderer is not None:
-            made = self._renderer.render(self.rendered, (self._config.seed, 2, self._number, number))
-            parts.append(Crops(made.template, made.search, made.target_xywh))
+            parts.append(self._renderer.render(self.rendered, stream(seeds.RENDERING)))
         joined = Crops(
             torch.cat([part.template for part in parts], dim=1),
             torch.cat([part.search for part in parts], dim=1),
             torch.cat([part.target_xywh for part in parts]),
         )
-        batch = augment(joined, self._config.augmentation, (self._config.seed, 3, self._number, number))
+        batch = augment(joined, self._config.augmentation, stream(seeds.AUGMENTATION))
         hidden = self._stage.hidden
         if hidden:
             # On the host, so that every device hides the same patches.
-            generator = torch.Generator().manual_seed(_seed_of(self._config.seed, 4, self._number, number))
+            generator = torch.Generator().manual_seed(seeds.torch_seed(*stream(seeds.HIDDEN_PATCHES)))
             seen = visible_patches(self._stage.batch, self._config.model.search_tokens, hidden, generator)
             batch = Batch(batch.template, batch.search, batch.target_xywh, visible=seen.to(self._device))
         return NumberedBatch(number, batch, crops.bad if crops is not None else ())
 
     def _moved(self, crops: Crops) -> Crops:
-        device = self._device
-        return Crops(
-            crops.template.to(device, non_blocking=True),
-            crops.search.to(device, non_blocking=True),
-            crops.target_xywh.to(device),
-        )
+        tensors = (crops.template, crops.search, crops.target_xywh)
+        template, search, target_xywh = (tensor.to(self._device, non_blocking=True) for tensor in tensors)
+        return Crops(template, search, target_xywh)
 
 
 def _one_thread(_worker: int) -> None:
@@ -151,14 +117,9 @@ def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _seed_of(*parts: int) -> int:
-    """One number for a tuple of them."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
 def seed_batch(seed: int, stage: int, number: int) -> None:
-    """Make what the model draws itself (dropped paths) depend on the number of the batch alone."""
-    torch.manual_seed(_seed_of(seed, 5, stage, number))
+    """Seed what the model itself draws (dropped paths) for one batch."""
+    torch.manual_seed(seeds.torch_seed(seed, seeds.DROPPED_PATHS, stage, number))
 
 
 def normalised(images: Tensor) -> Tensor:
@@ -168,7 +129,7 @@ def normalised(images: Tensor) -> Tensor:
 
 
 def augment(crops: Crops, config: Augmentation, seed: tuple[int, ...]) -> Batch:
-    """Augmented and normalised, the whole batch at once. The numbers are drawn on the host."""
+    """Augment and normalise a whole batch. Random numbers are drawn on the host, the same for every device."""
     random, device = np.random.default_rng(seed), crops.template.device
     count = crops.target_xywh.shape[0]
 
@@ -198,10 +159,10 @@ def augment(crops: Crops, config: Augmentation, seed: tuple[int, ...]) -> Batch:
 
 
 def rotated(images: Tensor, target_xywh: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn crops [2, B, 3, H, W] about their centres; the box becomes the upright one around the turned corners.
+    """Turn crops about their centres; the new box is the upright one around the turned corners.
 
     Args:
-        images: both modalities turn alike.
+        images: both modalities [2, B, 3, H, W]; they turn alike.
         target_xywh: in units of the crop [B, 4].
         angles: radians, clockwise on the screen [B].
     """
@@ -221,14 +182,3 @@ def rotated(images: Tensor, target_xywh: Tensor, angles: Tensor) -> tuple[Tensor
     left, top = new_x.amin(-1), new_y.amin(-1)
     box = torch.stack([left + 0.5, top + 0.5, new_x.amax(-1) - left, new_y.amax(-1) - top], dim=-1)
     return torch.stack(turned), box
-
-
-def rate_factor(stage: Stage, step: int, steps: int) -> float:
-    """What the learning rates are multiplied with in this step of the stage."""
-    warm = round(stage.warmup * steps)
-    if step < warm:
-        return (step + 1) / warm
-    if stage.schedule == "constant":
-        return 1.0
-    progress = (step - warm) / max(steps - warm, 1)
-    return 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: folders that are complete or not there, in safetensors and JSON alone.
+"""Checkpoints of a run: folders of safetensors and JSON that appear only when they are complete.
 
     checkpoints/step-00001000/weights.safetensors    student and teachers; `load_model` reads it
                               ema.safetensors        their running mean, if the run keeps one
@@ -6,8 +6,8 @@
                               state.json             where the run stands
     best.safetensors                                 the student that scored best on validation
 
-Nothing is pickled, so a checkpoint from elsewhere can be resumed without running what is in it. Nothing random is
-stored either: what a step draws depends on the seed and on its number.
+Nothing is pickled, so nothing in a checkpoint from elsewhere can execute. No random state is stored: what a step draws
+depends on the seed and the step's number.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _NAME = re.compile(r"step-(\d{8})")
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunState:
     """Where a run stands.
 
     Attributes:
-        stage: number of the stage that comes next or goes on.
-        step: steps of that stage that are done.
+        stage: number of the stage that is next or under way.
+        step: steps done in that stage.
         total: steps done in all stages.
         best: best validation so far; -1 before the first.
-        bad_samples: that could not be read so far.
+        bad_samples: samples that could not be read so far.
     """
 
     stage: int = 0
@@ -54,29 +54,28 @@ class Standing:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is needed to go on exactly.
+    """Everything that resuming needs.
 
     Attributes:
-        standing: where the run stands.
         weights: by the names of our files.
-        ema: the running mean, empty if the run keeps none.
-        optimiser: moments by `parameter number.name`, empty between stages.
+        ema: the running mean, by the same names; empty if the run keeps none.
+        optimiser: AdamW's moments by `parameter number.name`, empty between stages.
     """
 
-    standing: Standing
+    state: RunState
     weights: Mapping[str, Tensor]
     ema: Mapping[str, Tensor]
     optimiser: Mapping[str, Tensor]
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of an optimiser as tensors by name."""
+    """An optimiser's moments by `parameter number.name`."""
     state = optimiser.state_dict()["state"]
     return {f"{number}.{name}": value for number, values in state.items() for name, value in values.items()}
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], where: str) -> None:
-    """The inverse; moments of other shapes are an error."""
+    """Give an optimiser these moments; they must fit its parameters."""
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
@@ -84,20 +83,16 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Te
         if not number.isdigit() or int(number) >= len(parameters):
             raise CorruptWeightsError(f"{where}: {name} belongs to no parameter of this run")
         if entry != "step" and value.shape != parameters[int(number)].shape:
-            raise CorruptWeightsError(f"{where}: {name} is {tuple(value.shape)}, which no parameter of this run is")
+            expected = tuple(parameters[int(number)].shape)
+            raise CorruptWeightsError(f"{where}: {name} is {tuple(value.shape)}, expected {expected}")
         state.setdefault(int(number), {})[entry] = value
     if tensors and len(state) != len(parameters):
-        raise CorruptWeightsError(f"{where}: moments of {len(state)} parameters; this run trains {len(parameters)}")
+        raise CorruptWeightsError(f"{where}: moments of {len(state)} parameters, but this run trains {len(parameters)}")
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
 class Checkpoints:
-    """The checkpoints in a run's folder.
-
-    Args:
-        out: the run's folder.
-        keep: how many stay.
-    """
+    """The checkpoints in a run's folder `out`; the newest `keep` stay."""
 
     def __init__(self, out: Path, keep: int) -> None:
         self._home, self._keep = out / FOLDER, keep
@@ -109,22 +104,22 @@ class Checkpoints:
         return sorted(path for path in self._home.iterdir() if _NAME.fullmatch(path.name))
 
     def write(
-        self, standing: Standing, model: LoadedModel, ema: LoadedModel | None, moments: Mapping[str, Tensor]
+        self, state: RunState, model: LoadedModel, ema: LoadedModel | None, moments: Mapping[str, Tensor]
     ) -> Path:
-        """Add one; older ones go when it is complete."""
-        target = self._home / f"step-{standing.total:08d}"
+        """Add a checkpoint; when it is complete, delete those that are too old."""
+        target = self._home / f"step-{state.total:08d}"
         try:
             self._home.mkdir(parents=True, exist_ok=True)
-            for stale in self._home.glob(".writing-*"):  # of a run that was killed while it wrote
+            for stale in self._home.glob(".writing-*"):  # left by a run that was killed
                 shutil.rmtree(stale, ignore_errors=True)
             draft = Path(tempfile.mkdtemp(prefix=".writing-", dir=self._home))
             save_model(model, draft / "weights.safetensors", teachers=True)
             if ema is not None:
                 save_model(ema, draft / "ema.safetensors", teachers=True)
-            if moments:  # safetensors cannot hold nothing
+            if moments:  # a safetensors file cannot be empty
                 write_safetensors(draft / "optimiser.safetensors", {n: v.cpu() for n, v in moments.items()}, {})
             with (draft / "state.json").open("w", encoding="utf-8") as handle:
-                json.dump(dataclasses.asdict(standing), handle)
+                json.dump(dataclasses.asdict(state), handle)
                 handle.flush()
                 os.fsync(handle.fileno())
             if target.exists():
@@ -137,23 +132,22 @@ class Checkpoints:
         return target
 
     def last(self) -> Checkpoint | None:
-        """The newest, None if there is none."""
+        """The newest checkpoint."""
         found = self.all()
         return read_checkpoint(found[-1]) if found else None
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """One checkpoint."""
     try:
         values = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        standing = Standing(**values)
+        state = RunState(**values)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
-            f"{folder / 'state.json'}: cannot be used ({error}); remove {folder} to go on before it"
+            f"{folder / 'state.json'}: cannot be used ({error}); remove {folder} to resume from an older one"
         ) from error
     ema, optimiser = folder / "ema.safetensors", folder / "optimiser.safetensors"
     return Checkpoint(
-        standing,
+        state,
         open_weights(folder / "weights.safetensors").tensors,
         open_weights(ema).tensors if ema.exists() else {},
         open_weights(optimiser).tensors if optimiser.exists() else {},

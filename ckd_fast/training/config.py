@@ -1,7 +1,7 @@
 """`TrainConfig`: everything that decides what a training run computes, read from and written to JSON.
 
-JSON, because checkpoints, logs and metadata are JSON already and Python 3.10 reads it without another package (its
-standard library has no TOML reader). A file needs to name only what differs from the recipe it starts from:
+JSON, because checkpoints, logs and metadata are JSON already and Python 3.10 reads it without another package. A file
+names only what differs from the recipe it starts from (see `recipes`):
 
     {"recipe": "ckd", "model": "tiny", "sources": [{"kind": "dataset", "name": "lasher-train", "root": "LasHeR"}]}
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ckd_fast.errors import InputError
@@ -25,15 +25,23 @@ Precision = Literal["float32", "bfloat16"]
 SourceKind = Literal["dataset", "stills", "synthetic"]
 
 
+def _check_range(settings: object, names: str, low: float, high: float = math.inf, where: str = "") -> None:
+    for name in names.split():
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            allowed = f"in [{low:g}, {high:g}]" if high < math.inf else f"from {low:g}"
+            raise InputError(f"{where}{name}={value}: expected a number {allowed}")
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How template and search are taken from a sequence; the defaults are the published ones.
+    """How template and search frames are chosen and cropped; the defaults are the published ones.
 
     Attributes:
         longest_gap: the search frame is 1 to longest_gap - 1 frames after the template.
-        widen_by: where none of these has a box, the window grows by so many frames until one has.
+        widen_by: frames added to the gap until a frame with a box is found.
         centre_jitter: the search crop's centre moves by up to half of this, in multiples of sqrt(w h).
-        scale_jitter: w and h are multiplied by exp(scale_jitter * normal), each by its own.
+        scale_jitter: w and h are each multiplied by exp(scale_jitter * normal).
     """
 
     longest_gap: int = 200
@@ -42,25 +50,21 @@ class Sampling:
     scale_jitter: float = 0.25
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be drawn."""
-        if self.longest_gap < 2 or self.widen_by < 1:
-            raise InputError(f"longest_gap={self.longest_gap}, widen_by={self.widen_by}: expected at least 2 and 1")
-        if not 0 <= self.centre_jitter <= 4 or not 0 <= self.scale_jitter <= 1:
-            raise InputError(
-                f"centre_jitter={self.centre_jitter}, scale_jitter={self.scale_jitter}: expected them in [0, 4] and "
-                "[0, 1]; beyond, the target leaves the search crop"
-            )
+        _check_range(self, "longest_gap", 2)
+        _check_range(self, "widen_by", 1)
+        _check_range(self, "centre_jitter", 0, 4)  # with more, the target leaves the search crop
+        _check_range(self, "scale_jitter", 0, 1)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Changes of the crops. Grayscale is drawn once per sample, brightness and flip for template and search apart.
+    """Random changes of the crops. Grayscale is drawn once per sample, brightness and flip once per crop.
 
     Attributes:
         grayscale: probability.
-        flip: probability of a mirror image; both modalities take part.
+        flip: probability of mirroring both modalities.
         brightness: factors are drawn from 1 - brightness to 1 + brightness.
-        rotation_degrees: the search crop turns by up to this about its centre; the program has none.
+        rotation_degrees: the search crop turns by up to this about its centre; the authors' program does not rotate.
     """
 
     grayscale: float = 0.05
@@ -69,29 +73,27 @@ class Augmentation:
     rotation_degrees: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what is no probability."""
-        for name in ("grayscale", "flip", "brightness"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name}={getattr(self, name)}: expected a number in [0, 1]")
-        if not 0 <= self.rotation_degrees <= 180:
-            raise InputError(f"rotation_degrees={self.rotation_degrees}: expected degrees in [0, 180]")
+        _check_range(self, "grayscale flip brightness", 0, 1)
+        _check_range(self, "rotation_degrees", 0, 180)
 
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """What rendered pairs of views contain; probabilities are per sample.
+    """What rendered pairs contain.
+
+    `clutter` and `distractors` count things, `noise` is in levels, `dark` to `occlusion` are probabilities per sample.
 
     Attributes:
-        clutter: plain shapes around the target.
+        clutter: things around the target.
         distractors: things that look like the target.
-        dark: the visible camera sees next to nothing, mostly in the search view.
+        dark: the visible camera sees nearly nothing; always in the search view, sometimes in the template.
         crossover: the target is as warm as what is behind it, in the search view.
-        camouflage: in visible light the target all but looks like what is behind it, in both views.
+        camouflage: in visible light the target looks nearly like what is behind it, in both views.
         occlusion: something is in front of the target in the search view.
-        noise: of the sensors, in levels.
-        thermal_range: how much the thermal camera's gain and offset vary, from 0 to 1. Thermal cameras show what is in
-            view stretched to their range: a scene comes dark or light, flat or steep, and some cameras show warm
-            as black (a tenth of the samples at 1).
+        noise: of the sensors.
+        thermal_range: how much gain and offset of the thermal camera vary, from 0 to 1. A thermal camera stretches what
+            it sees to its own range, so a scene may come out dark or light, flat or steep; some cameras show warm as
+            black (a tenth of the samples at 1).
     """
 
     clutter: int = 6
@@ -104,12 +106,9 @@ class SceneConfig:
     thermal_range: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be drawn."""
-        if self.clutter < 0 or self.distractors < 0 or not 0 <= self.noise <= 64:
-            raise InputError("clutter and distractors: expected numbers from 0; noise: expected levels in [0, 64]")
-        for name in ("dark", "crossover", "camouflage", "occlusion", "thermal_range"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name}={getattr(self, name)}: expected a number in [0, 1]")
+        _check_range(self, "clutter distractors", 0)
+        _check_range(self, "noise", 0, 64)
+        _check_range(self, "dark crossover camouflage occlusion thermal_range", 0, 1)
 
 
 @dataclass(frozen=True)
@@ -118,13 +117,13 @@ class Source:
 
     Attributes:
         kind: "dataset": sequences of a published layout or own folders; "stills": single pairs of images with boxes
-            (`visible/`, `infrared/`, `boxes.json`), two views of the same pair; "synthetic": rendered pairs of views.
+            (`visible/`, `infrared/`, `boxes.json`), each giving both views; "synthetic": rendered pairs.
         share: weight among all sources.
         name: the layout of a "dataset", see `ckd_fast.datasets.DATASETS`.
-        root: the folder; for a data set with an environment variable it may be left out.
-        sequences: these alone; empty for all.
-        exclude: without these.
-        scene: what is rendered.
+        root: the folder; a data set with an environment variable needs none.
+        sequences: use only these; empty for all.
+        exclude: leave these out.
+        scene: what "synthetic" renders.
     """
 
     kind: SourceKind
@@ -136,32 +135,32 @@ class Source:
     scene: SceneConfig = field(default_factory=SceneConfig)
 
     def __post_init__(self) -> None:
-        """Refuse a source that gives nothing."""
         if not self.share > 0:
             raise InputError(f"share={self.share}: expected a positive number")
         if self.kind == "stills" and not self.root:
-            raise InputError("a source of stills needs its folder: root")
+            raise InputError("a source of stills needs its folder: set root")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the recipe; each begins with a new optimiser.
+    """A part of a run; each begins with a new optimiser.
 
     Attributes:
         name: in logs.
-        epochs, pairs: an epoch is so many pairs, over all processes.
+        epochs: number of them.
+        pairs: per epoch, over all processes.
         batch: pairs per process and forward pass.
         accumulate: forward passes per step of the optimiser.
-        elimination: tokens are dropped as the model's configuration says; otherwise all stay.
-        hidden: probability with which the students do not see a search patch.
+        elimination: tokens are dropped as the model's configuration says; otherwise all are kept.
+        hidden: probability that a search patch is hidden from the students.
         heads_only: the backbones are frozen.
-        students_only: the teachers neither run nor learn, for the time before there is anything to teach; they are made
-            from the student for the stage after it.
+        students_only: the teachers neither run nor learn; the next stage's teachers are made from the student. For the
+            time before there is anything to teach.
         head_rate, backbone_rate: learning rates.
         schedule: "constant", as published, or "cosine" down to a hundredth.
         warmup: share of the stage in which the rates grow linearly from zero.
-        eliminate_from, eliminate_fully_at: epochs between which the share of kept tokens falls to `keep_ratio`; equal
-            (as published): at once.
+        eliminate_from, eliminate_fully_at: epochs between which the share of kept tokens falls from 1 to `keep_ratio`;
+            at once where they are equal (as published).
     """
 
     name: str = "distil"
@@ -181,34 +180,49 @@ class Stage:
     eliminate_fully_at: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse a stage that does nothing."""
-        for name in ("epochs", "pairs", "batch", "accumulate"):
-            if getattr(self, name) < 1:
-                raise InputError(f"stage {self.name!r}: {name}={getattr(self, name)}: expected at least 1")
+        where = f"stage {self.name!r}: "
+        _check_range(self, "epochs pairs accumulate", 1, where=where)
         if self.batch < 2:
-            raise InputError(f"stage {self.name!r}: batch=1: batch norm in the heads needs at least 2 samples")
+            raise InputError(f"{where}batch={self.batch}: batch norm in the heads needs at least 2 samples")
         if not 0 <= self.hidden < 1 or not 0 <= self.warmup < 1:
-            raise InputError(f"stage {self.name!r}: hidden and warmup: expected numbers in [0, 1)")
+            raise InputError(f"{where}hidden and warmup: expected numbers in [0, 1)")
         if not (self.head_rate > 0 and self.backbone_rate > 0):
-            raise InputError(f"stage {self.name!r}: head_rate and backbone_rate: expected positive numbers")
+            raise InputError(f"{where}head_rate and backbone_rate: expected positive numbers")
+
+    def pairs_per_step(self, world: int) -> int:
+        """Pairs in a step of the optimiser, over `world` processes."""
+        return self.batch * self.accumulate * world
 
     def steps_per_epoch(self, world: int) -> int:
-        """Steps of the optimiser in an epoch on so many processes."""
-        return max(1, self.pairs // (self.batch * self.accumulate * world))
+        return max(1, self.pairs // self.pairs_per_step(world))
+
+    def steps(self, world: int) -> int:
+        """Steps of the whole stage."""
+        return self.steps_per_epoch(world) * self.epochs
+
+    def rate_factor(self, step: int, steps: int) -> float:
+        """What the learning rates are multiplied with in one of the stage's steps."""
+        warm = round(self.warmup * steps)
+        if step < warm:
+            return (step + 1) / warm
+        if self.schedule == "constant":
+            return 1.0
+        progress = (step - warm) / max(steps - warm, 1)
+        return 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
 
 
 @dataclass(frozen=True)
 class Upkeep:
-    """What happens beside the steps.
+    """Logs, checkpoints, validation and caches; nothing here changes what is learned.
 
     Attributes:
         log_every: steps between lines of the log.
         checkpoint_every: steps between checkpoints; one more is written at the end of every stage.
-        keep_last: checkpoints that stay, besides the best.
-        validate_every: steps between validations; 0 is never.
-        validation_pairs: rendered pairs, the same ones every time.
+        keep_last: how many of the newest checkpoints stay.
+        validate_every: steps between validations; 0: never.
+        validation_pairs: number of rendered pairs, the same ones every time.
         most_bad_samples: the run ends when more samples than this could not be read.
-        cache_mb: decoded frames that a loading process keeps.
+        cache_mb: memory for decoded frames in each process that reads samples.
     """
 
     log_every: int = 50
@@ -220,13 +234,8 @@ class Upkeep:
     cache_mb: int = 512
 
     def __post_init__(self) -> None:
-        """Refuse intervals of nothing."""
-        for name in ("log_every", "checkpoint_every", "keep_last", "validation_pairs"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)}: expected at least 1")
-        for name in ("validate_every", "most_bad_samples", "cache_mb"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}={getattr(self, name)}: expected a number from 0")
+        _check_range(self, "log_every checkpoint_every keep_last validation_pairs", 1)
+        _check_range(self, "validate_every most_bad_samples cache_mb", 0)
 
 
 @dataclass(frozen=True)
@@ -236,17 +245,18 @@ class TrainConfig:
     Attributes:
         model: sizes, or in a file a preset's name.
         init: "random", or a file of weights (a CKD checkpoint with or without teachers, OSTrack, DropTrack, MAE).
-        seed: of weights, samples, masks and dropped paths; equal seeds give equal runs.
+        seed: of everything random; equal seeds give equal runs.
         stages: in order.
-        sources: of samples.
+        sources: where samples come from.
         sampling, augmentation: of samples.
-        losses: the program's values or the paper's.
+        losses: weights of the loss terms, and which reading of the paper they follow.
         distillation: "coupled", the paper's method, or "features": students imitate their teachers' raw features (FD).
         loss_engine: "reference" (PyTorch) or "fused" (one kernel per block and direction; needs a GPU).
-        weight_decay, clip_norm: of AdamW and of all gradients together.
+        weight_decay: of AdamW.
+        clip_norm: largest norm of all gradients together.
         drop_path: stochastic depth of the last block.
         precision: of the backbones; heads and losses are always float32.
-        ema: decay of the running mean of all weights that is validated and shipped; 0 is without.
+        ema: decay of the running mean of all weights, which is validated and shipped; 0: no mean.
         workers: processes that read samples.
         upkeep: logs, checkpoints, validation.
     """
@@ -273,34 +283,32 @@ class TrainConfig:
     upkeep: Upkeep = field(default_factory=Upkeep)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot run."""
         if not self.stages or not self.sources:
             raise InputError("a run needs at least one stage and one source of samples")
-        if self.seed < 0 or self.workers < 0:
-            raise InputError(f"seed={self.seed}, workers={self.workers}: expected whole numbers from 0")
+        _check_range(self, "seed workers", 0)
         if not 0 <= self.ema < 1 or not 0 <= self.drop_path < 1:
             raise InputError(f"ema={self.ema}, drop_path={self.drop_path}: expected numbers in [0, 1)")
         if not self.clip_norm > 0 or self.weight_decay < 0:
             raise InputError(f"clip_norm={self.clip_norm}: expected a positive number; weight_decay: one from 0")
         if self.loss_engine == "fused" and self.distillation != "coupled":
             raise InputError(
-                "loss_engine='fused' computes the coupled distillation: use distillation='coupled' with it"
+                "loss_engine='fused' computes the coupled distillation alone: use distillation='coupled' with it"
             )
         if self.model.template_range == "GT_BOX":
             raise InputError("template_range='GT_BOX' has no meaning for a batch: use CTR_POINT, CTR_REC or ALL")
 
     def to_json(self) -> str:
-        """All values; `from_json` reads them back."""
+        """All values; `read_config` reads them back."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
 
-def read_config(text: str, where: str, base: TrainConfig | None = None) -> TrainConfig:
+def read_config(text: str, where: str, find_recipe: Callable[[str], TrainConfig] | None = None) -> TrainConfig:
     """A configuration in JSON.
 
     Args:
         text: of the file.
         where: its name, for messages.
-        base: what is not named keeps its value from here.
+        find_recipe: finds what the file's "recipe" (default "ckd") names, to start from; None: start from the defaults.
     """
     try:
         values = json.loads(text)
@@ -308,28 +316,13 @@ def read_config(text: str, where: str, base: TrainConfig | None = None) -> Train
         raise InputError(f"{where}: not JSON ({error})") from error
     if not isinstance(values, dict):
         raise InputError(f"{where}: expected a JSON object of settings")
-    made: TrainConfig = _read(TrainConfig, values, where, base)
-    return made
-
-
-def config_from_file(path: Path) -> TrainConfig:
-    """A configuration file; its "recipe" (default "ckd") is what it starts from."""
-    from .recipes import recipe
-
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
-    name = values.pop("recipe", "ckd") if isinstance(values, dict) else "ckd"
-    return read_config(json.dumps(values), str(path), recipe(str(name)))
+    base = find_recipe(str(values.pop("recipe", "ckd"))) if find_recipe else None
+    config: TrainConfig = _read(TrainConfig, values, where, base)
+    return config
 
 
 def _read(kind: Any, value: Any, where: str, base: Any = None) -> Any:  # noqa: ANN401
-    """A value of a type hint from plain JSON; every message names the place."""
+    """Check a plain JSON value against a type hint and convert it; messages name its place in the file."""
     origin = get_origin(kind)
     if kind is ModelConfig:
         return _read_model(value, where)
@@ -356,10 +349,10 @@ def _read_dataclass(kind: type, value: Any, where: str, base: Any) -> Any:  # no
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected an object of settings")
     hints = get_type_hints(kind)
-    fields = {one.name: one for one in dataclasses.fields(kind)}
-    unknown = sorted(set(value) - set(fields))
+    known = [field.name for field in dataclasses.fields(kind)]
+    unknown = sorted(set(value) - set(known))
     if unknown:
-        raise InputError(f"{where}: unknown setting {unknown[0]!r}; known are {', '.join(fields)}")
+        raise InputError(f"{where}: unknown setting {unknown[0]!r}; known are {', '.join(known)}")
     made = {
         name: _read(hints[name], item, f"{where}: {name}", getattr(base, name, None)) for name, item in value.items()
     }

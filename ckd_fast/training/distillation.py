@@ -1,4 +1,4 @@
-"""The distillation terms of a step: plain PyTorch, one kernel per block and direction, or raw features (FD)."""
+"""The distillation terms of a step: plain PyTorch, fused (one kernel per block and direction), or raw features."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from .config import TrainConfig
 
 
 class FusedDistillation(torch.autograd.Function):
-    """Style and both content terms of one block [4, B, N, C] -> [3], by kernel 6."""
+    """Style and both content terms of one block [4, B, N, C] -> [3], see `kernels/distillation.py`."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, config: LossConfig) -> Tensor:  # noqa: ANN401
-        """One pass over the features."""
         from ckd_fast.kernels.distillation import Reading, distillation_forward
 
         reading = Reading(
@@ -38,7 +37,6 @@ class FusedDistillation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        """One more."""
         from ckd_fast.kernels.distillation import Moments, distillation_backward
 
         features, *moments = ctx.saved_tensors
@@ -46,12 +44,12 @@ class FusedDistillation(torch.autograd.Function):
 
 
 def fused_distillation(blocks: Sequence[Tensor], config: LossConfig) -> tuple[BlockDistillation, ...]:
-    """`reference.losses.distillation`, fused."""
+    """The same terms as `reference.losses.distillation`."""
     return tuple(BlockDistillation(*FusedDistillation.apply(block.contiguous(), config)) for block in blocks)  # type: ignore[no-untyped-call]
 
 
 def feature_distillation(blocks: Sequence[Tensor], config: LossConfig) -> tuple[BlockDistillation, ...]:
-    """FD: each student imitates its teacher's features as they are; there is no style term."""
+    """FD: each student imitates its teacher's features as they are. There is no style term."""
     terms = []
     for teacher_rgb, teacher_tir, rgb, tir in blocks:
         targets = [t.detach() if config.detach_teachers else t for t in (teacher_rgb, teacher_tir)]
@@ -61,13 +59,13 @@ def feature_distillation(blocks: Sequence[Tensor], config: LossConfig) -> tuple[
 
 
 def distillation_of(config: TrainConfig, device: torch.device) -> Distillation:
-    """What a run uses."""
+    """The terms that a configuration names."""
     if config.distillation == "features":
         return feature_distillation
     if config.loss_engine == "reference":
         return distillation
     if device.type != "cuda":
-        raise EngineError(f"loss_engine='fused' needs a GPU, and this run is on {device}: use loss_engine='reference'")
+        raise EngineError(f"loss_engine='fused' needs a GPU, but this run is on {device}: use loss_engine='reference'")
     from ckd_fast.kernels.requirements import missing
 
     lack = missing(device)

@@ -1,4 +1,4 @@
-"""What a run tells: lines of JSON, TensorBoard if it is wanted, and a progress bar."""
+"""The log of a run: lines of JSON, and TensorBoard events if they are wanted."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ LOG = "log.jsonl"
 
 
 class Board(Protocol):
-    """What is used of TensorBoard's writer."""
+    """The part of TensorBoard's writer that is used."""
 
-    def add_scalar(self, tag: str, value: float, step: int) -> None:
-        """One number at a step."""
+    def add_scalar(self, tag: str, value: float, step: int) -> None: ...
 
-    def close(self) -> None:
-        """Write what is left."""
+    def close(self) -> None: ...
 
 
 def memory_mb(device: torch.device) -> float:
@@ -39,8 +37,8 @@ class RunLog:
 
     Args:
         out: the run's folder.
-        after: lines of later steps are dropped; they will be written again by a run that is resumed there.
-        board: a TensorBoard writer that gets the same numbers.
+        after: lines of later steps are dropped: a resumed run writes them again.
+        board: a TensorBoard writer for the same numbers.
     """
 
     def __init__(self, out: Path, after: int, board: Board | None = None) -> None:
@@ -55,7 +53,7 @@ class RunLog:
             raise OutputError(f"{self._path}: cannot be written ({error.strerror or error})") from error
 
     def write(self, kind: str, step: int, values: Mapping[str, float | int | str]) -> None:
-        """One line, on disk at once."""
+        """Write one line at once."""
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._file.flush()
         if self._board is not None:
@@ -64,14 +62,13 @@ class RunLog:
                     self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
-        """Finish the files."""
         self._file.close()
         if self._board is not None:
             self._board.close()
 
 
 def _step_of(line: str) -> float:
-    """A line's step; a torn line, of a run that was killed while it wrote, is after everything."""
+    """A line's step; infinity for a line that a killed run left half-written."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

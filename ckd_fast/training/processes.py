@@ -1,4 +1,4 @@
-"""One process or many: what torchrun says, and what the processes of a run tell each other."""
+"""The processes of a run: which one this is, as torchrun says, and how they wait for and add to each other."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ckd_fast.errors import EngineError, InputError
 
 
 @dataclass(frozen=True)
-class Place:
+class Process:
     """This process among those of the run.
 
     Attributes:
-        rank: its number; process 0 writes files and talks.
+        rank: its number; process 0 alone writes files and shows progress.
         world: how many there are.
         device: what it computes on.
     """
@@ -30,56 +30,58 @@ class Place:
 
     @property
     def first(self) -> bool:
-        """Whether it writes files and talks."""
         return self.rank == 0
 
 
-def find_place(device: str, environ: Mapping[str, str] = os.environ) -> Place:
-    """Where this process stands, by the variables that torchrun sets.
+def this_process(device: str, environ: Mapping[str, str] = os.environ) -> Process:
+    """This process, by the variables that torchrun sets; without them it is alone.
 
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N"; under torchrun, "auto" and "cuda" give every process its own GPU.
         environ: where the variables are looked up.
     """
     try:
-        rank, world, local = (int(environ.get(name, fallback)) for name, fallback in _VARIABLES)
+        rank, world, local_rank = (
+            int(environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+        )
     except ValueError as error:
         raise InputError(
             f"RANK, WORLD_SIZE and LOCAL_RANK: expected whole numbers, as torchrun sets them ({error})"
         ) from None
-    place = resolve_device(device)
-    if place.type == "cuda":
-        place = torch.device("cuda", local if place.index is None else place.index)
-        if place.index >= torch.cuda.device_count():
-            raise EngineError(f"{place}: this machine has {torch.cuda.device_count()} GPUs; start that many processes")
-        torch.cuda.set_device(place)
-    return Place(rank, world, place)
+    return Process(rank, world, _device(device, local_rank))
 
 
-_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+def _device(name: str, local_rank: int) -> torch.device:
+    device = resolve_device(name)
+    if device.type == "cuda":
+        device = torch.device("cuda", local_rank if device.index is None else device.index)
+        if device.index >= torch.cuda.device_count():
+            raise EngineError(f"{device}: this machine has {torch.cuda.device_count()} GPUs; start that many processes")
+        torch.cuda.set_device(device)
+    return device
 
 
 @contextmanager
-def joined(place: Place) -> Iterator[None]:
-    """Join the other processes for a while; alone, do nothing."""
-    if place.world == 1:
+def joined(process: Process) -> Iterator[None]:
+    """Connect to the other processes, if there are any."""
+    if process.world == 1:
         yield
         return
-    distributed.init_process_group("nccl" if place.device.type == "cuda" else "gloo")
+    distributed.init_process_group("nccl" if process.device.type == "cuda" else "gloo")
     try:
         yield
     finally:
         distributed.destroy_process_group()
 
 
-def summed(value: Tensor, place: Place) -> Tensor:
+def summed(value: Tensor, process: Process) -> Tensor:
     """The sum over all processes."""
-    if place.world > 1:
+    if process.world > 1:
         distributed.all_reduce(value)
     return value
 
 
-def wait_for_all(place: Place) -> None:
-    """Go on when every process is here."""
-    if place.world > 1:
+def wait_for_all(process: Process) -> None:
+    """Return when every process has come here."""
+    if process.world > 1:
         distributed.barrier()

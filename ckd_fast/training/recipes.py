@@ -1,20 +1,21 @@
-"""Recipes by name: the authors' training, the paper's reading of it, the paper's ablations, and the packaged model."""
+"""Recipes by name: the authors' training, the paper's text, the paper's ablations, and the packaged model."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 from ckd_fast.errors import InputError
 from ckd_fast.reference.config import ModelConfig
 from ckd_fast.reference.losses import LossConfig
 
-from .config import Augmentation, Sampling, SceneConfig, Source, Stage, TrainConfig, Upkeep
+from .config import Augmentation, Sampling, SceneConfig, Source, Stage, TrainConfig, Upkeep, read_config
 
 AUTHORS = TrainConfig()
 _DISTIL, _ELIMINATE = AUTHORS.stages
-# The terms that an ablation is without have weight zero; the teachers stay, so that the runs differ in nothing else.
+# An ablation gives the terms it leaves out weight zero. The teachers stay, so that nothing else differs.
 _NO_STYLE = dataclasses.replace(AUTHORS.losses, style_weight=0.0)
 _NO_CONTENT = dataclasses.replace(AUTHORS.losses, content_weight=0.0)
 _NEITHER = dataclasses.replace(AUTHORS.losses, style_weight=0.0, content_weight=0.0)
@@ -29,8 +30,8 @@ def _eliminating(kind: str) -> TrainConfig:
     return dataclasses.replace(AUTHORS, model=model)
 
 
-# What two cores can train in an hour or two: half of the published crops' side, four blocks of 128 channels. Without
-# elimination: of 64 tokens that would spare little, and it costs this model much (docs/model-card.md).
+# What two cores can train in an hour or two: crops of half the published side, four blocks of 128 channels. Without
+# elimination: with 64 tokens it would save little, and it costs this model much accuracy (docs/model-card.md).
 PACKAGED_MODEL = ModelConfig(
     elimination="none",
     dim=128,
@@ -48,7 +49,7 @@ TRAINED_ON = ("m3svd_0111_1753", "m3svd_0111_1803", "m3svd_0117_1605_a", "m3svd_
 RECIPES: Mapping[str, TrainConfig] = MappingProxyType(
     {
         "ckd": AUTHORS,
-        # The paper's text: 1/N, 1/L, 2:1, rotation (it does not say how far), and 40 pairs per step on two GPUs.
+        # The paper's text: 1/N, 1/L, 2:1, rotation (it names no angle), and 40 pairs per step on two GPUs.
         "ckd-paper": dataclasses.replace(
             AUTHORS,
             losses=LossConfig.paper(),
@@ -77,7 +78,7 @@ RECIPES: Mapping[str, TrainConfig] = MappingProxyType(
         "packaged": TrainConfig(
             model=PACKAGED_MODEL,
             stages=(
-                # What the published recipe has from tracking data sets, these learn alone first: to find a template.
+                # First the students alone learn to find a template; the published recipe starts from a tracker.
                 Stage(
                     "students", epochs=1, pairs=192000, batch=24, hidden=0.0, warmup=0.02, students_only=True,
                     head_rate=2.5e-3, backbone_rate=1.75e-3,
@@ -87,8 +88,8 @@ RECIPES: Mapping[str, TrainConfig] = MappingProxyType(
                     head_rate=1.5e-3, backbone_rate=1e-3,
                 ),
             ),
-            # Features that grew from random weights are larger than ViT-B's: at the published weights the style term
-            # begins at over a hundred times all others together, and undoes what the students learned.
+            # Features that grew from random weights are larger than ViT-B's: at its published weight the style term
+            # starts at over a hundred times all others together, and undoes what the students learned.
             losses=LossConfig(style_weight=1e-4, content_weight=0.02),
             sources=(
                 Source("synthetic", share=0.75, scene=SceneConfig(distractors=4, thermal_range=1.0)),
@@ -108,8 +109,17 @@ RECIPES: Mapping[str, TrainConfig] = MappingProxyType(
 )  # fmt: skip
 
 
+def config_from_file(path: Path) -> TrainConfig:
+    """A configuration file; "recipe" in it names what it starts from (default "ckd")."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    return read_config(text, str(path), recipe)
+
+
 def recipe(name: str) -> TrainConfig:
-    """A recipe by name; an unknown one lists the known."""
+    """A recipe by name."""
     if name not in RECIPES:
         raise InputError(f"unknown recipe {name!r}: known are {', '.join(RECIPES)}")
     return RECIPES[name]

@@ -1,11 +1,12 @@
-"""Real samples: a template and a search view of one target, read from sequences or still pairs, cut and jittered.
+"""Real samples: a template and a search view of one target, read from sequences or still pairs, jittered and cropped.
 
-What a sample is depends on (seed, stage, position) alone, whichever process reads it. A sample that cannot be read is
-named and replaced by another draw; never is the same one tried for ever.
+A sample depends on (seed, stage, position) alone, whichever process reads it. A sample that cannot be read is named and
+replaced by another draw, a limited number of times.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from abc import ABC, abstractmethod
@@ -16,22 +17,25 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ckd_fast.datasets import SequenceFiles, open_dataset
 from ckd_fast.errors import InputError, TrainingError
 from ckd_fast.reference.config import ModelConfig
-from ckd_fast.reference.preprocess import Crop, box_in_crop, crop, crop_window
+from ckd_fast.reference.preprocess import box_in_crop, crop, crop_window
 from ckd_fast.types import Box
 
+from . import seeds
 from .config import Sampling, Source, TrainConfig
 
 MOST_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
-class View:
-    """One moment: visible and thermal frame [H, W, 3] uint8 on one grid, and the target's box in each."""
+class AnnotatedPair:
+    """A visible and a thermal frame of one moment, [H, W, 3] uint8 of one size, and the target's box in both."""
 
     rgb: NDArray[np.uint8]
     tir: NDArray[np.uint8]
@@ -40,30 +44,50 @@ class View:
 
 @dataclass(frozen=True)
 class PairSample:
-    """One sample as the network will see it, before augmentation.
+    """One sample before augmentation: both crops, the target in units of the search crop.
 
-    Attributes:
-        template: rgb and tir [2, h, w, 3] uint8.
-        search: the same [2, H, W, 3].
-        target_xywh: the target in units of the search crop.
-        bad: what was drawn before and could not be used, by name and reason.
+    `bad` holds the draws before this one that could not be read: file and reason.
     """
 
-    template: NDArray[np.uint8]
-    search: NDArray[np.uint8]
+    template: NDArray[np.uint8]  # rgb and tir [2, h, w, 3]
+    search: NDArray[np.uint8]  # [2, H, W, 3]
     target_xywh: Box
     bad: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Crops:
+    """B samples before augmentation."""
+
+    template: Tensor  # rgb and tir [2, B, 3, h, w] uint8
+    search: Tensor  # [2, B, 3, H, W] uint8
+    target_xywh: Tensor  # in units of the search crop [B, 4]
+    bad: tuple[str, ...] = ()
+
+
+def collate(samples: Sequence[PairSample]) -> Crops:
+    """Stack samples into a batch."""
+
+    def stacked(images: list[NDArray[np.uint8]]) -> Tensor:
+        return torch.from_numpy(np.stack(images)).permute(1, 0, 4, 2, 3).contiguous()  # [2, B, 3, H, W]
+
+    return Crops(
+        stacked([sample.template for sample in samples]),
+        stacked([sample.search for sample in samples]),
+        torch.tensor([sample.target_xywh for sample in samples], dtype=torch.float32),
+        tuple(name for sample in samples for name in sample.bad),
+    )
+
+
 class FrameCache:
-    """Decoded frames, the most recently used up to a number of bytes."""
+    """The most recently used decoded frames, up to a number of bytes."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most, self._held = most_bytes, 0
         self._frames: OrderedDict[Path, NDArray[np.uint8]] = OrderedDict()
 
     def read(self, path: Path) -> NDArray[np.uint8]:
-        """A frame in RGB order [H, W, 3]; what cannot be decoded is an error."""
+        """A frame in RGB order [H, W, 3]."""
         if path in self._frames:
             self._frames.move_to_end(path)
             return self._frames[path]
@@ -78,37 +102,36 @@ class FrameCache:
             self._held -= old.nbytes
         return frame
 
-    def read_pair(self, visible: Path, infrared: Path, box: Box) -> View:
-        """Both modalities on the visible frame's grid; a box that shows nothing of it is an error."""
+    def read_pair(self, visible: Path, infrared: Path, box: Box) -> AnnotatedPair:
+        """Both modalities at the visible frame's size; the box must overlap the frame."""
         rgb, tir = self.read(visible), self.read(infrared)
         height, width = rgb.shape[:2]
         if tir.shape != rgb.shape:
             tir = cv2.resize(tir, (width, height)).astype(np.uint8, copy=False)
         x, y, w, h = box
         if not (w > 0 and h > 0 and x < width and y < height and x + w > 0 and y + h > 0):
-            raise InputError(f"{visible}: box {box} lies outside of the frame of {width}x{height}")
-        return View(rgb, tir, box)
+            raise InputError(f"{visible}: box {box} lies outside the frame of {width}x{height}")
+        return AnnotatedPair(rgb, tir, box)
 
 
 class SampleSource(ABC):
     """Draws template and search views."""
 
     @abstractmethod
-    def draw(self, random: np.random.Generator) -> tuple[View, View]:
-        """Two views of one target; `InputError` where what was drawn cannot be used."""
+    def draw(self, random: np.random.Generator) -> tuple[AnnotatedPair, AnnotatedPair]:
+        """A template and a search view of one target; `InputError` if they cannot be read."""
 
 
 class SequenceSource(SampleSource):
-    """Sequences of a data set: two frames of one, the search frame after the template."""
+    """Two frames of one sequence of a data set, the search frame after the template."""
 
     def __init__(self, sequences: Sequence[SequenceFiles], sampling: Sampling, cache: FrameCache) -> None:
         if not sequences:
-            raise InputError("a data set without sequences: check its root, `sequences` and `exclude`")
+            raise InputError("no sequences are left of a data set: check its root, `sequences` and `exclude`")
         self._sequences, self._sampling, self._cache = tuple(sequences), sampling, cache
         self._opened: dict[int, tuple[tuple[Path, ...], tuple[Path, ...], NDArray[np.float64]]] = {}
 
-    def draw(self, random: np.random.Generator) -> tuple[View, View]:
-        """A sequence, a template frame with a box, and a later one within the longest gap."""
+    def draw(self, random: np.random.Generator) -> tuple[AnnotatedPair, AnnotatedPair]:
         index = int(random.integers(len(self._sequences)))
         sequence = self._sequences[index]
         if index not in self._opened:
@@ -135,10 +158,10 @@ class SequenceSource(SampleSource):
 
 
 class StillSource(SampleSource):
-    """Single pairs with boxes: both views are of the same pair, and differ by jitter and augmentation.
+    """Single pairs of images with boxes: both views show the same pair, and differ by jitter and augmentation.
 
     The folder has `visible/NAME`, `infrared/NAME` and `boxes.json`: {"NAME without suffix": {"boxes": [[x, y, w, h,
-    label], ...]}}. Boxes under `smallest` pixels on a side are left out: there is nothing to recognise in them.
+    label], ...]}}. Boxes with a side under `smallest` pixels are left out: they show too little to recognise.
     """
 
     smallest = 12.0
@@ -164,8 +187,7 @@ class StillSource(SampleSource):
             for folder in ("visible", "infrared")
         }
 
-    def draw(self, random: np.random.Generator) -> tuple[View, View]:
-        """A box, twice."""
+    def draw(self, random: np.random.Generator) -> tuple[AnnotatedPair, AnnotatedPair]:
         name, box = self._targets[int(random.integers(len(self._targets)))]
         for folder, files in self._files.items():
             if name not in files:
@@ -176,19 +198,19 @@ class StillSource(SampleSource):
 
 
 def open_source(source: Source, sampling: Sampling, cache: FrameCache) -> SampleSource:
-    """A reader of a source that is not synthetic."""
+    """A reader of a source of real samples."""
     if source.kind == "stills":
         return StillSource(Path(source.root), cache)
     dataset = open_dataset(source.name, source.root or None)
     if source.sequences:
         dataset = dataset.select(source.sequences)
     for name in source.exclude:
-        dataset.sequence(name)  # a name that is not there is a mistake
-    return SequenceSource([one for one in dataset.sequences if one.name not in source.exclude], sampling, cache)
+        dataset.sequence(name)  # raises if there is no such sequence
+    return SequenceSource([s for s in dataset.sequences if s.name not in source.exclude], sampling, cache)
 
 
 def jittered(box: Box, sampling: Sampling, random: np.random.Generator) -> Box:
-    """Where the tracker might believe the target to be when it searches."""
+    """Where the tracker might believe the target to be when it searches around it."""
     w, h = (size * math.exp(sampling.scale_jitter * random.normal()) for size in box[2:])
     reach = math.sqrt(w * h) * sampling.centre_jitter
     cx, cy = (box[i] + box[i + 2] / 2 + reach * (random.random() - 0.5) for i in range(2))
@@ -196,33 +218,31 @@ def jittered(box: Box, sampling: Sampling, random: np.random.Generator) -> Box:
 
 
 def cut(
-    template: View, search: View, model: ModelConfig, sampling: Sampling, random: np.random.Generator
+    template: AnnotatedPair, search: AnnotatedPair, model: ModelConfig, sampling: Sampling, random: np.random.Generator
 ) -> PairSample:
-    """Crops of both views; `InputError` where the search crop would show nothing of the frame."""
+    """Crops of both views; `InputError` if the search crop would miss the frame altogether."""
     around = jittered(search.box, sampling, random)
     window = crop_window(around, model.search_factor)
     height, width = search.rgb.shape[:2]
     if window.left >= width or window.top >= height or window.left + window.side <= 0 or window.top + window.side <= 0:
-        raise InputError("the jittered search crop shows nothing of the frame")
-    templates = _crops(template, template.box, model.template_factor, model.template_size)
-    searches = _crops(search, around, model.search_factor, model.search_size)
+        raise InputError("the jittered search crop misses the frame")
+    templates = [
+        crop(f, template.box, model.template_factor, model.template_size) for f in (template.rgb, template.tir)
+    ]
+    searches = [crop(frame, around, model.search_factor, model.search_size) for frame in (search.rgb, search.tir)]
     return PairSample(
-        template=np.stack([one.image for one in templates]),
-        search=np.stack([one.image for one in searches]),
+        template=np.stack([cropped.image for cropped in templates]),
+        search=np.stack([cropped.image for cropped in searches]),
         target_xywh=box_in_crop(search.box, around, searches[0].resize_factor, model.search_size),
     )
 
 
-def _crops(view: View, box: Box, factor: float, size: int) -> list[Crop]:
-    return [crop(frame, box, factor, size) for frame in (view.rgb, view.tir)]
-
-
 class PairDataset:
-    """Samples by position; a map-style data set for `torch.utils.data`.
+    """Samples by position, for `torch.utils.data`.
 
     Args:
         config: sources and their shares, sampling, seed.
-        stage: number of the stage; every stage has samples of its own.
+        stage: number of the stage; every stage has its own samples.
     """
 
     def __init__(self, config: TrainConfig, stage: int) -> None:
@@ -234,10 +254,9 @@ class PairDataset:
         self._shares = shares / shares.sum()
 
     def __getitem__(self, position: int) -> PairSample:
-        """The sample of this position, with the names of those that could not be used."""
         bad: list[str] = []
         for attempt in range(MOST_ATTEMPTS):
-            random = np.random.default_rng([self._config.seed, 1, self._stage, position, attempt])
+            random = np.random.default_rng([self._config.seed, seeds.SAMPLES, self._stage, position, attempt])
             source = self._sources[int(random.choice(len(self._sources), p=self._shares))]
             try:
                 template, search = source.draw(random)
@@ -245,11 +264,11 @@ class PairDataset:
                 bad.append(str(error))
                 continue
             try:
-                made = cut(template, search, self._config.model, self._config.sampling, random)
+                sample = cut(template, search, self._config.model, self._config.sampling, random)
             except InputError:
-                continue  # a matter of jitter: the published sampling draws again, too
-            return PairSample(made.template, made.search, made.target_xywh, tuple(bad))
+                continue  # unlucky jitter, not a bad file; the published sampling draws again, too
+            return dataclasses.replace(sample, bad=tuple(bad))
         raise TrainingError(
-            f"{MOST_ATTEMPTS} draws in a row gave no sample; the last reasons: {'; '.join(bad[-3:]) or 'empty crops'}. "
+            f"no sample in {MOST_ATTEMPTS} draws in a row; the last reasons: {'; '.join(bad[-3:]) or 'empty crops'}. "
             "Check the data with `ckd-fast data check`"
         )

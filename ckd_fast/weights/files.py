@@ -1,4 +1,4 @@
-"""Opens a file of weights, whatever wrote it, and returns its tensors by name; every file is untrusted."""
+"""Reads the tensors of any file of weights by name, and writes safetensors. Every file is untrusted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from torch import Tensor
 from ckd_fast.errors import CorruptWeightsError, MissingModelError, OutputError
 from ckd_fast.files import atomically
 
-from .pickles import TensorRef, read_checkpoint
+from .containers import read_checkpoint
+from .pickles import TensorRef
 
 # Where trackers of this field keep the state dict inside their checkpoint.
 STATE_DICT_KEYS = ("net", "model", "state_dict")
@@ -28,7 +29,7 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """What a file holds, before anything is known about the model.
+    """What a file holds; which model it is comes later.
 
     Attributes:
         path: the file.
@@ -48,7 +49,7 @@ class WeightsFile:
 
 
 def open_weights(path: str | os.PathLike[str]) -> WeightsFile:
-    """Read a file of weights; anything that is wrong with the file is an error of `ckd_fast.errors`."""
+    """Read a file of weights; every fault of the file is a `WeightsError`."""
     file = Path(path)
     try:
         if file.is_dir():
@@ -93,13 +94,13 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def check_name(file: Path, name: str) -> None:
-    """Refuse names that are no names: they end in messages and on terminals."""
+    """Refuse names that are not plain text: names appear in messages and on terminals."""
     if not name.isascii() or not name.isprintable() or len(name) > MAX_NAME:
         raise CorruptWeightsError(f"{file}: {name[:40]!a} is no tensor's name")
 
 
 def _state_dict(file: Path, content: object) -> dict[str, Tensor]:
-    """The dict of tensors in a checkpoint: the object itself, or under one of the usual keys."""
+    """The dict of tensors in a checkpoint: the whole object, or the part under one of the usual keys."""
     if not isinstance(content, dict):
         what = "single tensor" if isinstance(content, TensorRef) else type(content).__name__
         raise CorruptWeightsError(f"{file}: holds a {what}, expected a dict of tensors")
@@ -114,7 +115,7 @@ def _state_dict(file: Path, content: object) -> dict[str, Tensor]:
             f"{file}: holds no tensors under {', '.join(STATE_DICT_KEYS)} or at its top level (found: {names})"
         )
     tensors: dict[str, Tensor] = {}
-    # Tied weights share bytes; a file of many names for the same bytes would fill the memory.
+    # Tied weights share bytes, but a hostile file could give the same bytes so many names that they fill the memory.
     total = sum(value.nbytes for value in state.values() if isinstance(value, TensorRef))
     if total > TIED_TIMES * size:
         raise CorruptWeightsError(f"{file}: its tensors take {total} bytes, {TIED_TIMES} times more than the file has")
@@ -130,7 +131,7 @@ def _state_dict(file: Path, content: object) -> dict[str, Tensor]:
 
 
 def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write atomically: the file is complete or not there."""
+    """Write atomically: the file appears only when it is complete."""
     file = Path(path)
     if file.is_dir():
         raise OutputError(f"{file}: a directory; expected the name of a file to write")
@@ -158,7 +159,7 @@ def metadata_json(metadata: Mapping[str, str], key: str, file: Path) -> dict[str
 
 
 def finite_or_raise(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse NaN, infinity, negative variances and types that are no weights."""
+    """Refuse NaN, infinity, negative variances and tensors that are not floating-point."""
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATING:
             raise CorruptWeightsError(

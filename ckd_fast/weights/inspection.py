@@ -18,16 +18,12 @@ class Inspection:
 
     Attributes:
         container: "safetensors" or "checkpoint".
-        tensors: number of tensors in the file.
-        parameters: elements of all tensors in the file.
-        dtypes: number of tensors per type.
-        sha256: of the file.
-        not_loaded: pickled classes that were replaced by placeholders.
-        preset: the preset with these sizes, if any.
-        config: sizes and choices.
-        provenance: where the weights came from.
-        teachers: whether teachers are in the file.
-        lost_threshold: calibrated for these weights, if it was.
+        tensors, parameters: how many tensors and values are in the file.
+        dtypes: tensors per type.
+        not_loaded: pickled classes, replaced by placeholders.
+        preset: its name, if a preset has these sizes.
+        teachers: whether the file holds them.
+        lost_threshold: calibrated for these weights; None: not calibrated.
     """
 
     container: str
@@ -46,7 +42,7 @@ class Inspection:
 def inspect_weights(
     path: str | os.PathLike[str], model: str | ModelConfig | None = None, seed: int | None = None
 ) -> Inspection:
-    """Open, check and describe a file; the arguments and errors are those of `load_model`."""
+    """Open, check and describe a file. Arguments and errors are those of `load_model`."""
     file = open_weights(path)
     loaded: LoadedModel = model_from_file(file, resolve_config(model), seed)
     return Inspection(

@@ -1,4 +1,4 @@
-"""From the key names of published files to ours, by pure functions and explicit tables.
+"""Translates the key names of published files to ours, by pure functions and explicit tables.
 
 Ours                                       the authors'                      OSTrack, DropTrack
 rgb.*, tir.*                               rgb_branch.*, tir_branch.*        backbone.* (copied to every branch)
@@ -43,14 +43,14 @@ _BLOCK_LAYERS = {
     "mlp.fc1": "fc1",
     "mlp.fc2": "fc2",
 }
-_UNUSED = {"cls_token", "pos_embed"}  # of a classifier; in every published file, read by nobody
+_UNUSED = {"cls_token", "pos_embed"}  # of a classifier; in every published file, never used
 _TOWERS = {"ctr": "score", "offset": "offset", "size": "size"}
 _BLOCK = re.compile(r"(blocks\.\d+)\.(\w+(?:\.\w+)?)\.(weight|bias)")
 _CONV = re.compile(r"conv([1-5])_(ctr|offset|size)\.((?:[01]\.)?\w+)")
 
 
 def branch_name(name: str) -> str | None:
-    """One branch's key; None where we have no such weight."""
+    """Our name for a weight of a branch; None if we have no such weight."""
     if block := _BLOCK.fullmatch(name):
         layer = _BLOCK_LAYERS.get(block[2])
         return f"{block[1]}.{layer}.{block[3]}" if layer else None
@@ -58,7 +58,7 @@ def branch_name(name: str) -> str | None:
 
 
 def head_name(name: str) -> str | None:
-    """One head's key; None where we have no such weight."""
+    """Our name for a weight of a head; None if we have no such weight."""
     conv = _CONV.fullmatch(name)
     if conv is None or is_unused(name):
         return None
@@ -66,12 +66,12 @@ def head_name(name: str) -> str | None:
 
 
 def is_unused(name: str) -> bool:
-    """Whether a published key may be dropped without a word."""
+    """Whether a published weight can be dropped silently."""
     return name in _UNUSED or name.endswith(".num_batches_tracked")
 
 
 def from_authors(name: str) -> str | None:
-    """Our key for a key of the authors' checkpoint; None where we have none."""
+    """Our name for a weight of the authors' checkpoint; None if we have no such weight."""
     prefix, _, rest = name.partition(".")
     if prefix not in _PREFIXES:
         return None
@@ -80,22 +80,22 @@ def from_authors(name: str) -> str | None:
 
 
 def looks_like_authors(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the keys are those of a CKD checkpoint."""
+    """Whether these are the names of a CKD checkpoint."""
     return any(name.startswith("rgb_branch.") for name in tensors)
 
 
 def looks_like_ours(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the keys are those that `save_model` writes."""
+    """Whether these are the names that `save_model` writes."""
     return "rgb.patch_embed.weight" in tensors
 
 
 def looks_like_one_stream(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the keys are those of a one-branch tracker (OSTrack, DropTrack) or of its pre-training (MAE)."""
+    """Whether these are the names of a one-branch tracker (OSTrack, DropTrack) or of its pre-training (MAE)."""
     return "backbone.patch_embed.proj.weight" in tensors or "patch_embed.proj.weight" in tensors
 
 
 def resize_positions(table: Tensor, grid: int, mode: str) -> Tensor:
-    """A table of a square grid [1, n * n, C] -> [1, grid * grid, C]."""
+    """Interpolate a position table of a square grid: [1, n * n, C] -> [1, grid * grid, C]."""
     if table.dim() != 3:
         raise ValueError(f"a position table has shape {tuple(table.shape)}, expected [1, n * n, channels]")
     side = round(table.shape[1] ** 0.5)
@@ -111,12 +111,12 @@ def resize_positions(table: Tensor, grid: int, mode: str) -> Tensor:
 def from_one_stream(tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[dict[str, Tensor], list[str]]:
     """Initial weights for students and teachers from a one-branch tracker or its pre-training.
 
-    Every branch starts from the same backbone and every head from the same head; the student's head sees both
-    modalities, so its first convolutions are doubled (not halved). DropTrack's temporal embeddings are added to its
-    positions, after resizing. A pre-trained encoder has one table for both crops and no head.
+    Every branch starts from the same backbone and every head from the same head. The student's head sees both
+    modalities, so its first convolutions have their weights twice, not halved. DropTrack's temporal embeddings are
+    added to its position tables after resizing. A pre-trained encoder has one table for both crops and no head.
 
     Returns:
-        The weights under our names, and the names that were not understood.
+        The weights under our names, and the names that are unknown.
     """
     branch: dict[str, Tensor] = {}
     head: dict[str, Tensor] = {}
@@ -142,7 +142,7 @@ def from_one_stream(tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple
         if table.dim() != 3:
             raise ValueError(f"pos_embed has shape {tuple(table.shape)}, expected [1, n, channels]")
         if round(table.shape[1] ** 0.5) ** 2 != table.shape[1]:
-            table = table[:, 1:]  # without the class token's entry
+            table = table[:, 1:]  # drop the class token's entry
         branch["pos_embed_template"] = resize_positions(table, config.template_grid, "bicubic")
         branch["pos_embed_search"] = resize_positions(table, config.search_grid, "bicubic")
     for name, value in tensors.items():

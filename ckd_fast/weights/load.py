@@ -1,51 +1,39 @@
-"""`load_model`: from a file, a seed or the packaged model to checked weights with their sizes."""
+"""`load_model`: checked weights with their sizes, from a file, from a seed, or the packaged model."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeGuard
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from ckd_fast import __version__
-from ckd_fast.errors import (
-    CorruptWeightsError,
-    InputError,
-    MissingModelError,
-    OutputError,
-    WeightsMismatchError,
-    some_names,
-)
+from ckd_fast.errors import CorruptWeightsError, InputError, MissingModelError, WeightsMismatchError, some_names
 from ckd_fast.reference.config import PRESETS, ModelConfig, preset, preset_name
 from ckd_fast.reference.model import Student, Trainee, initialise
 
 from . import keys
-from .files import WeightsFile, finite_or_raise, metadata_json, open_weights, write_safetensors
+from .files import WeightsFile, finite_or_raise, metadata_json, open_weights
 
 FORMAT = "ckd_fast"
 FORMAT_VERSION = "1"
-# Settled by the shapes in a file; what is left (heads, elimination, crop factors) comes from metadata, model or preset.
+# Settings that the shapes in a file determine. The others (heads, elimination, crop factors) come from the file's
+# metadata, from the caller, or from the preset with these shapes.
 SHAPE_SETTINGS = ("dim", "depth", "head_channels", "mlp_ratio", "template_size", "search_size", "patch_size")
-# What a user may choose freely for given weights.
+# Settings that a user may choose freely, whatever the weights.
 RUN_SETTINGS = (
-    "elimination",
-    "eliminate_at",
-    "keep_ratio",
-    "template_range",
-    "template_factor",
-    "search_factor",
-    "share_students",
-)
+    "elimination", "eliminate_at", "keep_ratio", "template_range", "template_factor", "search_factor", "share_students",
+)  # fmt: skip
 NAMES_SHOWN = 5
+OURS = "ckd_fast"
+ONE_STREAM = "initial weights, one-stream tracker"
+ENCODER = "initial weights, encoder only"
 PACKAGED = Path(__file__).with_name("packaged.safetensors")
-
-HalfPrecision = Literal["float16", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -54,10 +42,10 @@ class Provenance:
 
     Attributes:
         source: the file's name, "random" or "packaged".
-        kind: what the source was, in words.
+        kind: what the source is, in words.
         sha256: of the source file; empty for random weights.
-        not_loaded: pickled classes that were replaced by placeholders.
-        seed: of random weights, or of what the file lacked.
+        not_loaded: pickled classes, replaced by placeholders.
+        seed: of random weights, or of the random head for a file without one.
     """
 
     source: str
@@ -76,7 +64,7 @@ class LoadedModel:
         weights: the student's tensors by our names, float32.
         teachers: the teachers' tensors, empty if the source has none.
         provenance: where they came from.
-        lost_threshold: the score below which a result of these weights should count as lost; None: not calibrated.
+        lost_threshold: with these weights, a target with a lower score counts as lost; None: not calibrated.
     """
 
     config: ModelConfig
@@ -108,7 +96,7 @@ class LoadedModel:
 
 
 def _with_shared(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Add what a state dict lists but we do not store: batch counters, and the second name of a shared backbone."""
+    """Add what a state dict needs but our files leave out: batch counters, and a shared backbone's second name."""
     full = dict(weights)
     for name in model.state_dict():
         if name.endswith("num_batches_tracked"):
@@ -126,12 +114,12 @@ def load_model(
     Args:
         weights: a file (safetensors, the authors' .pth.tar, OSTrack, DropTrack or MAE initial weights), "random", or
             None for the packaged model.
-        model: a preset's name or sizes. Not needed where the file settles them; if given it must agree with the file,
-            except for what can be chosen freely (elimination, template range, keep ratio, crop factors).
-        seed: of "random" weights (default 0), or of the head where a file of initial weights has none.
+        model: a preset's name or sizes, if the file does not determine them. It must agree with the file, except in
+            what can be chosen freely (elimination, template range, keep ratio, crop factors).
+        seed: of "random" weights (default 0), or of the head for a file of initial weights without one.
 
     Raises:
-        InputError: `model` or `seed` is not what it should be.
+        InputError: `model` or `seed` is wrong.
         WeightsError: the file cannot be used; see `ckd_fast.errors`.
     """
     config = resolve_config(model)
@@ -147,18 +135,17 @@ def load_model(
 
 
 def _packaged(config: ModelConfig | None) -> LoadedModel:
-    """The model that comes with the package."""
     if not PACKAGED.exists():
         raise MissingModelError(
-            f"no weights were named, and {PACKAGED.name}, the packaged model, is not in this installation: give the "
-            "path of a checkpoint (the authors' .pth.tar or a .safetensors file), or weights='random' to try one"
+            f"no weights were named, and this installation lacks the packaged model {PACKAGED.name}: give the path of "
+            "a checkpoint (the authors' .pth.tar or a .safetensors file), or weights='random' to try without"
         )
     loaded = model_from_file(open_weights(PACKAGED), config, None)
     return dataclasses.replace(loaded, provenance=dataclasses.replace(loaded.provenance, source="packaged"))
 
 
 def resolve_config(model: str | ModelConfig | None) -> ModelConfig | None:
-    """A preset's name or sizes as sizes."""
+    """The sizes of a preset, by its name; sizes and None stay as they are."""
     if model is None or isinstance(model, ModelConfig):
         return model
     if not isinstance(model, str):
@@ -181,7 +168,7 @@ def _drawn(model: nn.Module, seed: int) -> dict[str, Tensor]:
 
 
 def expected_shapes(model: nn.Module) -> dict[str, torch.Size]:
-    """Names and shapes that a file must have: no batch counters, a shared backbone once."""
+    """Names and shapes that a file must have: without batch counters, and a shared backbone only once."""
     first_names: dict[int, str] = {}
     shapes: dict[str, torch.Size] = {}
     for name, value in model.state_dict(keep_vars=True).items():
@@ -193,36 +180,16 @@ def expected_shapes(model: nn.Module) -> dict[str, torch.Size]:
 def model_from_file(file: WeightsFile, config: ModelConfig | None, seed: int | None) -> LoadedModel:
     """The model in a file that is open already; see `load_model`."""
     path = file.path
-    if keys.looks_like_ours(file.tensors):
-        named, unknown = dict(file.tensors), []
-        kind = "ckd_fast"
-    elif keys.looks_like_authors(file.tensors):
-        pairs = {name: keys.from_authors(name) for name in file.tensors}
-        unknown = [n for n, ours in pairs.items() if ours is None and not keys.is_unused(n.partition(".")[2])]
-        named = {ours: file.tensors[name] for name, ours in pairs.items() if ours is not None}
-        branches = 4 if any(name.startswith("teacher_rgb.") for name in file.tensors) else 2
-        kind = f"CKD checkpoint, {branches} branches"
-    elif keys.looks_like_one_stream(file.tensors):
+    if keys.looks_like_one_stream(file.tensors):
         config = config or _one_stream_config(file)
-        try:
-            named, unknown = keys.from_one_stream(file.tensors, config)
-        except (ValueError, RuntimeError) as error:
-            raise WeightsMismatchError(f"{path}: {error}") from error
-        tracker = any(name.startswith("box_head.") for name in named) or "head.score.0.0.weight" in named
-        kind = "initial weights, one-stream tracker" if tracker else "initial weights, encoder only"
-    else:
-        names = sorted(file.tensors)
-        raise WeightsMismatchError(
-            f"{path}: not a model that ckd_fast knows (CKD, OSTrack, DropTrack, MAE encoder); "
-            f"its {len(names)} tensors begin with {some_names(names)}"
-        )
+    named, unknown, kind = _translated(file, config)
     if unknown:
         raise WeightsMismatchError(
             f"{path}: looks like {kind}, but has {len(unknown)} tensors that such a model does not: "
             f"{some_names(sorted(unknown))}"
         )
     finite_or_raise(path, named)
-    if named and "head.score.0.0.weight" not in named and kind.startswith("initial"):
+    if named and kind == ENCODER:
         named |= _random_heads(path, named, config, seed)
     settled = _settle(file, named, config)
     if settled.share_students:
@@ -234,12 +201,33 @@ def model_from_file(file: WeightsFile, config: ModelConfig | None, seed: int | N
     _compare(path, students, settled, Student, "")
     if teachers:
         _compare(path, {f"student.{n}": v for n, v in students.items()} | teachers, settled, Trainee, "student.")
-    if kind == "ckd_fast":
-        provenance, threshold = _stored_provenance(file), _stored_threshold(file)
-    else:
-        threshold = None
-        provenance = Provenance(path.name, kind, file.sha256, file.placeholders, seed)
-    return LoadedModel(settled, students, teachers, provenance, threshold)
+    if kind == OURS:
+        return LoadedModel(settled, students, teachers, _stored_provenance(file), _stored_threshold(file))
+    provenance = Provenance(path.name, kind, file.sha256, file.placeholders, seed)
+    return LoadedModel(settled, students, teachers, provenance)
+
+
+def _translated(file: WeightsFile, config: ModelConfig | None) -> tuple[dict[str, Tensor], list[str], str]:
+    """A file's tensors by our names, those of its names that we do not know, and what kind of file it is."""
+    tensors = file.tensors
+    if keys.looks_like_ours(tensors):
+        return dict(tensors), [], OURS
+    if keys.looks_like_authors(tensors):
+        ours = {name: keys.from_authors(name) for name in tensors}
+        unknown = [n for n, known in ours.items() if known is None and not keys.is_unused(n.partition(".")[2])]
+        named = {known: tensors[name] for name, known in ours.items() if known is not None}
+        branches = 4 if any(name.startswith("teacher_rgb.") for name in tensors) else 2
+        return named, unknown, f"CKD checkpoint, {branches} branches"
+    if config is not None and keys.looks_like_one_stream(tensors):
+        try:
+            named, unknown = keys.from_one_stream(tensors, config)
+        except (ValueError, RuntimeError) as error:
+            raise WeightsMismatchError(f"{file.path}: {error}") from error
+        return named, unknown, ONE_STREAM if "head.score.0.0.weight" in named else ENCODER
+    raise WeightsMismatchError(
+        f"{file.path}: not a model that ckd_fast knows (CKD, OSTrack, DropTrack, MAE encoder); "
+        f"its {len(tensors)} tensors begin with {some_names(sorted(tensors))}"
+    )
 
 
 def _one_stream_config(file: WeightsFile) -> ModelConfig:
@@ -259,7 +247,7 @@ def _one_stream_config(file: WeightsFile) -> ModelConfig:
 def _random_heads(
     path: Path, named: Mapping[str, Tensor], config: ModelConfig | None, seed: int | None
 ) -> dict[str, Tensor]:
-    """Heads for a pre-trained encoder, which has none."""
+    """Random heads for a pre-trained encoder."""
     if seed is None:
         raise WeightsMismatchError(
             f"{path}: an encoder without a head, which cannot track; to train from it, pass seed=... for a random head"
@@ -274,7 +262,7 @@ def _count_blocks(tensors: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def sizes_in_file(path: Path, named: Mapping[str, Tensor]) -> dict[str, int]:
-    """The settings that the shapes settle."""
+    """The settings that the shapes determine."""
 
     def shape(name: str, rank: int) -> torch.Size:
         if name not in named:
@@ -289,7 +277,7 @@ def sizes_in_file(path: Path, named: Mapping[str, Tensor]) -> dict[str, int]:
     for name in ("rgb.pos_embed_template", "rgb.pos_embed_search"):
         tokens = shape(name, 3)[1]
         if round(tokens**0.5) ** 2 != tokens:
-            raise WeightsMismatchError(f"{path}: {name} has {tokens} positions, which is no square grid")
+            raise WeightsMismatchError(f"{path}: {name} has {tokens} positions, not a square grid")
         grids.append(round(tokens**0.5))
     return {
         "dim": dim,
@@ -303,7 +291,7 @@ def sizes_in_file(path: Path, named: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _settle(file: WeightsFile, named: Mapping[str, Tensor], config: ModelConfig | None) -> ModelConfig:
-    """Sizes from the file's shapes, its metadata and what the caller said; contradictions are an error."""
+    """Sizes by the file's shapes, its metadata and the caller; contradictions are an error."""
     path = file.path
     sizes = sizes_in_file(path, named)
     stored = _stored_config(file)
@@ -324,7 +312,7 @@ def _settle(file: WeightsFile, named: Mapping[str, Tensor], config: ModelConfig 
 
 
 def _agree(path: Path, source: str, found: Mapping[str, object], config: ModelConfig) -> None:
-    """Raise where the caller's (or the metadata's) sizes contradict what was found."""
+    """Raise if sizes found in a file contradict the configuration."""
     expected = {name: getattr(config, name) for name in found}
     wrong = [f"{name}={value} (expected {expected[name]})" for name, value in found.items() if value != expected[name]]
     if wrong:
@@ -373,12 +361,12 @@ def _stored_threshold(file: WeightsFile) -> float | None:
 
 
 def is_threshold(value: object) -> TypeGuard[float]:
-    """Whether this can be a score's threshold."""
+    """Whether a value can be a threshold of scores."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _share(path: Path, named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A shared backbone is stored once; a file with both names must hold the same tensors under them."""
+    """Keep one copy of a shared backbone; if a file has two, they must be equal."""
     for name, value in named.items():
         if name.startswith("tir.") and not torch.equal(value, named.get("rgb." + name[4:], value.new_empty(0))):
             raise WeightsMismatchError(f"{path}: share_students=True, but {name} differs between the two branches")
@@ -386,7 +374,7 @@ def _share(path: Path, named: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _compare(path: Path, named: Mapping[str, Tensor], config: ModelConfig, model: type[nn.Module], prefix: str) -> None:
-    """Every tensor of the model, in its shape, and nothing else."""
+    """Raise unless these are exactly the model's tensors, in its shapes."""
     with torch.device("meta"):
         expected = expected_shapes(model(config))
     missing = [name for name in expected if name not in named]
@@ -405,41 +393,3 @@ def _compare(path: Path, named: Mapping[str, Tensor], config: ModelConfig, model
         for name in shaped[:NAMES_SHOWN]
     ]
     raise WeightsMismatchError("; ".join(lines))
-
-
-def save_model(
-    model: LoadedModel, path: str | os.PathLike[str], *, half: HalfPrecision | None = None, teachers: bool = False
-) -> None:
-    """Write a model as safetensors with its sizes and provenance inside.
-
-    Args:
-        model: what to write.
-        path: replaced atomically if it exists.
-        half: store weights in this type; batch-norm statistics stay float32.
-        teachers: keep the teachers too, to go on training.
-    """
-    tensors = dict(model.weights) | (dict(model.teachers) if teachers else {})
-    if half is not None:
-        tensors = {name: _rounded(name, value, half) for name, value in tensors.items()}
-    metadata = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "preset": preset_name(model.config) or "",
-        "config": json.dumps(model.config.to_dict()),
-        "provenance": json.dumps(dataclasses.asdict(model.provenance)),
-        "written_by": f"ckd_fast {__version__}",
-    }
-    if model.lost_threshold is not None:
-        metadata["calibration"] = json.dumps({"lost_threshold": model.lost_threshold})
-    write_safetensors(path, tensors, metadata)
-
-
-def _rounded(name: str, value: Tensor, half: HalfPrecision) -> Tensor:
-    if half not in ("float16", "bfloat16"):
-        raise InputError(f"half={half!r}: known are float16, bfloat16")
-    if "running_" in name:
-        return value
-    rounded = value.to(torch.float16 if half == "float16" else torch.bfloat16)
-    if not torch.isfinite(rounded).all():
-        raise OutputError(f"{name} has values beyond the range of float16: use bfloat16")
-    return rounded

@@ -1,31 +1,22 @@
-"""Reads the tensors of a PyTorch checkpoint without running what is pickled in it.
+"""Runs a pickle without running what is pickled in it.
 
 A pickle is a program: it may import any function and call it. The authors' checkpoints pickle settings and statistics
 objects beside the tensors, so refusing unknown classes (as torch's `weights_only` does) would refuse the files.
 Python's own unpickler is not used at all: a small machine of ours runs the opcodes on plain containers. It imports
-nothing and calls nothing; what the pickle would make of an unknown class is an inert placeholder, and its name is
-reported.
+nothing and calls nothing. An object of an unknown class becomes an inert placeholder, and the class's name is reported.
 
-Two containers are read: the zip of torch >= 1.6 and the stream of pickles before it. Sizes are checked against the
-file before memory is taken.
+`containers` reads the files that hold such pickles.
 """
 
 from __future__ import annotations
 
 import math
 import pickletools
-import zipfile
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ckd_fast.errors import CorruptWeightsError
-
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-LEGACY_PROTOCOL = 1001
-MAX_PICKLE_BYTES = 16 << 20  # the objects beside the tensors; published files have less than 1 MiB
 MAX_OPCODES = 500_000  # about forty per tensor
 MAX_RANK = 16
 MAX_NAME = 80
@@ -53,7 +44,7 @@ _LITERALS = frozenset(
 
 
 class Inert:
-    """Stands for an object of a class that is not loaded; nothing is kept of it."""
+    """Stands for an object of a class that is not loaded; nothing of it is kept."""
 
 
 INERT = Inert()
@@ -69,7 +60,7 @@ class Global:
 
 @dataclass(frozen=True)
 class StorageRef:
-    """A typed run of bytes that tensors are views of; the bytes are attached when they are known."""
+    """Typed bytes that tensors are views of; they are added to `data` when they have been read."""
 
     dtype: torch.dtype
     elements: int
@@ -78,7 +69,7 @@ class StorageRef:
 
 @dataclass(frozen=True)
 class TensorRef:
-    """A view of a storage, checked and turned into a tensor once the bytes are there."""
+    """A view of a storage; it becomes a tensor once the bytes are there."""
 
     storage: StorageRef
     offset: int
@@ -87,24 +78,15 @@ class TensorRef:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor on its own."""
         return math.prod(self.size) * self.storage.dtype.itemsize
 
     def tensor(self) -> Tensor:
-        """A contiguous copy of its own."""
+        """A contiguous copy."""
         return (
             self.storage.data[0]
             .as_strided(self.size, self.stride, self.offset)
             .clone(memory_format=torch.contiguous_format)
         )
-
-
-@dataclass(frozen=True)
-class Unpickled:
-    """The pickled object with `TensorRef` for tensors, and the names of what was not loaded."""
-
-    content: object
-    placeholders: tuple[str, ...]
 
 
 class PickleError(Exception):
@@ -133,16 +115,19 @@ def _tensor(arguments: tuple[object, ...]) -> TensorRef:
 
 
 def _put(target: object, key: object, value: object) -> None:
-    """An entry of a dict; of other keys than names and numbers nothing is kept, since hashing may run for ever."""
+    """Set an entry of a dict. Only names and numbers are kept as keys: hashing others may run for ever."""
     if isinstance(target, dict) and type(key) in (str, int):
         target[key] = value
 
 
-class _Machine:
-    """Runs the opcodes of a pickle with effects on plain containers alone.
+class PickleMachine:
+    """Runs the opcodes of a pickle on plain containers.
 
-    No class is looked up and no function is called: what the pickle would import is a `Global`, what it would make is a
-    tensor, a dict or `INERT`. Every opcode adds at most one small object, and their number is bounded.
+    It looks up no class and calls no function. What the pickle would import is a `Global`; what it would make is a
+    `TensorRef`, a dict or `INERT`. Every opcode adds at most one small object, and their number is bounded.
+
+    Args:
+        storages: the storages that the pickle's tensors use, by key; the machine adds to it.
     """
 
     def __init__(self, storages: dict[str, StorageRef]) -> None:
@@ -153,7 +138,7 @@ class _Machine:
         self.placeholders: set[str] = set()
 
     def run(self, data: bytes) -> tuple[object, int]:
-        """The first pickle's object and length."""
+        """The object of the first pickle in the data, and the pickle's length."""
         for number, (opcode, argument, position) in enumerate(pickletools.genops(data)):
             if number > MAX_OPCODES:
                 raise PickleError(f"more than {MAX_OPCODES} instructions; checkpoints have far fewer")
@@ -174,16 +159,10 @@ class _Machine:
                 pass
             case "MARK":
                 self._marks.append(len(stack))
-            case "NONE":
-                stack.append(None)
-            case "NEWTRUE" | "NEWFALSE":
-                stack.append(name == "NEWTRUE")
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_TUPLE":
-                stack.append(())
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
+            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
+                stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}[name]())
             case "EMPTY_SET":
                 stack.append(INERT)
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
@@ -197,9 +176,9 @@ class _Machine:
             case "LIST":
                 stack.append(self._since_mark())
             case "DICT":
-                made: dict[object, object] = {}
-                self._set_items(made, self._since_mark())
-                stack.append(made)
+                values = self._since_mark()
+                stack.append({})
+                self._set_items(stack[-1], values)
             case "FROZENSET":
                 self._since_mark()
                 stack.append(INERT)
@@ -237,11 +216,10 @@ class _Machine:
                 if type(first) is not str or type(last) is not str:
                     raise PickleError("a class that is named by something else than text")
                 stack.append(Global(first, last))
-            case "REDUCE" | "NEWOBJ":
+            case "REDUCE" | "NEWOBJ" | "NEWOBJ_EX":
+                if name == "NEWOBJ_EX":
+                    stack.pop()  # keyword arguments
                 arguments, called = stack.pop(), stack.pop()
-                stack.append(self._make(called, arguments))
-            case "NEWOBJ_EX":
-                _, arguments, called = stack.pop(), stack.pop(), stack.pop()
                 stack.append(self._make(called, arguments))
             case "OBJ" | "INST":
                 values = self._since_mark()
@@ -262,7 +240,7 @@ class _Machine:
             _put(target, key, value)
 
     def _make(self, called: object, arguments: object) -> object:
-        """What calling would give, for the few that matter."""
+        """What calling it would give, for the few functions that matter."""
         if not isinstance(called, Global) or not isinstance(arguments, tuple):
             return INERT
         match (called.module, called.name):
@@ -306,94 +284,3 @@ def _index(argument: object) -> int:
     if not isinstance(argument, int):
         raise PickleError("a memo index that is no number")
     return argument
-
-
-def _unpickle(data: bytes, storages: dict[str, StorageRef]) -> tuple[object, set[str], int]:
-    machine = _Machine(storages)
-    content, length = machine.run(data)
-    return content, machine.placeholders, length
-
-
-def read_checkpoint(path: Path) -> Unpickled:
-    """The object that torch.save wrote, of either container."""
-    try:
-        if zipfile.is_zipfile(path):
-            return _read_zip(path)
-        return _read_legacy(path)
-    except CorruptWeightsError:
-        raise
-    # Broken bytes can make the decoder of opcodes and of the archive raise nearly anything.
-    except Exception as error:
-        reason = ascii(str(error) or type(error).__name__)[1:-1][:200]
-        raise CorruptWeightsError(f"{path}: not a readable PyTorch checkpoint ({reason})") from error
-
-
-def _read_zip(path: Path) -> Unpickled:
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
-        if len(pickles) != 1 or len(set(names)) != len(names):
-            raise CorruptWeightsError(
-                f"{path}: a zip archive, but not a PyTorch checkpoint (expected one data.pkl, found {len(pickles)})"
-            )
-        root = pickles[0].removesuffix("data.pkl")
-        if root + "constants.pkl" in names:
-            raise CorruptWeightsError(
-                f"{path}: a TorchScript program, not a checkpoint; save the state dict with torch.save or safetensors"
-            )
-        for entry in archive.infolist():
-            if entry.compress_type != zipfile.ZIP_STORED:
-                raise CorruptWeightsError(f"{path}: {entry.filename} is compressed, which torch.save never does")
-        if archive.getinfo(pickles[0]).file_size > MAX_PICKLE_BYTES:
-            raise CorruptWeightsError(f"{path}: data.pkl is larger than {MAX_PICKLE_BYTES >> 20} MiB")
-        if root + "byteorder" in names and archive.read(root + "byteorder") != b"little":
-            raise CorruptWeightsError(f"{path}: written on a big-endian machine, which is not supported")
-        storages: dict[str, StorageRef] = {}
-        content, placeholders, _ = _unpickle(archive.read(pickles[0]), storages)
-        if sum(storage.elements * storage.dtype.itemsize for storage in storages.values()) > path.stat().st_size:
-            raise CorruptWeightsError(f"{path}: its tensors need more bytes than the file has")
-        for key, storage in storages.items():
-            data = archive.read(f"{root}data/{key}")  # checks its CRC
-            expected = storage.elements * storage.dtype.itemsize
-            if len(data) != expected:
-                raise CorruptWeightsError(f"{path}: data/{key} has {len(data)} bytes, expected {expected}")
-            _attach(storage, data)
-    return Unpickled(content, tuple(sorted(placeholders)))
-
-
-def _read_legacy(path: Path) -> Unpickled:
-    """Magic number, protocol, machine, object, storage keys (five pickles), then each storage's count and bytes."""
-    data = path.read_bytes()
-    if data.startswith(b"PK"):
-        raise CorruptWeightsError(f"{path}: truncated, its archive has no end (an incomplete download?)")
-    storages: dict[str, StorageRef] = {}
-    position = 0
-    parts: list[object] = []
-    placeholders: set[str] = set()
-    for expected in (LEGACY_MAGIC, LEGACY_PROTOCOL, None, None, None):
-        part, names, length = _unpickle(data[position : position + MAX_PICKLE_BYTES], storages)
-        if expected is not None and (type(part) is not int or part != expected):
-            raise CorruptWeightsError(f"{path}: not a PyTorch checkpoint (a pickle without torch.save's marks)")
-        parts.append(part)
-        placeholders |= names
-        position += length
-    machine, content, keys = parts[2:]
-    if isinstance(machine, dict) and machine.get("little_endian") is False:
-        raise CorruptWeightsError(f"{path}: written on a big-endian machine, which is not supported")
-    if not isinstance(keys, list) or any(type(key) is not str for key in keys) or set(keys) != set(storages):
-        raise CorruptWeightsError(f"{path}: the list of storages does not match the tensors")
-    for key in keys:
-        storage = storages[key]
-        size = storage.elements * storage.dtype.itemsize
-        count = int.from_bytes(data[position : position + 8], "little")
-        payload = data[position + 8 : position + 8 + size]
-        if count != storage.elements or len(payload) != size:
-            raise CorruptWeightsError(f"{path}: storage {key} is cut short: {len(payload)} of {size} bytes")
-        _attach(storage, payload)
-        position += 8 + size
-    return Unpickled(content, tuple(sorted(placeholders)))
-
-
-def _attach(storage: StorageRef, data: bytes) -> None:
-    empty = torch.empty(0, dtype=storage.dtype)
-    storage.data.append(torch.frombuffer(bytearray(data), dtype=storage.dtype) if data else empty)

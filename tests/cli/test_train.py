@@ -10,7 +10,7 @@ from runs import config
 
 from ckd_fast import load_model
 from ckd_fast.cli import main
-from ckd_fast.training import find_place, recipe
+from ckd_fast.training import recipe, this_process
 from ckd_fast.training.config import read_config
 
 
@@ -40,7 +40,7 @@ def test_recipes_can_be_listed_and_printed(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train"], "which CONFIG"),
+        (["train"], "CONFIG is missing"),
         (["train", "nonsense", "--out", "x"], "unknown recipe 'nonsense'"),
         (["train", "ckd"], "--out"),
         (["train", "missing.json", "--out", "x"], "missing.json: cannot be read"),
@@ -61,9 +61,9 @@ def test_mistakes_are_one_line(
     assert error.count("\n") == 1
 
 
-def test_the_place_is_what_torchrun_says() -> None:
-    place = find_place("cpu", {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"})
-    assert (place.rank, place.world, place.first, str(place.device)) == (3, 4, False, "cpu")
-    assert find_place("cpu", {}).first
+def test_this_process_is_what_torchrun_says() -> None:
+    process = this_process("cpu", {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"})
+    assert (process.rank, process.world, process.first, str(process.device)) == (3, 4, False, "cpu")
+    assert this_process("cpu", {}).first
     with pytest.raises(ValueError, match="as torchrun sets them"):
-        find_place("cpu", {"RANK": "one"})
+        this_process("cpu", {"RANK": "one"})

@@ -7,11 +7,9 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from ckd_fast import InputError
 from ckd_fast.datasets import ClipConfig, SyntheticClip
-from ckd_fast.datasets.synthetic import Pose, coverage
 
 PLAIN = ClipConfig(width=161, height=121, frames=24, seed=3, dark=False, crossover=False, occlusion=False)
 
@@ -34,29 +32,6 @@ def test_size_and_type() -> None:
     frame = SyntheticClip(PLAIN)[3]
     assert (frame.rgb.shape, frame.rgb.dtype) == ((121, 161, 3), np.uint8)
     assert (frame.tir.shape, frame.tir.dtype) == ((121, 161), np.uint8)
-
-
-@pytest.mark.parametrize("angle", [0.0, 0.7, 2.0])
-def test_the_box_is_the_outline_of_what_is_drawn(angle: float) -> None:
-    pose = Pose(70.0, 50.0, 31.0, 19.0, angle, (0.1, -0.08, 0.06, 0.05))
-    xs, ys = torch.arange(140) + 0.5, torch.arange(100) + 0.5
-    alpha, _, _ = coverage(pose, xs[None, :], ys[:, None])
-    rows, columns = (alpha > 0.5).nonzero(as_tuple=True)
-    x, y, w, h = pose.box()
-    assert columns.min().item() == pytest.approx(x, abs=1)
-    assert rows.min().item() == pytest.approx(y, abs=1)
-    assert columns.max().item() + 1 == pytest.approx(x + w, abs=1)
-    assert rows.max().item() + 1 == pytest.approx(y + h, abs=1)
-
-
-def test_coverage_against_trigonometry() -> None:
-    pose = Pose(10.0, 12.0, 8.0, 5.0, 0.4, (0.1, 0.05, -0.07, 0.09))
-    xs, ys = torch.rand(200, dtype=torch.float64) * 20, torch.rand(200, dtype=torch.float64) * 24
-    alpha, u, v = coverage(pose, xs, ys)
-    phi, radius = torch.atan2(v, u), torch.hypot(u, v)
-    a2, b2, a3, b3 = pose.shape
-    edge = 1 + a2 * (2 * phi).cos() + b2 * (2 * phi).sin() + a3 * (3 * phi).cos() + b3 * (3 * phi).sin()
-    assert torch.equal(alpha > 0.5, edge > radius)
 
 
 def test_the_target_stays_in_the_frame_and_moves() -> None:

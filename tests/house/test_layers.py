@@ -32,7 +32,6 @@ ALLOWED = {
 FILES = {folder: sorted((ROOT / folder).rglob("*.py")) for folder in ALLOWED}
 # Without ckd_fast/kernels and ckd_fast/reference, which are links.
 OURS = [path for path in FILES["ckd_fast"] if not {"kernels", "reference"} & set(path.relative_to(ROOT).parts[1:2])]
-KNOWN_CIRCLE = {"ckd_fast.training.config", "ckd_fast.training.recipes"}  # goes with issue 11
 Graph = dict[str, set[str]]
 
 
@@ -101,7 +100,7 @@ def test_imports_point_one_way(folder: str) -> None:
 def test_no_circles() -> None:
     graph = import_graph([path for path in OURS if path != ROOT / "ckd_fast" / "__init__.py"])
     assert "ckd_fast.multi" in graph["ckd_fast.adapters.vot"]
-    assert in_circles(graph) <= KNOWN_CIRCLE
+    assert in_circles(graph) == set()
     assert in_circles(between_rooms(graph)) == set()
 
 

@@ -11,8 +11,9 @@ from runs import DISTIL, MODEL, SYNTHETIC, config, write_sequence
 
 from ckd_fast import InputError
 from ckd_fast.reference.training import Batch
-from ckd_fast.training.batches import Crops, Feed, augment, normalised, rotated
+from ckd_fast.training.batches import Feed, augment, normalised, rotated
 from ckd_fast.training.config import Augmentation, Source
+from ckd_fast.training.samples import Crops
 
 CPU = torch.device("cpu")
 NOTHING = Augmentation(grayscale=0, flip=0, brightness=0)

@@ -10,27 +10,16 @@ import pytest
 
 from ckd_fast import PRESETS, InputError
 from ckd_fast.reference.losses import LossConfig
-from ckd_fast.training.batches import rate_factor
-from ckd_fast.training.config import Stage, TrainConfig, config_from_file, read_config
-from ckd_fast.training.recipes import HELD_OUT, RECIPES, TRAINED_ON, recipe
+from ckd_fast.training.config import Stage, TrainConfig, read_config
+from ckd_fast.training.recipes import HELD_OUT, RECIPES, TRAINED_ON, config_from_file, recipe
 
 
 def test_the_default_is_what_the_authors_ran() -> None:
     config = TrainConfig()
     distil, head = config.stages
-    assert (distil.epochs, distil.pairs, distil.batch, distil.hidden, distil.elimination) == (
-        30,
-        60000,
-        10,
-        0.25,
-        False,
-    )
-    assert (distil.head_rate, distil.backbone_rate, distil.schedule, distil.heads_only) == (
-        5e-5,
-        5e-6,
-        "constant",
-        False,
-    )
+    sizes = (distil.epochs, distil.pairs, distil.batch, distil.hidden)
+    assert (*sizes, distil.elimination, distil.heads_only) == (30, 60000, 10, 0.25, False, False)
+    assert (distil.head_rate, distil.backbone_rate, distil.schedule) == (5e-5, 5e-6, "constant")
     assert (head.epochs, head.pairs, head.batch, head.hidden) == (10, 30000, 64, 0.0)
     assert head.elimination
     assert head.heads_only
@@ -120,11 +109,11 @@ def test_an_unknown_recipe_lists_the_known(tmp_path: Path) -> None:
 
 def test_schedules() -> None:
     stage = Stage(schedule="cosine", warmup=0.1)
-    factors = [rate_factor(stage, step, 100) for step in range(100)]
+    factors = [stage.rate_factor(step, 100) for step in range(100)]
     assert factors[:3] == pytest.approx([0.1, 0.2, 0.3])
     assert factors[10] == pytest.approx(1.0)
     assert factors[55] == pytest.approx(0.505)  # halfway down
     assert factors[99] == pytest.approx(0.0103, abs=1e-4)
     assert max(factors) == factors[10]
     constant = dataclasses.replace(stage, schedule="constant", warmup=0.0)
-    assert {rate_factor(constant, step, 100) for step in range(100)} == {1.0}
+    assert {constant.rate_factor(step, 100) for step in range(100)} == {1.0}

@@ -85,5 +85,5 @@ def test_the_configuration_names_the_engine() -> None:
     cpu = torch.device("cpu")
     assert distillation_of(config(), cpu) is distillation
     assert distillation_of(config(distillation="features"), cpu) is feature_distillation
-    with pytest.raises(EngineError, match="needs a GPU, and this run is on cpu"):
+    with pytest.raises(EngineError, match="needs a GPU, but this run is on cpu"):
         distillation_of(dataclasses.replace(config(), loss_engine="fused"), cpu)

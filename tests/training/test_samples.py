@@ -17,11 +17,11 @@ from ckd_fast.errors import TrainingError
 from ckd_fast.training.config import Sampling, Source, TrainConfig
 from ckd_fast.training.samples import (
     MOST_ATTEMPTS,
+    AnnotatedPair,
     FrameCache,
     PairDataset,
     SequenceSource,
     StillSource,
-    View,
     cut,
     jittered,
 )
@@ -122,7 +122,7 @@ def test_bad_samples_are_named_and_replaced(tmp_path: Path) -> None:
     samples = [dataset[position] for position in range(40)]
     bad = [name for sample in samples for name in sample.bad]
     assert any("torn/infrared" in name and "cannot be decoded" in name for name in bad)
-    assert any("lies outside of the frame of 96x72" in name for name in bad)
+    assert any("lies outside the frame of 96x72" in name for name in bad)
     assert all("good" not in name for name in bad)
     reddest = max(int(sample.search[0].max()) for sample in samples)
     assert reddest == 240  # every sample is of the good sequence
@@ -134,7 +134,7 @@ def test_nothing_but_bad_samples_ends_the_run(tmp_path: Path) -> None:
     (tmp_path / "torn" / "visible").mkdir()
     for index in range(6):
         (tmp_path / "torn" / "visible" / f"{index:06d}.png").write_bytes(b"no image")
-    with pytest.raises(TrainingError, match=f"{MOST_ATTEMPTS} draws in a row"):
+    with pytest.raises(TrainingError, match=f"no sample in {MOST_ATTEMPTS} draws in a row"):
         PairDataset(folder_config(tmp_path), 0)[0]
 
 
@@ -143,7 +143,7 @@ def test_frames_of_unequal_size_share_the_visible_grid(tmp_path: Path) -> None:
     path = tmp_path / "walk" / "infrared" / "000001.png"
     assert cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path)), (48, 36)))
     cache = FrameCache(1 << 24)
-    view: View = cache.read_pair(tmp_path / "walk/visible/000001.png", path, (25, 20, 24, 20))
+    view: AnnotatedPair = cache.read_pair(tmp_path / "walk/visible/000001.png", path, (25, 20, 24, 20))
     assert view.tir.shape == view.rgb.shape
     assert view.tir[30, 37].min() > 240
 

@@ -365,7 +365,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], type[CkdFastError], str]] = {
     "positions not square": (
         lambda p: authors(p, rgb_branch__pos_embed_x=torch.zeros(1, 255, 32)),
         WeightsMismatchError,
-        "no square grid",
+        "not a square grid",
     ),
     "another model": (
         lambda p: torch.save({"net": {"conv1.weight": torch.zeros(3), "fc.bias": torch.zeros(3)}}, p) or p,
@@ -432,7 +432,7 @@ def test_names_of_placeholders_do_not_reach_the_terminal_raw(tmp_path: Path) -> 
     path = raw_zip(tmp_path / "evil.pth", evil, data__0=b"\0" * 16)
     with pytest.raises(CorruptWeightsError, match="no tensors"):
         load_model(path, SMALL)
-    from ckd_fast.weights.pickles import read_checkpoint
+    from ckd_fast.weights.containers import read_checkpoint
 
     (name,) = read_checkpoint(path).placeholders
     assert name.isprintable()
