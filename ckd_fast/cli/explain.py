@@ -45,7 +45,7 @@ def run_explain(options: argparse.Namespace) -> int:
     from ckd_fast.evaluation.explain import alive, explain_frame, instance_norm, style_gap
     from ckd_fast.evaluation.figures import MODALITIES, draw_features, draw_gap, draw_tokens, similarities
     from ckd_fast.evaluation.writing import write_atomically
-    from ckd_fast.frames import check_pair, settle_form
+    from ckd_fast.frames import check_pair, first_pair
     from ckd_fast.tracker import Tracker
     from ckd_fast.video import FolderPairs
     from ckd_fast.video.plot import require_matplotlib
@@ -73,10 +73,9 @@ def run_explain(options: argparse.Namespace) -> int:
             continue
         if first is None:
             tracker.init(moment.rgb, moment.tir, options.init)
-            form = settle_form(moment.rgb, moment.tir, tracker.config)
-            first = check_pair(moment.rgb, moment.tir, form, tracker.config)
+            first = first_pair(moment.rgb, moment.tir, tracker.config)
         elif moment.index == options.frame:
-            pair = check_pair(moment.rgb, moment.tir, form, tracker.config)
+            pair = check_pair(moment.rgb, moment.tir, first.form, tracker.config)
             break
         else:
             around = tracker.update(moment.rgb, moment.tir).box

@@ -140,7 +140,7 @@ def run_track(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ckd_fast.config import TrackerConfig
-    from ckd_fast.frames import check_pair, register, settle_form
+    from ckd_fast.frames import first_pair, register
     from ckd_fast.multi import MultiTracker
     from ckd_fast.video import open_source
     from ckd_fast.video.plot import require_matplotlib
@@ -177,8 +177,7 @@ def run_track(options: argparse.Namespace) -> int:
 
     def first(pair: Pair) -> Sequence[Sequence[float]]:
         if options.select and pair.rgb is not None and pair.tir is not None:
-            form = settle_form(pair.rgb, pair.tir, config)
-            return select_boxes(register(check_pair(pair.rgb, pair.tir, form, config)))
+            return select_boxes(register(first_pair(pair.rgb, pair.tir, config)))
         if options.init:
             return options.init  # type: ignore[no-any-return]
         if truth is None or truth[0] is None:

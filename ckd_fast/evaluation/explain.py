@@ -91,7 +91,7 @@ def explain_frame(engine: Engine, first: RawPair, target: Box, pair: RawPair, ar
         seen[name] = value.detach().float().cpu().numpy()
 
     factor = config.search_factor
-    (found,) = engine.find([Search(engine.remember(first, target), around, factor)], pair, keep)
+    (found,) = engine.start([Search(engine.make_target(first, target), around, factor)], pair, keep).result()
     needed = ["crop", "head.score", *(f"block{block}.mlp" for block in range(config.depth))]
     needed += [f"block{block}.eliminate" for block in range(config.depth) if config.eliminates_at(block)]
     hidden = [name for name in needed if name not in seen]
