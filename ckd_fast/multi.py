@@ -70,8 +70,8 @@ class MultiTracker(Follower):
             found += self.engine.start(searches[start : start + most], frames).result()
         self._form = frames.form
         return {
-            number: self._accept(track, place, frames, begin, prepare_ms)
-            for (number, track), place in zip(self._tracks.items(), found, strict=True)
+            number: self._accept(track, target, frames, begin, prepare_ms)
+            for (number, track), target in zip(self._tracks.items(), found, strict=True)
         }
 
     def reset(self) -> None:

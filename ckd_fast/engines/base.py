@@ -20,6 +20,7 @@ from ckd_fast.pending import Pending
 from ckd_fast.reference.config import ModelConfig
 from ckd_fast.reference.head import HeadMaps
 from ckd_fast.reference.model import OnStep
+from ckd_fast.reference.track import Prediction
 from ckd_fast.types import Box
 from ckd_fast.weights import LoadedModel
 
@@ -52,19 +53,9 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Found:
-    """One target in one frame.
+class Found(Prediction):
+    """One target in one frame, and where the time went, over all targets of the call."""
 
-    Attributes:
-        box: in the frame, clipped.
-        score: at the chosen cell, before the window.
-        cell: row-major index of the cell.
-        prepare_ms, crop_ms, network_ms, decode_ms: where the time went, over all targets of the call.
-    """
-
-    box: Box
-    score: float
-    cell: int
     prepare_ms: float
     crop_ms: float
     network_ms: float

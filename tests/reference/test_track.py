@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import SMALL
 from torch import Tensor
 
 from ckd_fast import Tracker, load_model
-from ckd_fast.datasets import ClipConfig, SyntheticClip
 from ckd_fast.reference.head import HeadMaps
 from ckd_fast.reference.track import make_template, track_frame
 
 MODEL = load_model("random", SMALL, seed=4)
-PAIRS = [(frame.rgb, frame.tir) for frame in SyntheticClip(ClipConfig(width=160, height=120, frames=5, seed=9))]
+PAIRS = [tuple(pair) for pair in np.random.default_rng(2).integers(0, 256, (5, 2, 120, 160, 3), dtype=np.uint8)]
 BOX = (60.0, 40.0, 30.0, 20.0)
 
 

@@ -113,12 +113,12 @@ def test_16_bit_thermal_follows_one_rule() -> None:
 
 def test_16_bit_thermal_tracks_as_its_reduction() -> None:
     deep = [(rgb, (tir[:, :, 0].astype(np.uint16) * 40 + 5000)) for rgb, tir in PAIRS]
-    given = (5000, 5000 + 255 * 40)
-    assert places(walk(tracker(tir_range=given), deep)) == places(
+    limits = (5000, 5000 + 255 * 40)
+    assert places(walk(tracker(tir_range=limits), deep)) == places(
         walk(tracker(), [(rgb, tir[:, :, 0]) for rgb, tir in PAIRS])
     )
-    assert places(walk(tracker(tir_range=given), [(a, torch.from_numpy(b)) for a, b in deep])) == places(
-        walk(tracker(tir_range=given), deep)
+    assert places(walk(tracker(tir_range=limits), [(a, torch.from_numpy(b)) for a, b in deep])) == places(
+        walk(tracker(tir_range=limits), deep)
     )
 
 
@@ -301,16 +301,16 @@ def test_init_again_starts_anew() -> None:
 
 
 def test_interleaved_trackers_share_an_engine() -> None:
-    one = tracker()
-    two = Tracker(engine=one.engine)
-    assert two.engine is one.engine
+    first = tracker()
+    second = Tracker(engine=first.engine)
+    assert second.engine is first.engine
     other_box = (10.0, 60.0, 40.0, 30.0)
-    alone = Tracker(engine=one.engine)
+    alone = Tracker(engine=first.engine)
     alone.init(*PAIRS[0], other_box)
     expected = [alone.update(*pair).box for pair in PAIRS[1:]]
-    one.init(*PAIRS[0], BOX)
-    two.init(*PAIRS[0], other_box)
-    mixed = [(one.update(*pair), two.update(*pair)) for pair in PAIRS[1:]]
+    first.init(*PAIRS[0], BOX)
+    second.init(*PAIRS[0], other_box)
+    mixed = [(first.update(*pair), second.update(*pair)) for pair in PAIRS[1:]]
     assert places([a for a, _ in mixed]) == EXPECTED
     assert [b.box for _, b in mixed] == expected
 
