@@ -1,8 +1,9 @@
 """One frame of the tracker, as the paper describes it: crop, network, window, peak, box.
 
+    window = hann_window(config.search_grid)
     template = make_template(student.embed_template, config, (rgb, tir), box)
     for frames in video:
-        (found,) = track_frame(network, config, [template], [box], [config.search_factor], frames)
+        (found,) = track_frame(network, config, window, [template], [box], [config.search_factor], frames)
         box = found.box
 
 `network` runs the student, see `Network`. The engines of `ckd_fast` that crop on the host call these two functions
@@ -18,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .boxes import Box, clip_box, find_peak, hann_window, to_frame
+from .boxes import Box, clip_box, find_peak, to_frame
 from .config import ModelConfig
 from .elimination import template_mask
 from .head import HeadMaps
@@ -55,13 +56,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One target in one frame.
-
-    Attributes:
-        box: in the frame, clipped.
-        score: at the chosen cell, before the window.
-        cell: row-major index of the chosen cell of the search grid.
-    """
+    """One target in one frame: its box, the score of the best cell without the window, that cell's row-major index."""
 
     box: Box
     score: float
@@ -80,6 +75,7 @@ def make_template(embed: Callable[[Tensor], Tensor], config: ModelConfig, frames
 def track_frame(
     network: Network,
     config: ModelConfig,
+    window: Tensor,
     templates: Sequence[Template],
     boxes: Sequence[Box],
     factors: Sequence[float],
@@ -91,6 +87,7 @@ def track_frame(
     Args:
         network: runs the student.
         config: its sizes.
+        window: prefers little motion, see `hann_window`.
         templates, boxes: of each target, and where it was last.
         factors: of each target, the side of its search crop in multiples of sqrt(box area).
         frames: the pair; one of them may be missing.
@@ -114,17 +111,17 @@ def track_frame(
         present = here.expand(2, len(boxes))
     maps = network(template, search, deciding, present)
 
-    # The best cell, under a window that prefers little motion.
-    peak = find_peak(maps, hann_window(maps.score.shape[-1]))
+    # The best cell, under the window.
+    peak = find_peak(maps, window)
     if not (torch.isfinite(peak.boxes_cxcywh).all() and torch.isfinite(peak.score).all()):
         raise FloatingPointError("the network's result is not finite")
 
     # Its box, from the crop back to the frame, and clipped to it.
     found = []
-    for index, (last, scale) in enumerate(zip(boxes, scales, strict=True)):
-        box = to_frame(peak.boxes_cxcywh[index], last, scale, config.search_size)
-        clipped = clip_box(box, height, width)
-        found.append(Prediction(clipped, peak.score[index].item(), int(peak.cell[index])))
+    peaks = zip(peak.boxes_cxcywh, peak.score.tolist(), peak.cell.tolist(), strict=True)
+    for (box, score, cell), last, scale in zip(peaks, boxes, scales, strict=True):
+        in_frame = to_frame(box, last, scale, config.search_size)
+        found.append(Prediction(clip_box(in_frame, height, width), score, cell))
     if on_step is not None:
         on_step("decode", torch.tensor([target.box for target in found], dtype=torch.float64))
     return found

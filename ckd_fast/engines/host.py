@@ -19,6 +19,7 @@ from torch import Tensor
 from ckd_fast.errors import EngineError, InputError
 from ckd_fast.frames import RawPair, register
 from ckd_fast.pending import Pending
+from ckd_fast.reference.boxes import hann_window
 from ckd_fast.reference.head import HeadMaps
 from ckd_fast.reference.model import OnStep, ignore_step
 from ckd_fast.reference.track import Template, make_template, track_frame
@@ -39,6 +40,10 @@ class HostTarget(Target):
 
 class HostEngine(Engine):
     """An engine that differs from the others of its kind only in how it runs the network."""
+
+    def __init__(self, model: LoadedModel, device: torch.device, dtype: torch.dtype, note: str = "") -> None:
+        super().__init__(model, device, dtype, note)
+        self._window = hann_window(model.config.search_grid)
 
     @abstractmethod
     def _embed(self, images: Tensor) -> Tensor:
@@ -81,7 +86,9 @@ class HostEngine(Engine):
             return maps
 
         try:
-            predictions = track_frame(network, self.config, templates, boxes, factors, (pair.rgb, pair.tir), on_step)
+            predictions = track_frame(
+                network, self.config, self._window, templates, boxes, factors, (pair.rgb, pair.tir), on_step
+            )
         except FloatingPointError as error:
             raise self.not_finite() from error
         moments.append(time.perf_counter())

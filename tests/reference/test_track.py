@@ -9,11 +9,13 @@ from checkpoints import SMALL
 from torch import Tensor
 
 from ckd_fast import Tracker, load_model
+from ckd_fast.reference.boxes import hann_window
 from ckd_fast.reference.head import HeadMaps
 from ckd_fast.reference.track import make_template, track_frame
 
 MODEL = load_model("random", SMALL, seed=4)
 PAIRS = [tuple(pair) for pair in np.random.default_rng(2).integers(0, 256, (5, 2, 120, 160, 3), dtype=np.uint8)]
+WINDOW = hann_window(SMALL.search_grid)
 BOX = (60.0, 40.0, 30.0, 20.0)
 
 
@@ -28,7 +30,7 @@ def test_the_plain_tracker_walks_as_the_public_one() -> None:
     template = make_template(student.embed_template, SMALL, PAIRS[0], BOX)
     box = BOX
     for rgb, tir in [*PAIRS[1:4], (None, PAIRS[4][1])]:
-        (found,) = track_frame(network, SMALL, [template], [box], [SMALL.search_factor], (rgb, tir))
+        (found,) = track_frame(network, SMALL, WINDOW, [template], [box], [SMALL.search_factor], (rgb, tir))
         expected = tracker.update(rgb, tir)
         assert (found.box, found.score) == (expected.box, expected.score)
         box = found.box
@@ -43,4 +45,4 @@ def test_a_result_that_is_not_finite_is_an_error() -> None:
         return HeadMaps(score=grid[:, :1], size=grid * torch.nan, offset=grid)
 
     with pytest.raises(FloatingPointError, match="not finite"):
-        track_frame(network, SMALL, [template], [BOX], [4.0], PAIRS[1])
+        track_frame(network, SMALL, WINDOW, [template], [BOX], [4.0], PAIRS[1])
