@@ -84,11 +84,13 @@ def crop_targets(
         Normalised crops [2, B, 3, size, size], and for each box the crop pixels per frame pixel.
     """
     crops = torch.zeros(2, len(boxes), 3, size, size)
+    scales: list[float] = []
     for modality, frame in enumerate(frames):
         if frame is not None:
             cut = [crop(frame, box, factor, size) for box, factor in zip(boxes, factors, strict=True)]
             crops[modality] = normalise([target.image for target in cut])
-    return crops, [size / crop_window(box, factor).side for box, factor in zip(boxes, factors, strict=True)]
+            scales = [target.resize_factor for target in cut]  # the same for both
+    return crops, scales
 
 
 def padding(frame_size: tuple[int, int], window: Window, size: int) -> NDArray[np.bool_]:
