@@ -169,12 +169,14 @@ def end_to_end(engine: Engine) -> Callable[[], None]:
 
 def frames_ahead(engine: Engine) -> Callable[[], None]:
     """One call: the next pair is handed over, then the result of the one before it is waited for."""
-    from ckd_fast.tracker import PendingTrack, Tracker
+    from ckd_fast.pending import Pending
+    from ckd_fast.tracker import Tracker
+    from ckd_fast.types import TrackResult
 
     pairs = frames()
     tracker = Tracker(engine=engine)
     tracker.init(*pairs[0], BOX)  # type: ignore[arg-type]
-    waiting: list[PendingTrack] = []
+    waiting: list[Pending[TrackResult]] = []
     turn = 0
 
     def step() -> None:
@@ -327,7 +329,7 @@ def stage_shares(options: argparse.Namespace, config: ModelConfig) -> int:
     from ckd_fast.config import TrackerConfig
     from ckd_fast.engines import Search, step_names
     from ckd_fast.errors import InputError
-    from ckd_fast.frames import check_pair, settle_form
+    from ckd_fast.frames import check_pair, first_pair
     from ckd_fast.weights import load_model
 
     if len(options.engine) != 1 or options.engine[0][0] not in ("reference", "triton"):
@@ -335,9 +337,9 @@ def stage_shares(options: argparse.Namespace, config: ModelConfig) -> int:
     engine = build(options, load_model("random", config), *options.engine[0])
     behaviour = TrackerConfig()
     given = frames()
-    form = settle_form(*given[0], behaviour)
+    form = first_pair(*given[0], behaviour).form
     pairs = [check_pair(rgb, tir, form, behaviour) for rgb, tir in given]
-    slot = engine.remember(pairs[0], BOX)
+    target = engine.make_target(pairs[0], BOX)
     fused = {"norm"} if engine.name == "triton" else set()
     names = [name for name in step_names(config) if name not in fused]
     totals = dict.fromkeys(names, 0.0)
@@ -359,7 +361,7 @@ def stage_shares(options: argparse.Namespace, config: ModelConfig) -> int:
             ranges = nvtx_range(next(order))  # noqa: B023
             ranges.__enter__()
 
-        engine.find([Search(slot, BOX, config.search_factor)], pairs[turn % len(pairs)], on_step)
+        engine.start([Search(target, BOX, config.search_factor)], pairs[turn % len(pairs)], on_step).result()
         ranges.__exit__(None, None, None)
     groups: dict[str, float] = {}
     for name, milliseconds in totals.items():

@@ -32,7 +32,7 @@ from ckd_fast.boxes import iou
 from ckd_fast.datasets import ClipConfig, SyntheticClip
 from ckd_fast.engines import Engine, Search, build_engine
 from ckd_fast.engines.triton import TritonEngine
-from ckd_fast.frames import check_pair, settle_form
+from ckd_fast.frames import check_pair, first_pair
 from ckd_fast.reference.config import preset
 
 BOX = (288.0, 192.0, 64.0, 96.0)
@@ -161,7 +161,7 @@ def agreement(options: argparse.Namespace) -> dict[str, Any]:
     model = load_model(options.weights or "random", None if options.weights else options.model)
     pairs = clip(options.frames + 1)
     truth: Engine = build_engine("reference", model, "cuda", "float32")
-    form = settle_form(*pairs[0], TrackerConfig())
+    form = first_pair(*pairs[0], TrackerConfig()).form
     frames = [check_pair(rgb, tir, form, TrackerConfig()) for rgb, tir in pairs]
     found: dict[str, Any] = {}
     for name, dtype in (
@@ -171,11 +171,11 @@ def agreement(options: argparse.Namespace) -> dict[str, Any]:
         ("triton", "bfloat16"),
     ):
         engine = build_engine(name, model, "cuda", dtype)
-        ours, theirs = engine.remember(frames[0], BOX), truth.remember(frames[0], BOX)
+        ours, theirs = engine.make_target(frames[0], BOX), truth.make_target(frames[0], BOX)
         box, overlaps, cells = BOX, [], 0
         for frame in frames[1:]:
-            (expected,) = truth.find([Search(theirs, box, 4.0)], frame)
-            (one,) = engine.find([Search(ours, box, 4.0)], frame)
+            (expected,) = truth.start([Search(theirs, box, 4.0)], frame).result()
+            (one,) = engine.start([Search(ours, box, 4.0)], frame).result()
             overlaps.append(float(iou(one.box, expected.box)))
             cells += one.cell == expected.cell
             # With random weights boxes wander off: the target stays where it is, only a size that it could have counts.

@@ -27,7 +27,7 @@ from timing import matmul_ceiling_tflops, median_us
 from ckd_fast.config import TrackerConfig
 from ckd_fast.engines import Search, build_engine
 from ckd_fast.engines.triton import TritonEngine
-from ckd_fast.frames import check_pair, settle_form
+from ckd_fast.frames import first_pair
 from ckd_fast.kernels.attention import template_rows
 from ckd_fast.kernels.distillation import Reading, distillation_backward, distillation_forward
 from ckd_fast.kernels.elimination import attend_score_gather
@@ -75,11 +75,10 @@ def measured_chip() -> Chip:
 def real_launches(engine: TritonEngine, targets: int) -> list[Launch]:
     """The launches of one frame, with tensors that hold something."""
     rgb, tir = (torch.randint(0, 256, (480, 640, 3), dtype=torch.uint8).numpy() for _ in range(2))
-    form = settle_form(rgb, tir, TrackerConfig())
-    frames = check_pair(rgb, tir, form, TrackerConfig())
-    searches = [Search(engine.remember(frames, BOX), BOX, 4.0) for _ in range(targets)]
+    frames = first_pair(rgb, tir, TrackerConfig())
+    searches = [Search(engine.make_target(frames, BOX), BOX, 4.0) for _ in range(targets)]
     with collected(running=True) as found:
-        engine.find(searches, frames, lambda *_: None)  # observed, so launch by launch
+        engine.start(searches, frames, lambda *_: None)  # observed, so launch by launch
     return found
 
 

@@ -23,7 +23,7 @@ _HOMES = {
     "NotInitialisedError": "ckd_fast.errors",
     "OutputError": "ckd_fast.errors",
     "PRESETS": "ckd_fast.reference.config",
-    "PendingTrack": "ckd_fast.tracker",
+    "Pending": "ckd_fast.pending",
     "ScoringOptions": "ckd_fast.evaluation",
     "Timings": "ckd_fast.types",
     "TrackResult": "ckd_fast.types",
@@ -50,7 +50,7 @@ __all__ = [
     "MultiTracker",
     "NotInitialisedError",
     "OutputError",
-    "PendingTrack",
+    "Pending",
     "ScoringOptions",
     "Timings",
     "TrackResult",
@@ -83,8 +83,9 @@ if TYPE_CHECKING:
     )
     from .evaluation import ScoringOptions, evaluate
     from .multi import MultiTracker
+    from .pending import Pending
     from .reference.config import PRESETS, ModelConfig
-    from .tracker import PendingTrack, Tracker
+    from .tracker import Tracker
     from .types import Timings, TrackResult
     from .weights import LoadedModel, load_model, save_model
 

@@ -1,17 +1,17 @@
-"""Frames and boxes as people have them, checked and brought to one form: [H, W, 3] uint8, RGB, thermal on RGB's grid.
+"""Frames and boxes as users pass them, checked; and registered: RGB order, 8 bits, thermal on the visible grid.
 
-Everything that can be wrong with an input is found here, before any work is done. A `RawPair` is checked and as given;
-`register` makes the `FramePair` of it on the host. Engines on a GPU take the raw pair and register while they crop.
+Every mistake in an input is found here, before any work is done. A `RawPair` is checked but unchanged; `register` turns
+it into a `FramePair` on the host. Engines on a GPU take the raw pair and register it while they crop.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import cv2
 import numpy as np
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     Frame: TypeAlias = NDArray[Any] | torch.Tensor
     RawFrame: TypeAlias = NDArray[Any] | torch.Tensor  # a tensor only where it lies on a GPU
 
-MIN_SIDE_PX = 10  # a box is never smaller, and never leaves the frame
-CLIPPED_SHARE = 0.0005  # of a 16-bit frame's darkest and brightest pixels
+MIN_SIDE_PX = 10  # of a frame: results are boxes inside it, at least this wide and high
+CLIPPED_SHARE = 0.0005  # of a 16-bit frame's pixels, at either end of its range
 SMALLEST_BOX_PX = 0.01
 LARGEST_BOX = 1.5  # in multiples of the frame's sides
 
@@ -37,7 +37,7 @@ Size = tuple[int, int]  # height, width
 
 @dataclass(frozen=True)
 class FramePair:
-    """Checked frames of one moment, [H, W, 3] uint8 in RGB order; None where a modality is missing."""
+    """Registered frames of one moment, [H, W, 3] uint8 in RGB order; None where a modality is missing."""
 
     rgb: NDArray[np.uint8] | None
     tir: NDArray[np.uint8] | None
@@ -46,12 +46,12 @@ class FramePair:
 
 @dataclass(frozen=True)
 class FrameForm:
-    """What frames of one track have in common, settled at `init`.
+    """What the frames of a track look like, settled by the first pair.
 
     Attributes:
         rgb_size: height and width of the visible frames.
-        tir_size: of the thermal frames, before they are brought to the visible grid.
-        tir_range: values of 16-bit thermal frames that become 0 and 255; None for 8-bit ones.
+        tir_size: height and width of the thermal frames, before registration.
+        tir_range: the values of 16-bit thermal frames that become 0 and 255; None for 8-bit frames.
     """
 
     rgb_size: Size
@@ -61,13 +61,13 @@ class FrameForm:
 
 @dataclass(frozen=True)
 class RawPair:
-    """Checked frames of one moment as they were given; None where a modality is missing.
+    """Checked frames of one moment, as the user passed them; None where a modality is missing.
 
     Attributes:
         rgb: [H, W, 3] uint8.
         tir: [h, w, 1 or 3] uint8 or uint16.
-        form: of this moment.
-        config: order of channels, homography.
+        form: what these frames look like.
+        config: says how to register them.
     """
 
     rgb: RawFrame | None
@@ -76,19 +76,20 @@ class RawPair:
     config: TrackerConfig
 
 
-def _checked(frame: object, name: str, dtypes: Sequence[str], channels: Sequence[int]) -> RawFrame:
-    """A frame as [H, W, C] without copying; tensors of the host become arrays, those of a GPU stay."""
+def _checked(frame: object, name: Literal["rgb", "tir"]) -> RawFrame:
+    """A frame as [H, W, C], without copying it. Tensors on the CPU become arrays, those on a GPU stay there."""
+    dtypes, channels = (("uint8",), (3,)) if name == "rgb" else (("uint8", "uint16"), (1, 3))
     torch = sys.modules.get("torch")
     array: RawFrame
     if torch is not None and isinstance(frame, torch.Tensor):
-        # bf16 and the like have no numpy counterpart, so the type is looked at first.
+        # numpy has no bfloat16: look at the type before converting.
         dtype, floating = str(frame.dtype).removeprefix("torch."), frame.is_floating_point()
         if dtype in dtypes:
             try:
                 array = frame.detach() if frame.is_cuda else frame.detach().cpu().numpy()
             except (RuntimeError, TypeError, NotImplementedError) as error:
                 reason = str(error).splitlines()[0]
-                raise InputError(f"{name} frame: a tensor that holds no image ({reason})") from error
+                raise InputError(f"{name} frame is a tensor that holds no image ({reason})") from error
     elif isinstance(frame, np.ndarray):
         array = np.asarray(frame)  # a masked array or matrix becomes a plain one
         dtype, floating = str(array.dtype), array.dtype.kind == "f"
@@ -115,46 +116,33 @@ def _checked(frame: object, name: str, dtypes: Sequence[str], channels: Sequence
     return array
 
 
-def _checked_rgb(frame: object) -> RawFrame:
-    return _checked(frame, "rgb", ("uint8",), (3,))
+def first_pair(rgb: object, tir: object, config: TrackerConfig, form: FrameForm | None = None) -> RawPair:
+    """Check the frames with which a track starts: both modalities must be there.
+
+    `form` is what other tracks through the same frames have settled; without it, these frames settle it.
+    """
+    missing = [name for name, frame in (("rgb", rgb), ("tir", tir)) if frame is None]
+    if missing:
+        raise InputError(f"{' and '.join(missing)} frame is None: a track starts with both modalities")
+    if form is not None:
+        return check_pair(rgb, tir, form, config)
+    visible, thermal = _checked(rgb, "rgb"), _checked(tir, "tir")
+    tir_range = None
+    if thermal.itemsize == 2:
+        tir_range = config.tir_range or _range_of(_on_host(thermal))
+    return RawPair(visible, thermal, FrameForm(_size(visible), _size(thermal), tir_range), config)
 
 
-def _checked_tir(frame: object) -> RawFrame:
-    return _checked(frame, "tir", ("uint8", "uint16"), (1, 3))
-
-
-def _is_wide(thermal: RawFrame) -> bool:
-    """16 bits."""
-    return thermal.itemsize == 2
+def _size(frame: RawFrame) -> Size:
+    return frame.shape[0], frame.shape[1]
 
 
 def _on_host(frame: RawFrame) -> NDArray[Any]:
-    if isinstance(frame, np.ndarray):
-        return frame
-    array: NDArray[Any] = frame.cpu().numpy()
-    return array
-
-
-def settle_form(rgb: object, tir: object, config: TrackerConfig) -> FrameForm:
-    """Check the frames at `init` and settle what the track's frames look like."""
-    if rgb is None or tir is None:
-        missing = (
-            "both frames are" if rgb is None and tir is None else f"the {'rgb' if rgb is None else 'tir'} frame is"
-        )
-        raise InputError(f"{missing} None: a track starts with both modalities")
-    visible, thermal = _checked_rgb(rgb), _checked_tir(tir)
-    tir_range = None
-    if _is_wide(thermal):
-        tir_range = config.tir_range or _range_of(_on_host(thermal))
-    return FrameForm(_size(visible), _size(thermal), tir_range)
-
-
-def _size(array: RawFrame) -> Size:
-    return array.shape[0], array.shape[1]
+    return frame if isinstance(frame, np.ndarray) else np.asarray(frame.cpu())
 
 
 def _range_of(thermal: NDArray[Any]) -> tuple[int, int]:
-    """The values between which all but the darkest and brightest 0.05 % lie."""
+    """The range of a frame without its darkest and brightest 0.05 %."""
     low, high = np.quantile(thermal, (CLIPPED_SHARE, 1 - CLIPPED_SHARE), method="nearest")
     floor = min(int(low), 65534)
     return floor, max(int(high), floor + 1)
@@ -164,67 +152,57 @@ def check_pair(rgb: object, tir: object, form: FrameForm, config: TrackerConfig)
     """Check the frames of one moment against the track's form; sizes may differ from it only under `allow_resize`."""
     if rgb is None and tir is None:
         raise InputError("both frames are None: at least one modality must be there")
-    visible = None if rgb is None else _checked_rgb(rgb)
-    thermal = None if tir is None else _checked_tir(tir)
+    visible = None if rgb is None else _checked(rgb, "rgb")
+    thermal = None if tir is None else _checked(tir, "tir")
     rgb_size = form.rgb_size if visible is None else _size(visible)
     tir_size = form.tir_size if thermal is None else _size(thermal)
-    if (rgb_size, tir_size) != (form.rgb_size, form.tir_size):
-        if not config.allow_resize:
-            name, was, now = ("rgb", form.rgb_size, rgb_size) if rgb_size != form.rgb_size else (
-                "tir", form.tir_size, tir_size
-            )  # fmt: skip
+    for name, before, now in (("rgb", form.rgb_size, rgb_size), ("tir", form.tir_size, tir_size)):
+        if now != before and not config.allow_resize:
             raise InputError(
-                f"{name} frame is {now[1]}x{now[0]}, the track began with {was[1]}x{was[0]}: call init again, "
+                f"{name} frame is {now[1]}x{now[0]}, the track began with {before[1]}x{before[0]}: call init again, "
                 "or set TrackerConfig(allow_resize=True)"
             )
-        form = FrameForm(rgb_size, tir_size, form.tir_range)
-    if thermal is not None and _is_wide(thermal) != (form.tir_range is not None):
-        began, given = ("uint8", "uint16") if form.tir_range is None else ("uint16", "uint8")
-        raise InputError(f"tir frame is {given}, the track began with {began}")
-    return RawPair(visible, thermal, form, config)
+    if thermal is not None and (thermal.itemsize == 2) != (form.tir_range is not None):
+        was, is_now = ("uint8", "uint16") if form.tir_range is None else ("uint16", "uint8")
+        raise InputError(f"tir frame is {is_now}, the track began with {was}")
+    return RawPair(visible, thermal, FrameForm(rgb_size, tir_size, form.tir_range), config)
 
 
 def register(pair: RawPair) -> FramePair:
-    """Bring checked frames to one form: RGB order, 8 bits, thermal on the visible grid, on the host."""
-    return FramePair(
-        rgb=None if pair.rgb is None else _visible(_on_host(pair.rgb), pair.config),
-        tir=None if pair.tir is None else _thermal(_on_host(pair.tir), pair.form, pair.config),
-        size=pair.form.rgb_size,
-    )
-
-
-def _visible(frame: NDArray[Any], config: TrackerConfig) -> NDArray[np.uint8]:
-    return frame[:, :, ::-1] if config.color == "bgr" else frame
+    """Bring checked frames to RGB order, 8 bits and the visible grid, on the host."""
+    form, config = pair.form, pair.config
+    rgb = tir = None
+    if pair.rgb is not None:
+        rgb = _on_host(pair.rgb)
+        rgb = rgb[:, :, ::-1] if config.color == "bgr" else rgb
+    if pair.tir is not None:
+        tir = _on_host(pair.tir)
+        if form.tir_range is not None:
+            tir = reduce_to_8_bits(tir, *form.tir_range)
+        height, width = form.rgb_size
+        if config.tir_to_rgb is not None:
+            matrix = np.array(config.tir_to_rgb, np.float64)
+            tir = cv2.warpPerspective(np.ascontiguousarray(tir), matrix, (width, height), flags=cv2.INTER_LINEAR)
+        elif form.tir_size != form.rgb_size:
+            tir = cv2.resize(np.ascontiguousarray(tir), (width, height), interpolation=cv2.INTER_LINEAR)
+        # The order of three channels does not matter to trained weights; the authors swap both modalities alike.
+        if tir.ndim == 2 or tir.shape[2] == 1:  # OpenCV drops a single channel
+            tir = np.broadcast_to(tir.reshape(height, width, 1), (height, width, 3))
+        elif config.color == "bgr":
+            tir = tir[:, :, ::-1]
+    return FramePair(rgb, tir, form.rgb_size)
 
 
 def reduce_to_8_bits(frame: NDArray[Any], low: int, high: int) -> NDArray[np.uint8]:
-    """16-bit values to 0..255: linear from `low` to `high`, rounded half up, beyond them 0 and 255. In integers."""
+    """16-bit values to 0..255, in integers: linear from `low` to `high`, rounded half up, clipped outside them."""
     clipped = np.clip(frame, low, high).astype(np.uint32) - low
     span = high - low
     reduced: NDArray[np.uint8] = ((clipped * 510 + span) // (2 * span)).astype(np.uint8)
     return reduced
 
 
-def _thermal(frame: NDArray[Any], form: FrameForm, config: TrackerConfig) -> NDArray[np.uint8]:
-    """8 bits, on the visible frame's grid, three channels."""
-    if form.tir_range is not None:
-        frame = reduce_to_8_bits(frame, *form.tir_range)
-    height, width = form.rgb_size
-    if config.tir_to_rgb is not None:
-        matrix = np.array(config.tir_to_rgb, np.float64)
-        frame = cv2.warpPerspective(np.ascontiguousarray(frame), matrix, (width, height), flags=cv2.INTER_LINEAR)
-    elif frame.shape[:2] != (height, width):
-        frame = cv2.resize(np.ascontiguousarray(frame), (width, height), interpolation=cv2.INTER_LINEAR)
-    if frame.ndim == 2:
-        frame = frame[:, :, None]
-    # The order of three channels does not matter to trained weights; the authors swap both modalities alike.
-    if frame.shape[2] == 1:
-        return np.broadcast_to(frame, (*frame.shape[:2], 3))
-    return frame[:, :, ::-1] if config.color == "bgr" else frame
-
-
 def check_box(box: object, size: Size) -> Box:
-    """A box (x, y, w, h) as four floats that show something of a frame."""
+    """A box (x, y, w, h) as four floats; it must overlap the frame and be of a sensible size."""
     if isinstance(box, str | bytes | Mapping | AbstractSet):
         raise InputError(f"box {box!r}: expected four numbers (x, y, w, h)")
     try:

@@ -1,4 +1,4 @@
-"""One target's life: `Tracker`, the drop-in for the authors' tracker. Many targets: `multi.MultiTracker`."""
+"""Follow one target: `Tracker`, a drop-in for the authors' tracker. For many targets see `multi.MultiTracker`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import math
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .config import TrackerConfig
-from .engines import Engine, Found, Pending, Search, Slot, build_engine
+from .engines import Engine, Found, Search, Target, build_engine
+from .engines.base import FRAMES_IN_FLIGHT
 from .errors import InputError, NotInitialisedError
-from .frames import FrameForm, FramePair, RawPair, check_box, check_pair, register, settle_form
+from .frames import FrameForm, FramePair, RawPair, Size, check_box, check_pair, first_pair, register
+from .pending import Pending
 from .reference.config import ModelConfig
 from .types import Box, Timings, TrackResult
 from .weights import LoadedModel, load_model
@@ -24,15 +27,22 @@ if TYPE_CHECKING:
     from .frames import Frame
 
 NO_TARGET = "the tracker has no target yet: call init(rgb, tir, box) first"
-MOST_PENDING = 2  # frames on their way: one that the engine works on, one that is being copied
 
 
 @dataclass
-class Target:
-    """What a tracker knows of one target."""
+class Track:
+    """A target on its way through the frames.
 
-    slot: Slot
+    Attributes:
+        target: its template, as the engine keeps it.
+        box: where it was last.
+        size: height and width of the visible frame that `box` belongs to.
+        last: its last result, None before the first.
+    """
+
+    target: Target
     box: Box
+    size: Size
     last: TrackResult | None = None
 
     @property
@@ -42,7 +52,7 @@ class Target:
 
 
 class Follower(ABC):
-    """What trackers of one and of many targets share: an engine, a behaviour. Arguments as for `Tracker`."""
+    """What `Tracker` and `MultiTracker` share: an engine and a behaviour. For the arguments see `Tracker`."""
 
     def __init__(
         self,
@@ -76,15 +86,15 @@ class Follower(ABC):
 
     @abstractmethod
     def _start_over(self) -> None:
-        """Have no targets."""
+        """Forget everything about the last targets and their frames."""
 
     def warmup(self, frame_size: tuple[int, int], *, tir_size: tuple[int, int] | None = None, targets: int = 1) -> None:
-        """Pay now for what the engine otherwise compiles and captures with the first frames.
+        """Compile kernels and capture graphs now rather than with the first frames.
 
         Args:
             frame_size: height and width of the visible frames.
-            tir_size: of the thermal ones; None: the same. They are taken to be uint8 with three channels.
-            targets: how many will be followed.
+            tir_size: height and width of the thermal frames, None: the same; uint8 with three channels.
+            targets: how many targets you will follow.
         """
         import numpy as np
 
@@ -92,35 +102,41 @@ class Follower(ABC):
             raise InputError(f"targets={targets}: expected at least 1")
         rgb = np.zeros((*frame_size, 3), np.uint8)
         tir = np.zeros((*(tir_size or frame_size), 3), np.uint8)
-        form = settle_form(rgb, tir, self.config)
-        frames = check_pair(rgb, tir, form, self.config)
+        frames = first_pair(rgb, tir, self.config)
         side = max(min(frame_size) / 4, 1.0)
         box = (frame_size[1] / 2 - side / 2, frame_size[0] / 2 - side / 2, side, side)
-        slot = self.engine.remember(frames, box)
+        factor = self.engine.config.search_factor
+        searches = [Search(self.engine.make_target(frames, box), box, factor) for _ in range(targets)]
         most = self.engine.most_targets or targets
         for start in range(0, targets, most):
-            searches = [Search(slot, box, self.engine.config.search_factor)] * min(targets - start, most)
-            for _ in range(MOST_PENDING):  # an engine with two frame buffers has something to do for each
-                self.engine.find(searches, frames)
+            for _ in range(FRAMES_IN_FLIGHT):  # an engine may have something to prepare for each
+                self.engine.start(searches[start : start + most], frames).result()
 
-    def _search(self, target: Target, frames: RawPair, form: FrameForm) -> Search:
-        """Where to look for a target whose box belongs to frames of the size `form`."""
-        box = target.box
-        if frames.form.rgb_size != form.rgb_size:
-            box = _scaled(box, form.rgb_size, frames.form.rgb_size)
+    def _begin(self, frames: RawPair, box: Sequence[float]) -> Track:
+        size = frames.form.rgb_size
+        start = check_box(box, size)
+        return Track(self.engine.make_target(frames, start), start, size)
+
+    def _search(self, track: Track, frames: RawPair) -> Search:
+        """Where to look for a target in the next frames."""
+        box, size = track.box, frames.form.rgb_size
+        if size != track.size:
+            down, across = size[0] / track.size[0], size[1] / track.size[1]
+            box = box[0] * across, box[1] * down, box[2] * across, box[3] * down
         factor = self.engine.config.search_factor
         scale = self.config.lost_search_scale
-        if target.last is not None and target.last.lost:
-            factor = max(factor, min(factor * scale, _widest(box, frames.form.rgb_size)))
-        return Search(target.slot, box, factor, self.lost_threshold, scale)
+        if track.last is not None and track.last.lost:
+            widest = 2 * max(size) / math.sqrt(box[2] * box[3])  # twice the frame: there is nothing to see beyond
+            factor = max(factor, min(factor * scale, widest))
+        return Search(track.target, box, factor, self.lost_threshold, scale)
 
-    def _accept(self, target: Target, found: Found, frames: RawPair, begin: float, prepare_ms: float) -> TrackResult:
-        """Make a result of what was found and move the target there."""
-        result = TrackResult(
+    def _accept(self, track: Track, found: Found, frames: RawPair, begin: float, prepare_ms: float) -> TrackResult:
+        """Move a track to where its target was found."""
+        track.last = TrackResult(
             box=found.box,
             score=found.score,
             lost=found.score < self.lost_threshold,
-            frame=target.frame + 1,
+            frame=track.frame + 1,
             rgb_used=frames.rgb is not None,
             tir_used=frames.tir is not None,
             timings=Timings(
@@ -131,35 +147,8 @@ class Follower(ABC):
                 total_ms=(time.perf_counter() - begin) * 1e3,
             ),
         )
-        target.box, target.last = result.box, result
-        return result
-
-
-@dataclass
-class _Flight:
-    """A pair of frames on its way."""
-
-    pending: Pending
-    frames: RawPair
-    begin: float
-    prepare_ms: float
-    outcome: TrackResult | Exception | None = None
-
-
-class PendingTrack:
-    """A pair of frames that `Tracker.track_async` took."""
-
-    def __init__(self, flight: _Flight, settle_oldest: Callable[[], None]) -> None:
-        self._flight = flight
-        self._settle_oldest = settle_oldest
-
-    def result(self) -> TrackResult:
-        """Wait for the target's place in these frames; asked again, the same answer or error."""
-        while self._flight.outcome is None:
-            self._settle_oldest()
-        if isinstance(self._flight.outcome, Exception):
-            raise self._flight.outcome
-        return self._flight.outcome
+        track.box, track.size = found.box, frames.form.rgb_size
+        return track.last
 
 
 class Tracker(Follower):
@@ -171,8 +160,8 @@ class Tracker(Follower):
 
     Args:
         weights: a file, a `LoadedModel`, "random", or None for the packaged model.
-        model: a preset's name or sizes, where the weights do not settle them.
-        engine: "auto", "reference", "compiled", "triton", or an engine of another tracker to share its weights.
+        model: a preset's name or a `ModelConfig`, for weights that do not say their sizes.
+        engine: "auto", "reference", "compiled", "triton", or another tracker's engine, to share its weights.
         device: "auto", "cpu", "cuda" or "cuda:N".
         dtype: "float32", "float16", "bfloat16" or torch's; None is the engine's default.
         config: behaviour.
@@ -180,12 +169,12 @@ class Tracker(Follower):
     """
 
     def _start_over(self) -> None:
-        self._form: FrameForm | None = None
-        self._target: Target | None = None
-        self._flights: list[_Flight] = []
+        self._form: FrameForm | None = None  # of the latest frames
+        self._track: Track | None = None
+        self._in_flight: list[Pending[TrackResult]] = []  # frames whose result nobody has waited for, oldest first
 
     def __repr__(self) -> str:
-        state = "not initialised" if self._target is None else f"frame {self.frame}, box {self.box}"
+        state = "not initialised" if self._track is None else f"frame {self.frame}, box {self.box}"
         return f"<Tracker: {self.engine}; {state}>"
 
     # --- the authors' call shape ---------------------------------------------------------------------------------
@@ -212,50 +201,55 @@ class Tracker(Follower):
             tir: thermal frame.
             box: the target (x, y, w, h) in pixels of the visible frame; it must show something of the frame.
         """
-        form = settle_form(rgb, tir, self.config)
-        start = check_box(box, form.rgb_size)
-        slot = self.engine.remember(check_pair(rgb, tir, form, self.config), start)
+        frames = first_pair(rgb, tir, self.config)
+        track = self._begin(frames, box)
         self._settle()
-        self._form, self._target = form, Target(slot, start)
+        self._form, self._track = frames.form, track
 
     def update(self, rgb: Frame | None, tir: Frame | None) -> TrackResult:
         """Find the target in the next frames; one of them may be None."""
-        begin = time.perf_counter()
         self._settle()
-        target, form = self._following()
-        frames = check_pair(rgb, tir, form, self.config)
-        prepare_ms = (time.perf_counter() - begin) * 1e3
-        (found,) = self.engine.find([self._search(target, frames, form)], frames)
-        result = self._accept(target, found, frames, begin, prepare_ms)
-        self._form = frames.form
-        return result
+        return self.track_async(rgb, tir).result()
 
-    def track_async(self, rgb: Frame | None, tir: Frame | None) -> PendingTrack:
+    def track_async(self, rgb: Frame | None, tir: Frame | None) -> Pending[TrackResult]:
         """As `update`, but return before the target is found.
 
-        An engine on a GPU copies these frames while it works on those before them, and carries the box over by itself.
-        The caller may reuse the frames' memory at once. Engines without a queue of their own find the target now.
+        On a GPU these frames are copied while the network still works on those before them, and the box goes from
+        frame to frame there. You may overwrite the frames as soon as this returns. The other engines find the target
+        before they return.
         """
         begin = time.perf_counter()
-        target, form = self._following()
-        if self._flights:
-            form = self._flights[-1].frames.form
+        track, form = self._following()
         frames = check_pair(rgb, tir, form, self.config)
-        if not self.engine.carries or frames.form.rgb_size != form.rgb_size:
-            self._settle()
-        while len(self._flights) >= MOST_PENDING:
-            self._settle_oldest()
-        search = self._search(target, frames, form)
-        if self._flights:
+        overlaps = self.engine.carries_boxes and frames.form.rgb_size == form.rgb_size
+        self._settle(leave=FRAMES_IN_FLIGHT - 1 if overlaps else 0)
+        search = self._search(track, frames)
+        before = None
+        if self._in_flight:  # the box is on the device still
+            before = self._in_flight[-1]
             search = replace(search, box=None, factor=self.engine.config.search_factor)
         prepare_ms = (time.perf_counter() - begin) * 1e3
-        flight = _Flight(self.engine.start([search], frames), frames, begin, prepare_ms)
-        self._flights.append(flight)
-        return PendingTrack(flight, self._settle_oldest)
+        started = self.engine.start([search], frames)
+
+        def wait() -> TrackResult:
+            if before is not None:
+                before.result()  # in order; if that failed, this was searched from a box that does not exist
+            try:
+                (found,) = started.result()
+            except Exception:
+                self._in_flight.clear()
+                raise
+            del self._in_flight[0]
+            return self._accept(track, found, frames, begin, prepare_ms)
+
+        pending = Pending(wait)
+        self._in_flight.append(pending)
+        self._form = frames.form
+        return pending
 
     def follow(self, pairs: Iterable[tuple[Frame | None, Frame | None]]) -> Iterator[TrackResult]:
-        """Results for pairs of frames, one by one, taking in each next pair while the engine works on the last."""
-        waiting: PendingTrack | None = None
+        """Results for pairs of frames, one by one; the engine works on each pair while the next one is read."""
+        waiting: Pending[TrackResult] | None = None
         for rgb, tir in pairs:
             started = self.track_async(rgb, tir)
             if waiting is not None:
@@ -267,66 +261,43 @@ class Tracker(Follower):
     def reset(self) -> None:
         """Forget the target; the engine stays."""
         self._settle()
-        self._form = self._target = None
+        self._start_over()
 
     @property
     def frame(self) -> int:
-        """Frames tracked since `init`, without those whose result was not asked for yet."""
-        return self._target.frame if self._target is not None else 0
+        """Frames tracked since `init`; a frame counts once its result was asked for."""
+        return self._track.frame if self._track is not None else 0
 
     @property
     def last(self) -> TrackResult | None:
         """The last result, None right after `init`."""
-        return self._target.last if self._target is not None else None
-
-    def registered(self, rgb: Frame | None, tir: Frame | None) -> FramePair:
-        """Frames of the current track as the network sees them: RGB order, 8 bits, thermal on the visible grid."""
-        return register(check_pair(rgb, tir, self._following()[1], self.config))
+        return self._track.last if self._track is not None else None
 
     @property
     def box(self) -> Box | None:
-        """The target's last box; None before `init`. Setting it is an operator's correction: the next search starts
-        there. The template stays that of `init`."""
-        return self._target.box if self._target is not None else None
+        """The target's last box; None before `init`.
+
+        Set it to correct the tracker by hand: the next search starts there. The template stays that of `init`.
+        """
+        return self._track.box if self._track is not None else None
 
     @box.setter
     def box(self, value: Sequence[float]) -> None:
         self._settle()
-        target, form = self._following()
-        target.box = check_box(value, form.rgb_size)
+        track, form = self._following()
+        track.box, track.size = check_box(value, form.rgb_size), form.rgb_size
 
-    def _following(self) -> tuple[Target, FrameForm]:
-        if self._target is None or self._form is None:
+    def registered(self, rgb: Frame | None, tir: Frame | None) -> FramePair:
+        """Frames of this track as the network sees them: RGB order, 8 bits, thermal on the visible grid."""
+        return register(check_pair(rgb, tir, self._following()[1], self.config))
+
+    def _following(self) -> tuple[Track, FrameForm]:
+        if self._track is None or self._form is None:
             raise NotInitialisedError(NO_TARGET)
-        return self._target, self._form
+        return self._track, self._form
 
-    def _settle(self) -> None:
-        while self._flights:
-            self._settle_oldest()
-
-    def _settle_oldest(self) -> None:
-        """Take in the result of the oldest frames on their way; their handle has it then."""
-        oldest = self._flights[0]
-        target, _ = self._following()
-        try:
-            (found,) = oldest.pending.result()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the handle tells it
-            # What was searched from a box that does not exist is worth nothing.
-            for flight in self._flights:
-                flight.outcome = error
-            self._flights.clear()
-            return
-        self._flights.pop(0)
-        self._form = oldest.frames.form
-        oldest.outcome = self._accept(target, found, oldest.frames, oldest.begin, oldest.prepare_ms)
-
-
-def _widest(box: Box, size: tuple[int, int]) -> float:
-    """The search factor at which a crop is twice as wide as the frame: there is nothing to see beyond."""
-    return 2 * max(size) / math.sqrt(box[2] * box[3])
-
-
-def _scaled(box: Box, before: tuple[int, int], after: tuple[int, int]) -> Box:
-    """The same place in a frame of another size (height, width)."""
-    across, down = after[1] / before[1], after[0] / before[0]
-    return box[0] * across, box[1] * down, box[2] * across, box[3] * down
+    def _settle(self, leave: int = 0) -> None:
+        """Wait for the oldest frames in flight until only so many are left."""
+        while len(self._in_flight) > leave:
+            with suppress(Exception):  # whoever asks for this result gets the error
+                self._in_flight[0].result()

@@ -1,4 +1,4 @@
-"""What trackers and engines hand out."""
+"""What trackers return."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Timings:
         crop_ms: cutting out and normalising the search crops.
         network_ms: the network, until its result is on the host.
         decode_ms: from the maps to the box.
-        total_ms: the whole call.
+        total_ms: from taking the frames to the result.
     """
 
     prepare_ms: float
@@ -32,9 +32,9 @@ class TrackResult:
 
     Attributes:
         box: (x, y, w, h) in pixels of the visible frame, inside it, at least 10 wide and high.
-        score: the score map's value at the chosen cell, in [1e-4, 1 - 1e-4]; before the window that prefers little
+        score: the score map's value at the chosen cell, in [1e-4, 1 - 1e-4]; without the window that prefers little
             motion.
-        lost: the score is below the tracker's `lost_threshold`. Says nothing else and changes nothing.
+        lost: the score is below the tracker's `lost_threshold`. This changes neither the box nor the tracker's state.
         frame: number of this frame, 1 for the first after `init`.
         rgb_used: False where the visible frame was missing.
         tir_used: False where the thermal frame was missing.

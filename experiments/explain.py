@@ -27,7 +27,7 @@ from tsne import tsne
 from ckd_fast.cli.parsing import add_model_options, box, not_negative, positive
 from ckd_fast.errors import CkdFastError, EngineError, InputError
 from ckd_fast.files import make_folder, refuse_overwrite, write_atomically
-from ckd_fast.frames import RawPair, check_pair, register, settle_form
+from ckd_fast.frames import RawPair, check_pair, first_pair, register
 from ckd_fast.plotting import new_figure, require_matplotlib, save_figure
 from ckd_fast.tracker import Tracker
 from ckd_fast.video import FolderPairs
@@ -111,7 +111,8 @@ def explain_frame(engine: Engine, first: RawPair, target: Box, pair: RawPair, ar
     def keep(name: str, value: Any) -> None:  # a tensor
         steps[name] = value.detach().float().cpu().numpy()
 
-    (result,) = engine.find([Search(engine.remember(first, target), around, config.search_factor)], pair, keep)
+    search = Search(engine.make_target(first, target), around, config.search_factor)
+    (result,) = engine.start([search], pair, keep).result()
     needed = ["crop", "head.score", *(f"block{block}.mlp" for block in range(config.depth))]
     needed += [f"block{block}.eliminate" for block in range(config.depth) if config.eliminates_at(block)]
     hidden = [name for name in needed if name not in steps]
@@ -282,10 +283,9 @@ def follow_to(tracker: Tracker, source: FolderPairs, init: Box, frame: int) -> t
             continue
         if first is None:
             tracker.init(moment.rgb, moment.tir, init)
-            form = settle_form(moment.rgb, moment.tir, tracker.config)
-            first = check_pair(moment.rgb, moment.tir, form, tracker.config)
+            first = first_pair(moment.rgb, moment.tir, tracker.config)
         elif moment.index == frame:
-            return first, around, check_pair(moment.rgb, moment.tir, form, tracker.config)
+            return first, around, check_pair(moment.rgb, moment.tir, first.form, tracker.config)
         else:
             around = tracker.update(moment.rgb, moment.tir).box
     raise InputError(f"frame {frame} was not reached")

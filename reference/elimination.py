@@ -145,7 +145,8 @@ def restore(tokens: Tensor, positions: Tensor, config: ModelConfig) -> Tensor:
     [S, B, T + K, C] and raster positions [S, B, K] -> [S, B, T + search_tokens, C]. Called after the final norm: a
     dropped token is exactly zero, not the norm's bias.
     """
-    template, search = tokens[..., : config.template_tokens, :], tokens[..., config.template_tokens :, :]
+    template_tokens = tokens.shape[-2] - positions.shape[-1]
+    template, search = tokens[..., :template_tokens, :], tokens[..., template_tokens:, :]
     index = positions.unsqueeze(-1).expand_as(search)
     full = search.new_zeros(*search.shape[:-2], config.search_tokens, search.shape[-1])
     return torch.cat([template, full.scatter(-2, index, search)], dim=-2)

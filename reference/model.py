@@ -80,7 +80,8 @@ def run_branches(
         on_step: called with the name and the value of every step.
     """
     tokens = torch.cat([template, search], dim=2)  # [S, B, T + L, C]
-    positions = torch.arange(config.search_tokens, device=tokens.device).expand(*tokens.shape[:2], -1)  # [S, B, L]
+    template_tokens = template.shape[2]
+    positions = torch.arange(search.shape[2], device=tokens.device).expand(*tokens.shape[:2], -1)  # [S, B, L]
     eliminations: list[Elimination] = []
     outputs: list[Tensor] = []
     on_step("patch_embed", tokens)
@@ -93,10 +94,10 @@ def run_branches(
         if config.eliminates_at(index):
             # After the attention's residual and before the MLP, which already runs on the reduced set.
             with torch.no_grad():
-                probabilities = template_probabilities(queries, keys, config.template_tokens)
+                probabilities = template_probabilities(queries, keys, template_tokens)
                 scores = token_scores(probabilities, mask, config, voters, present)
                 elimination = eliminate(index, scores, positions, config.keep_ratio)
-            tokens = keep_tokens(tokens, elimination.kept_index, config.template_tokens)
+            tokens = keep_tokens(tokens, elimination.kept_index, template_tokens)
             positions = elimination.kept
             eliminations.append(elimination)
             on_step(f"block{index}.scores", scores)
@@ -157,7 +158,7 @@ class Student(nn.Module):
             mask = template_mask(self.config, batch=template.shape[1]).to(template.device)
         search = self.embed_search(search_images)
         backbone = run_branches(self.branches, template, search, self.config, mask, present=present, on_step=on_step)
-        maps = self.head(search_features(backbone.tokens, self.config.search_tokens))
+        maps = self.head(search_features(backbone.tokens, search.shape[2]))
         on_step("head.score", maps.score)
         on_step("head.size", maps.size)
         on_step("head.offset", maps.offset)

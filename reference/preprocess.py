@@ -23,6 +23,9 @@ from .boxes import Box
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
 
+Frame = NDArray[np.uint8]  # [H, W, 3] RGB
+Frames = tuple[Frame | None, Frame | None]  # visible and thermal, of the same size; None where one is missing
+
 
 @dataclass(frozen=True)
 class Window:
@@ -58,7 +61,7 @@ def crop_window(box: Box, factor: float) -> Window:
     return Window(left=round(x + 0.5 * w - 0.5 * side), top=round(y + 0.5 * h - 0.5 * side), side=side)
 
 
-def crop(frame: NDArray[np.uint8], box: Box, factor: float, size: int) -> Crop:
+def crop(frame: Frame, box: Box, factor: float, size: int) -> Crop:
     """Cut the square around a box out of a frame [H, W, 3] and resize it to `size`.
 
     Two habits of the authors' program are kept, because published numbers contain them. The last column (row) of the
@@ -70,6 +73,24 @@ def crop(frame: NDArray[np.uint8], box: Box, factor: float, size: int) -> Crop:
     padded = _padded(frame, window, 0)
     image: NDArray[np.uint8] = cv2.resize(padded, (size, size)).astype(np.uint8, copy=False)
     return Crop(image=image, window=window, resize_factor=size / window.side)
+
+
+def crop_targets(
+    frames: Frames, boxes: Sequence[Box], factors: Sequence[float], size: int
+) -> tuple[Tensor, list[float]]:
+    """Crop both modalities around B boxes; a missing one is shown as the mean image, which normalises to zeros.
+
+    Returns:
+        Normalised crops [2, B, 3, size, size], and for each box the crop pixels per frame pixel.
+    """
+    crops = torch.zeros(2, len(boxes), 3, size, size)
+    scales: list[float] = []
+    for modality, frame in enumerate(frames):
+        if frame is not None:
+            cut = [crop(frame, box, factor, size) for box, factor in zip(boxes, factors, strict=True)]
+            crops[modality] = normalise([target.image for target in cut])
+            scales = [target.resize_factor for target in cut]  # the same for both
+    return crops, scales
 
 
 def padding(frame_size: tuple[int, int], window: Window, size: int) -> NDArray[np.bool_]:

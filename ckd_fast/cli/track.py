@@ -186,14 +186,13 @@ def first_boxes(options: argparse.Namespace, truth: Sequence[Box | None] | None,
         if box is None:
             raise InputError(f"{options.ground_truth}: the first row is no box; name the target by --init")
         return lambda _pair: [box]
-    from ckd_fast.frames import check_pair, register, settle_form
+    from ckd_fast.frames import first_pair, register
     from ckd_fast.video.select import require_display, select_boxes
 
     require_display()
 
     def ask(pair: Pair) -> Sequence[Box]:
-        form = settle_form(pair.rgb, pair.tir, config)
-        return select_boxes(register(check_pair(pair.rgb, pair.tir, form, config)))
+        return select_boxes(register(first_pair(pair.rgb, pair.tir, config)))
 
     return ask
 

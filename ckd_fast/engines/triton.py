@@ -27,14 +27,16 @@ from ckd_fast.frames import RawPair
 from ckd_fast.kernels.attention import template_rows
 from ckd_fast.kernels.crop import STATE, FrameKind
 from ckd_fast.kernels.requirements import launch_errors
+from ckd_fast.pending import Pending
 from ckd_fast.reference import fused
 from ckd_fast.reference.elimination import template_mask
 from ckd_fast.reference.head import HeadMaps
 from ckd_fast.reference.model import OnStep, ignore_step
+from ckd_fast.reference.track import deciding_tokens
 from ckd_fast.types import Box
 from ckd_fast.weights import LoadedModel
 
-from .base import Engine, Found, Pending, Search, Slot, deciding_tokens
+from .base import Engine, Found, Search, Target
 from .network import BRANCHES, Build, Choose, Embedded, FrameNetwork, TemplateNetwork
 from .packing import pack, unfolded_patch
 from .runners import PlainRunner, Runner, Ticket
@@ -53,7 +55,7 @@ class _Place:
 
 
 @dataclass(frozen=True, eq=False)
-class TritonSlot(Slot):
+class TritonSlot(Target):
     """A target of this engine.
 
     Attributes:
@@ -64,6 +66,8 @@ class TritonSlot(Slot):
         place: where it is.
     """
 
+    template: Tensor
+    mask: Tensor
     embedded: Embedded
     slots: Tensor
     count: Tensor
@@ -72,7 +76,7 @@ class TritonSlot(Slot):
     place: _Place = field(default_factory=_Place)
 
 
-class _Searching(Pending):
+class _Searching:
     def __init__(self, engine: TritonEngine, ticket: Ticket, count: int, started: float, upload_ms: float) -> None:
         self._engine, self._ticket, self._count = engine, ticket, count
         self._started, self._upload_ms = started, upload_ms
@@ -116,7 +120,7 @@ class TritonEngine(Engine):
     """
 
     name = "triton"
-    carries = True
+    carries_boxes = True
     most_targets = MOST_TARGETS
 
     def __init__(
@@ -152,7 +156,7 @@ class TritonEngine(Engine):
     # --- what an engine does -------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def remember(self, frames: RawPair, box: Box) -> Slot:
+    def make_target(self, frames: RawPair, box: Box) -> Target:
         """See `Engine`."""
         config = self.config
         mask = deciding_tokens(config, box)
@@ -183,14 +187,9 @@ class TritonEngine(Engine):
             )
 
     @torch.inference_mode()
-    def find(self, searches: Sequence[Search], frames: RawPair, on_step: OnStep = ignore_step) -> list[Found]:
+    def start(self, searches: Sequence[Search], frames: RawPair, on_step: OnStep | None = None) -> Pending[list[Found]]:
         """See `Engine`; observed frames run launch by launch."""
-        return self._start(searches, frames, on_step).result() if searches else []
-
-    @torch.inference_mode()
-    def start(self, searches: Sequence[Search], frames: RawPair) -> Pending:
-        """See `Engine`."""
-        return self._start(searches, frames, ignore_step)
+        return Pending(self._start(searches, frames, on_step).result)
 
     @torch.inference_mode()
     def run_network(self, template_images: Tensor, search_images: Tensor) -> HeadMaps:
@@ -225,10 +224,12 @@ class TritonEngine(Engine):
             return config.template_tokens
         return int(template_mask(config).sum())
 
-    def _start(self, searches: Sequence[Search], frames: RawPair, on_step: OnStep) -> _Searching:
+    def _start(self, searches: Sequence[Search], frames: RawPair, on_step: OnStep | None) -> _Searching:
         if not 0 < len(searches) <= MOST_TARGETS:
             raise ValueError(f"{len(searches)} targets in one call: expected 1 to {MOST_TARGETS}")
-        slots = [self._own(search.slot) for search in searches]
+        slots = [self._own(search.target) for search in searches]
+        if len(set(map(id, slots))) < len(slots):
+            raise ValueError("a target stands in one call twice: search for it once per frame")
         started = time.perf_counter()
         with self._lock:
             lanes = 1 << (len(searches) - 1).bit_length()
@@ -241,10 +242,10 @@ class TritonEngine(Engine):
             uploaded = time.perf_counter()
 
             def work() -> None:
-                network.run(buffer, kind, on_step)
+                network.run(buffer, kind, on_step or ignore_step)
 
             with self._launching():
-                if on_step is ignore_step:
+                if on_step is None:
                     ticket = self._runner.run((lanes, turn, kind), buffer, work, network.result)
                 else:
                     ticket = self._runner.observe(buffer, work, network.result)
@@ -263,7 +264,7 @@ class TritonEngine(Engine):
             reason = lines[0] if lines else type(error).__name__
             raise EngineError(f"engine {self} could not run: {reason}") from error
 
-    def _own(self, slot: Slot) -> TritonSlot:
+    def _own(self, slot: Target) -> TritonSlot:
         if not isinstance(slot, TritonSlot) or slot.engine() is not self:
             raise InputError("this target belongs to another engine: call init on a tracker of this one")
         return slot

@@ -18,7 +18,7 @@ from interpreter import repair_bf16, repair_fma
 from support import INTERPRETED, ROOT, large_tiles
 
 from ckd_fast.engines import Engine
-from ckd_fast.engines.reference import ReferenceEngine
+from ckd_fast.engines.host import ReferenceEngine
 from ckd_fast.engines.triton import TritonEngine
 from ckd_fast.kernels.tiles import H200, Choice, Measured, Tiles, Work, chooser, default_choice, read_table, write_table
 from ckd_fast.reference.config import ModelConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from checkpoints import SMALL
 from support import HAS_COMPILER
 
 from ckd_fast import InputError, TrackerConfig, load_model
-from ckd_fast.engines import Search, build_engine, step_names
+from ckd_fast.engines import Search, Target, build_engine, step_names
 from ckd_fast.frames import FrameForm, RawPair
 
 BOX = (40.0, 30.0, 24.0, 20.0)
@@ -28,9 +29,11 @@ def pair(seed: int = 0) -> RawPair:
 
 def test_reference_reports_every_step_by_name() -> None:
     engine = build_engine("reference", load_model("random", SMALL), "cpu")
-    slot = engine.remember(pair(), BOX)
+    target = engine.make_target(pair(), BOX)
     seen: list[tuple[str, tuple[int, ...]]] = []
-    engine.find([Search(slot, BOX, 4.0)], pair(1), lambda name, value: seen.append((name, tuple(value.shape))))
+    engine.start(
+        [Search(target, BOX, 4.0)], pair(1), lambda name, value: seen.append((name, tuple(value.shape)))
+    ).result()
     assert tuple(name for name, _ in seen) == step_names(SMALL)
     shapes = dict(seen)
     assert shapes["crop"] == (2, 1, 3, 256, 256)
@@ -42,18 +45,27 @@ def test_reference_reports_every_step_by_name() -> None:
 def test_many_targets_are_single_targets() -> None:
     engine = build_engine("reference", load_model("random", SMALL), "cpu")
     boxes = [BOX, (10.0, 10.0, 40.0, 20.0), (70.0, 40.0, 50.0, 50.0)]
-    slots = [engine.remember(pair(), box) for box in boxes]
-    searches = [Search(slot, box, 4.0) for slot, box in zip(slots, boxes, strict=True)]
-    together = engine.find(searches, pair(1))
+    targets = [engine.make_target(pair(), box) for box in boxes]
+    searches = [Search(target, box, 4.0) for target, box in zip(targets, boxes, strict=True)]
+    together = engine.start(searches, pair(1)).result()
     for index, found in enumerate(together):
-        (alone,) = engine.find(searches[index : index + 1], pair(1))
+        (alone,) = engine.start(searches[index : index + 1], pair(1)).result()
         assert alone.cell == found.cell
         assert alone.box == pytest.approx(found.box, abs=1e-3)
 
 
 def test_engines_refuse_what_they_cannot_do() -> None:
+    model = load_model("random", SMALL)
     with pytest.raises(InputError, match="known are"):
-        build_engine("onnx", load_model("random", SMALL), "cpu")
+        build_engine("onnx", model, "cpu")
+    engine = build_engine("reference", model, "cpu")
+    search = Search(engine.make_target(pair(), BOX), BOX, 4.0)
+    with pytest.raises(ValueError, match="twice"):
+        engine.start([search, dataclasses.replace(search, factor=5.0)], pair(1))
+    with pytest.raises(ValueError, match="every search needs one"):
+        engine.start([Search(search.target, None, 4.0)], pair(1))
+    with pytest.raises(InputError, match="another engine"):
+        engine.start([Search(Target(), BOX, 4.0)], pair(1))
 
 
 COMPILE = """
@@ -73,18 +85,18 @@ generator = np.random.default_rng(0)
 about = FrameForm((96, 128), (96, 128), None), TrackerConfig()
 frames = [RawPair(*generator.integers(0, 256, (2, 96, 128, 3), dtype=np.uint8), *about) for _ in range(4)]
 box = (40.0, 30.0, 24.0, 20.0)
-slots = [engine.remember(frames[0], box) for engine in (reference, compiled)]
+targets = [engine.make_target(frames[0], box) for engine in (reference, compiled)]
 for pair in (*frames[1:], RawPair(None, frames[1].tir, *about)):
-    first, second = (e.find([Search(s, box, 4.0)], pair)[0] for e, s in zip((reference, compiled), slots))
+    first, second = (e.start([Search(s, box, 4.0)], pair).result()[0] for e, s in zip((reference, compiled), targets))
     assert first.cell == second.cell, (first, second)
     assert max(abs(a - b) for a, b in zip(first.box, second.box)) < 1e-2, (first, second)
     box = first.box
 others = [(10.0, 10.0, 40.0, 20.0), (70.0, 40.0, 50.0, 50.0), (20.0, 30.0, 15.0, 25.0)]
-three = [[Search(e.remember(frames[0], b), b, 4.0) for b in others] for e in (reference, compiled)]
-for first, second in zip(*(e.find(s, frames[1]) for e, s in zip((reference, compiled), three)), strict=True):
+three = [[Search(e.make_target(frames[0], b), b, 4.0) for b in others] for e in (reference, compiled)]
+for first, second in zip(*(e.start(s, frames[1]).result() for e, s in zip((reference, compiled), three)), strict=True):
     assert first.cell == second.cell and max(abs(a - b) for a, b in zip(first.box, second.box)) < 1e-2
 try:
-    compiled.find([Search(slots[1], box, 4.0)], frames[1], print)
+    compiled.start([Search(targets[1], box, 4.0)], frames[1], print).result()
 except ValueError as error:
     assert "cannot be observed" in str(error)
 else:
@@ -118,7 +130,7 @@ def test_reference_on_a_gpu() -> None:
     found = []
     for device in ("cpu", "cuda"):
         engine = build_engine("reference", model, device)
-        slot = engine.remember(pair(), BOX)
-        found.append(engine.find([Search(slot, BOX, 4.0)], pair(1))[0])
+        target = engine.make_target(pair(), BOX)
+        found.append(engine.start([Search(target, BOX, 4.0)], pair(1)).result()[0])
     assert found[0].cell == found[1].cell
     assert torch.allclose(torch.tensor(found[0].box), torch.tensor(found[1].box), atol=0.1)

@@ -21,7 +21,7 @@ from triton.runtime import interpreter
 
 from ckd_fast import EngineError, TrackerConfig, load_model
 from ckd_fast.engines import Engine, Search, registry
-from ckd_fast.engines.reference import ReferenceEngine
+from ckd_fast.engines.host import ReferenceEngine
 from ckd_fast.engines.runners import MOST_GRAPHS, GraphRunner
 from ckd_fast.engines.triton import TritonEngine
 from ckd_fast.frames import FrameForm, RawPair
@@ -150,9 +150,11 @@ def engines() -> tuple[Engine, Engine]:
 
 def test_two_graphs_serve_all_frames_of_a_target(cuda: StandIn) -> None:
     ours, plain = engines()
-    slots = [engine.remember(frames(0), BOX) for engine in (ours, plain)]
+    slots = [engine.make_target(frames(0), BOX) for engine in (ours, plain)]
     for seed in range(1, 7):
-        one, other = (e.find([Search(s, BOX, 4.0)], frames(seed))[0] for e, s in zip((ours, plain), slots, strict=True))
+        one, other = (
+            e.start([Search(s, BOX, 4.0)], frames(seed)).result()[0] for e, s in zip((ours, plain), slots, strict=True)
+        )
         assert one.cell == other.cell
         assert one.box == pytest.approx(other.box, abs=1e-2)
     assert [graph.replays for graph in cuda.graphs] == [2, 2]  # the first frame of each buffer runs launch by launch
@@ -162,12 +164,12 @@ def test_two_graphs_serve_all_frames_of_a_target(cuda: StandIn) -> None:
 def test_frames_are_taken_in_before_the_last_result_is_there(cuda: StandIn) -> None:
     """The box is carried on the device, through launches, captures and replays alike."""
     ours, plain = engines()
-    slot, other = (engine.remember(frames(0), BOX) for engine in (ours, plain))
+    slot, other = (engine.make_target(frames(0), BOX) for engine in (ours, plain))
     pending = [ours.start([Search(slot, BOX, 4.0)], frames(1))]
     box = BOX
     for seed in range(2, 8):
         pending.append(ours.start([Search(slot, None, 4.0)], frames(seed)))
-        (expected,) = plain.find([Search(other, box, 4.0)], frames(seed - 1))
+        (expected,) = plain.start([Search(other, box, 4.0)], frames(seed - 1)).result()
         (found,) = pending.pop(0).result()
         assert found.box == pytest.approx(expected.box, abs=1e-2)
         box = found.box
@@ -177,11 +179,11 @@ def test_frames_are_taken_in_before_the_last_result_is_there(cuda: StandIn) -> N
 def test_a_result_outlives_its_memory(cuda: StandIn) -> None:
     """Asked for late, after its buffer went to other frames, from several threads."""
     ours, plain = engines()
-    slot, other = (engine.remember(frames(0), BOX) for engine in (ours, plain))
+    slot, other = (engine.make_target(frames(0), BOX) for engine in (ours, plain))
     first = ours.start([Search(slot, BOX, 4.0)], frames(1))
     for seed in range(2, 6):
         ours.start([Search(slot, BOX, 4.0)], frames(seed))
-    (expected,) = plain.find([Search(other, BOX, 4.0)], frames(1))
+    (expected,) = plain.start([Search(other, BOX, 4.0)], frames(1)).result()
     found: list[Any] = []
     threads = [threading.Thread(target=lambda: found.append(first.result()[0].box)) for _ in range(3)]
     for thread in threads:
@@ -196,10 +198,11 @@ def test_a_result_outlives_its_memory(cuda: StandIn) -> None:
 def test_larger_frames_take_new_memory_and_new_graphs(cuda: StandIn) -> None:
     ours, plain = engines()
     for size in ((72, 96), (100, 120), (72, 96)):
-        slots = [engine.remember(frames(0, size), BOX) for engine in (ours, plain)]
+        slots = [engine.make_target(frames(0, size), BOX) for engine in (ours, plain)]
         for seed in range(1, 4):
             both = [
-                e.find([Search(s, BOX, 4.0)], frames(seed, size)) for e, s in zip((ours, plain), slots, strict=True)
+                e.start([Search(s, BOX, 4.0)], frames(seed, size)).result()
+                for e, s in zip((ours, plain), slots, strict=True)
             ]
             assert both[0][0].box == pytest.approx(both[1][0].box, abs=1e-2)
     assert cuda.log.count("capture") == 4  # smaller frames again go through the large buffers' graphs
@@ -230,8 +233,8 @@ def test_the_network_alone(cuda: StandIn) -> None:
 def test_an_engine_goes_when_its_last_user_goes(cuda: StandIn) -> None:  # noqa: ARG001
     """Without waiting for the collector of cycles: it holds a GPU's memory."""
     ours, _ = engines()
-    slot = ours.remember(frames(0), BOX)
-    ours.find([Search(slot, BOX, 4.0)], frames(1))
+    slot = ours.make_target(frames(0), BOX)
+    ours.start([Search(slot, BOX, 4.0)], frames(1)).result()
     pending = ours.start([Search(slot, None, 4.0)], frames(2))
     pending.result()
     gone = weakref.ref(ours)
@@ -246,13 +249,15 @@ def test_an_engine_goes_when_its_last_user_goes(cuda: StandIn) -> None:  # noqa:
 def test_errors_of_the_device_are_errors_of_the_engine(cuda: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     """What failed is not in the tables: the next call copies and runs everything again."""
     ours, plain = engines()
-    slot, other = (engine.remember(frames(0), BOX) for engine in (ours, plain))
+    slot, other = (engine.make_target(frames(0), BOX) for engine in (ours, plain))
     for what in ("current_stream", "CUDAGraph"):
         with monkeypatch.context() as patch:
             patch.setattr(torch.cuda, what, fail)
             with pytest.raises(EngineError, match="triton on cpu, float32 could not run: CUDA error: out of memory"):
-                ours.find([Search(slot, BOX, 4.0)], frames(1))
-        (found,), (expected,) = (e.find([Search(s, BOX, 4.0)], frames(2)) for e, s in ((ours, slot), (plain, other)))
+                ours.start([Search(slot, BOX, 4.0)], frames(1)).result()
+        (found,), (expected,) = (
+            e.start([Search(s, BOX, 4.0)], frames(2)).result() for e, s in ((ours, slot), (plain, other))
+        )
         assert found.box == pytest.approx(expected.box, abs=1e-2)
     assert [graph.replays for graph in cuda.graphs] == [1]
 

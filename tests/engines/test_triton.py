@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ckd_fast import Tracker, TrackerConfig, load_model
 from ckd_fast.datasets import ClipConfig, SyntheticClip
-from ckd_fast.engines import Engine, Search, Slot, step_names
-from ckd_fast.engines.reference import ReferenceEngine
+from ckd_fast.engines import Engine, Search, Target, step_names
+from ckd_fast.engines.host import ReferenceEngine
 from ckd_fast.engines.runners import GraphRunner, PlainRunner, Runner, Ticket
 from ckd_fast.engines.triton import TritonEngine
 from ckd_fast.engines.upload import FrameBuffer
@@ -93,10 +93,10 @@ class Exact(ReferenceEngine):
         super().__init__(loaded, DEVICE, torch.float64)
 
 
-def observe(engine: Engine, slots: list[Slot], boxes: list, pair: RawPair) -> dict[str, Tensor]:
+def observe(engine: Engine, slots: list[Target], boxes: list, pair: RawPair) -> dict[str, Tensor]:
     seen: dict[str, Tensor] = {}
     searches = [Search(slot, box, 4.0) for slot, box in zip(slots, boxes, strict=True)]
-    engine.find(searches, pair, lambda name, value: seen.__setitem__(name, value.detach().cpu().clone()))
+    engine.start(searches, pair, lambda name, value: seen.__setitem__(name, value.detach().cpu().clone())).result()
     return seen
 
 
@@ -121,7 +121,7 @@ def test_every_step_is_the_references(dtype: torch.dtype) -> None:
     """Each step is as close to float64 as plain PyTorch in the same precision, and the same tokens stay."""
     loaded = model()
     engines = [triton_engine(loaded, dtype), reference_engine(loaded, dtype), Exact(loaded)]
-    seen = [observe(e, [e.remember(frames(), box) for box in BOXES[:2]], BOXES[:2], frames(1)) for e in engines]
+    seen = [observe(e, [e.make_target(frames(), box) for box in BOXES[:2]], BOXES[:2], frames(1)) for e in engines]
     assert list(seen[0]) == [name for name in step_names(TWO_BLOCKS) if name != "norm"]  # fused into the head
     if dtype == torch.float32:
         assert torch.equal(seen[0]["block1.eliminate"].long(), seen[1]["block1.eliminate"])
@@ -147,7 +147,7 @@ def test_every_kind_of_model(change: dict) -> None:
         config = dataclasses.replace(config, template_size=16, search_size=40)
     loaded = model(config)
     ours, plain, exact = triton_engine(loaded), reference_engine(loaded), Exact(loaded)
-    seen = [observe(e, [e.remember(frames(), BOX)], [BOX], frames(1)) for e in (ours, plain, exact)]
+    seen = [observe(e, [e.make_target(frames(), BOX)], [BOX], frames(1)) for e in (ours, plain, exact)]
     for name, value in seen[0].items():
         if name.endswith(".eliminate"):
             assert torch.equal(value.long(), seen[1][name])
@@ -161,9 +161,9 @@ def test_a_missing_modality(missing: str) -> None:
     loaded = model()
     found = []
     for engine in (triton_engine(loaded), reference_engine(loaded)):
-        slot = engine.remember(frames(), BOX)
+        slot = engine.make_target(frames(), BOX)
         pair = dataclasses.replace(frames(1), **{missing: None})
-        found.append(engine.find([Search(slot, BOX, 4.0)], pair)[0])
+        found.append(engine.start([Search(slot, BOX, 4.0)], pair).result()[0])
     assert found[0].cell == found[1].cell
     assert found[0].box == pytest.approx(found[1].box, abs=0.1)
 
@@ -189,9 +189,9 @@ def test_frames_as_cameras_give_them(kind: str) -> None:
     loaded, config = model(), TrackerConfig(**behaviour)
     crops, found = [], []
     for engine in (triton_engine(loaded), reference_engine(loaded)):
-        slot = engine.remember(change(frames(0, config)), BOX)
+        slot = engine.make_target(change(frames(0, config)), BOX)
         seen: dict[str, Tensor] = {}
-        found += engine.find([Search(slot, BOX, 4.0)], change(frames(1, config)), seen.__setitem__)
+        found += engine.start([Search(slot, BOX, 4.0)], change(frames(1, config)), seen.__setitem__).result()
         crops.append(seen["crop"])
     # One level of 255 under a homography on some processors, see kernels/crop.py; else the same bits.
     level = 1.01 / 255 / 0.224 if kind == "homography" else 1e-5
@@ -246,7 +246,7 @@ def test_a_recorded_frame_serves_every_later_one() -> None:
     runner = Recorded() if DEVICE.type == "cpu" else None  # on a GPU real graphs are captured and replayed
     ours = triton_engine(loaded, runner=runner)
     plain = reference_engine(loaded)
-    slots = [[engine.remember(frames(), box) for box in BOXES] for engine in (ours, plain)]
+    slots = [[engine.make_target(frames(), box) for box in BOXES] for engine in (ours, plain)]
     calls = [((0,), 1, None), ((0,), 2, None), ((1,), 3, None), ((2,), 4, "rgb"), ((0,), 5, "tir"), ((0,), 6, None),
              ((0, 1), 7, None), ((2, 0), 8, None), ((1, 2), 9, None), ((1, 0), 10, None)]  # fmt: skip
     for chosen, seed, missing in calls:
@@ -254,7 +254,7 @@ def test_a_recorded_frame_serves_every_later_one() -> None:
         if missing:
             pair = dataclasses.replace(pair, **{missing: None})
         found = [
-            engine.find([Search(own[i], BOXES[(i + seed) % 3], 4.0) for i in chosen], pair)
+            engine.start([Search(own[i], BOXES[(i + seed) % 3], 4.0) for i in chosen], pair).result()
             for engine, own in zip((ours, plain), slots, strict=True)
         ]
         for one, other in zip(*found, strict=True):
@@ -266,7 +266,7 @@ def test_a_recorded_frame_serves_every_later_one() -> None:
         assert runner.replays == len(calls) - 4
 
 
-def follow_by_itself(engine: Engine, slot: Slot, threshold: float) -> Iterator[tuple[float, ...]]:
+def follow_by_itself(engine: Engine, slot: Target, threshold: float) -> Iterator[tuple[float, ...]]:
     pending = [engine.start([Search(slot, BOX, 4.0, threshold, 1.6)], frames(1))]
     for seed in (2, 3):
         pending.append(engine.start([Search(slot, None, 4.0, threshold, 1.6)], frames(seed)))
@@ -279,11 +279,11 @@ def test_the_box_stays_on_the_device(threshold: float) -> None:
     """Three frames, of which the host gives the first one's box only; another target uses the lane in between."""
     loaded = model()
     ours, plain = triton_engine(loaded), reference_engine(loaded)
-    mine = list(follow_by_itself(ours, ours.remember(frames(), BOX), threshold))
-    slot = plain.remember(frames(), BOX)
+    mine = list(follow_by_itself(ours, ours.make_target(frames(), BOX), threshold))
+    slot = plain.make_target(frames(), BOX)
     box, factor = BOX, 4.0
     for seed, found in enumerate(mine, 1):
-        (expected,) = plain.find([Search(slot, box, factor)], frames(seed))
+        (expected,) = plain.start([Search(slot, box, factor)], frames(seed)).result()
         assert found == pytest.approx(expected.box, abs=0.1)
         box = found
         widest = 2 * 128 / (box[2] * box[3]) ** 0.5
@@ -293,17 +293,17 @@ def test_the_box_stays_on_the_device(threshold: float) -> None:
 def test_a_target_takes_its_box_along() -> None:
     loaded = model()
     ours = triton_engine(loaded)
-    alone, disturbed, other = (ours.remember(frames(), box) for box in (BOX, BOX, BOXES[1]))
+    alone, disturbed, other = (ours.make_target(frames(), box) for box in (BOX, BOX, BOXES[1]))
     found = []
     for slot, crowd in ((alone, False), (disturbed, True)):
-        ours.find([Search(slot, BOX, 4.0)], frames(1))
+        ours.start([Search(slot, BOX, 4.0)], frames(1)).result()
         if crowd:
-            ours.find([Search(other, BOXES[1], 4.0)], frames(2))  # takes the lane
-            ours.find([Search(other, None, 4.0), Search(disturbed, None, 4.0)], frames(3))  # lane 1 of two
-            found.append(ours.find([Search(disturbed, None, 4.0)], frames(4))[0])
+            ours.start([Search(other, BOXES[1], 4.0)], frames(2)).result()  # takes the lane
+            ours.start([Search(other, None, 4.0), Search(disturbed, None, 4.0)], frames(3)).result()  # lane 1 of two
+            found.append(ours.start([Search(disturbed, None, 4.0)], frames(4)).result()[0])
         else:
-            ours.find([Search(slot, None, 4.0)], frames(3))
-            found.append(ours.find([Search(slot, None, 4.0)], frames(4))[0])
+            ours.start([Search(slot, None, 4.0)], frames(3)).result()
+            found.append(ours.start([Search(slot, None, 4.0)], frames(4)).result()[0])
     assert found[0].cell == found[1].cell
     assert found[0].box == pytest.approx(found[1].box, abs=1e-3)
 
@@ -369,8 +369,8 @@ def test_odd_frames_of_8_bits_and_then_of_16() -> None:
             pairs = [dataclasses.replace(frames(seed), rgb=frames(seed).rgb[:95, :127],
                                          tir=frames(seed).tir[:95, :127].astype(thermal),
                                          form=FrameForm((95, 127), (95, 127), limits)) for seed in (0, 1)]  # fmt: skip
-            slot = engine.remember(pairs[0], BOX)
-            found += engine.find([Search(slot, BOX, 4.0)], pairs[1])
+            slot = engine.make_target(pairs[0], BOX)
+            found += engine.start([Search(slot, BOX, 4.0)], pairs[1]).result()
         assert found[0].box == pytest.approx(found[1].box, abs=0.1)
 
 
@@ -378,12 +378,12 @@ def test_fewer_targets_in_the_same_lanes_leave_the_others_alone() -> None:
     """Decoding writes to every lane; a target that is not asked for keeps its box."""
     loaded = model()
     ours = triton_engine(loaded)
-    slots = [ours.remember(frames(), box) for box in (*BOXES, BOX)]
+    slots = [ours.make_target(frames(), box) for box in (*BOXES, BOX)]
     searches = [Search(slot, box, 4.0) for slot, box in zip(slots, (*BOXES, BOX), strict=True)]
-    last = ours.find(searches, frames(1))[3]
-    ours.find(searches[:3], frames(2))
-    (carried,) = ours.find([Search(slots[3], None, 4.0)], frames(3))
-    (given,) = ours.find([Search(slots[3], last.box, 4.0)], frames(3))
+    last = ours.start(searches, frames(1)).result()[3]
+    ours.start(searches[:3], frames(2)).result()
+    (carried,) = ours.start([Search(slots[3], None, 4.0)], frames(3)).result()
+    (given,) = ours.start([Search(slots[3], last.box, 4.0)], frames(3)).result()
     assert carried.box == pytest.approx(given.box, abs=1e-3)
 
 
@@ -393,7 +393,7 @@ def test_a_block_of_the_papers_size(dtype: torch.dtype) -> None:
     """768 channels, 12 heads, 320 tokens, an elimination, the head on 180 live tokens."""
     loaded = model(dataclasses.replace(PRESETS["base"], depth=1, eliminate_at=(0,)))
     engines = [triton_engine(loaded, dtype), reference_engine(loaded, dtype), Exact(loaded)]
-    seen = [observe(engine, [engine.remember(frames(), BOX)], [BOX], frames(1)) for engine in engines]
+    seen = [observe(engine, [engine.make_target(frames(), BOX)], [BOX], frames(1)) for engine in engines]
     ours, plain, exact = (in_raster_order(steps, loaded.config) for steps in seen)
     kept = [set(steps["block0.eliminate"].flatten().tolist()) for steps in (ours, plain, exact)]
     assert len(kept[0] & kept[2]) >= len(kept[1] & kept[2]) - 2
@@ -409,7 +409,7 @@ def test_frames_that_lie_on_the_gpu() -> None:
     """Written on the caller's stream right before the call, and overwritten right after it."""
     loaded = model()
     ours, plain = triton_engine(loaded), reference_engine(loaded)
-    slots = [engine.remember(frames(), BOX) for engine in (ours, plain)]
+    slots = [engine.make_target(frames(), BOX) for engine in (ours, plain)]
     rgb, tir = (torch.empty(96, 128, 3, dtype=torch.uint8, device=DEVICE) for _ in range(2))
     for seed in range(1, 6):
         pair = frames(seed)
@@ -421,7 +421,7 @@ def test_frames_that_lie_on_the_gpu() -> None:
         pending = ours.start([Search(slots[0], BOX, 4.0)], dataclasses.replace(pair, rgb=rgb, tir=tir))
         rgb.zero_()
         tir.zero_()
-        (expected,) = plain.find([Search(slots[1], BOX, 4.0)], pair)
+        (expected,) = plain.start([Search(slots[1], BOX, 4.0)], pair).result()
         assert pending.result()[0].box == pytest.approx(expected.box, abs=0.1)
 
 
@@ -433,9 +433,9 @@ def test_two_trackers_in_two_threads() -> None:
     found: dict[int, list[tuple[float, ...]]] = {}
 
     def walk(number: int, engine: Engine) -> None:
-        slot = engine.remember(frames(), BOXES[number % 3])
+        slot = engine.make_target(frames(), BOXES[number % 3])
         found[number] = [
-            engine.find([Search(slot, BOXES[number % 3], 4.0)], frames(seed))[0].box for seed in range(1, 12)
+            engine.start([Search(slot, BOXES[number % 3], 4.0)], frames(seed)).result()[0].box for seed in range(1, 12)
         ]
 
     threads = [threading.Thread(target=walk, args=(i, engine)) for i, engine in enumerate((ours, ours, other))]
@@ -444,7 +444,7 @@ def test_two_trackers_in_two_threads() -> None:
     for thread in threads:
         thread.join()
     for number in range(3):
-        slot = plain.remember(frames(), BOXES[number])
+        slot = plain.make_target(frames(), BOXES[number])
         for seed, box in enumerate(found[number], 1):
-            (expected,) = plain.find([Search(slot, BOXES[number], 4.0)], frames(seed))
+            (expected,) = plain.start([Search(slot, BOXES[number], 4.0)], frames(seed)).result()
             assert box == pytest.approx(expected.box, abs=0.1)

@@ -18,8 +18,8 @@ from tsne import neighbour_probabilities, squared_distances, tsne
 from ckd_fast import EngineError, InputError, Tracker, load_model, save_model
 from ckd_fast.cli import main
 from ckd_fast.engines.base import Search
-from ckd_fast.engines.reference import ReferenceEngine
-from ckd_fast.frames import RawPair, check_pair, settle_form
+from ckd_fast.engines.host import ReferenceEngine
+from ckd_fast.frames import RawPair, first_pair
 from ckd_fast.reference import losses
 from ckd_fast.reference.model import OnStep
 from ckd_fast.video import FolderPairs, Pair
@@ -44,7 +44,7 @@ def first_box(clip: Path) -> str:
 
 
 def checked(tracker: Tracker, moment: Pair) -> RawPair:
-    return check_pair(moment.rgb, moment.tir, settle_form(moment.rgb, moment.tir, tracker.config), tracker.config)
+    return first_pair(moment.rgb, moment.tir, tracker.config)
 
 
 def explained(clip: Path, weights: str) -> tuple[Explanation, Tracker]:
@@ -86,12 +86,12 @@ def test_explains_the_frame_that_was_tracked(clip: Path, weights: str) -> None:
 
 
 def test_an_engine_that_hides_steps_is_refused(clip: Path, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = ReferenceEngine.find
+    start = ReferenceEngine.start
 
     def fused(engine: ReferenceEngine, searches: object, frames: object, on_step: OnStep) -> object:
-        return find(engine, searches, frames, lambda name, value: name == "block1.mlp" or on_step(name, value))
+        return start(engine, searches, frames, lambda name, value: name == "block1.mlp" or on_step(name, value))
 
-    monkeypatch.setattr(ReferenceEngine, "find", fused)
+    monkeypatch.setattr(ReferenceEngine, "start", fused)
     tracker = Tracker(weights, engine="reference", device="cpu")
     first = next(iter(FolderPairs(clip / "visible", clip / "infrared")))
     target = tuple(map(float, first_box(clip).split(",")))
@@ -107,9 +107,9 @@ def test_tokens_are_put_back_where_they_came_from(clip: Path, weights: str) -> N
     pairs = list(FolderPairs(clip / "visible", clip / "infrared"))
     again = Tracker(engine=tracker.engine)
     again.init(pairs[0].rgb, pairs[0].tir, target)
-    slot = tracker.engine.remember(checked(again, pairs[0]), target)
+    target_of_engine = tracker.engine.make_target(checked(again, pairs[0]), target)
     around = again.update(pairs[1].rgb, pairs[1].tir).box
-    tracker.engine.find([Search(slot, around, 4.0)], checked(again, pairs[2]), seen.__setitem__)
+    tracker.engine.start([Search(target_of_engine, around, 4.0)], checked(again, pairs[2]), seen.__setitem__)
     kept = seen["block9.eliminate"][0, 0].numpy()
     last = seen["block11.mlp"][:, 0, 64:].numpy()
     for place, position in enumerate(kept):

@@ -26,7 +26,7 @@ PUBLIC = [
     "NotInitialisedError",
     "OutputError",
     "PRESETS",
-    "PendingTrack",
+    "Pending",
     "ScoringOptions",
     "Timings",
     "TrackResult",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ckd_fast.config import TrackerConfig
 from ckd_fast.engines.upload import Rectangle, rectangle_of, scaled_rectangle, warped_rectangle
-from ckd_fast.frames import FramePair, check_pair, register, settle_form
+from ckd_fast.frames import FramePair, first_pair, register
 from ckd_fast.kernels import crop as kernel
 from ckd_fast.kernels.crop import FrameKind, crop, window_of
 from ckd_fast.reference import fused, preprocess
@@ -61,8 +61,7 @@ class Scene:
 
     def prepared(self) -> FramePair:
         """Both on the visible grid, 8 bits, by the host."""
-        form = settle_form(self.rgb, self.tir, self.config)
-        return register(check_pair(self.rgb, self.tir, form, self.config))
+        return register(first_pair(self.rgb, self.tir, self.config))
 
     def inverse(self) -> NDArray[np.float64] | None:
         matrix = self.config.tir_to_rgb

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,9 @@ from checkpoints import SMALL
 
 from ckd_fast import EngineError, InputError, MultiTracker, NotInitialisedError, Tracker, TrackerConfig, load_model
 from ckd_fast.datasets import ClipConfig, SyntheticClip
-from ckd_fast.engines import Found, Pending
+from ckd_fast.engines import Found, Search
+from ckd_fast.frames import RawPair
+from ckd_fast.pending import Pending
 
 MODEL = load_model("random", SMALL, seed=4)
 CLIP = SyntheticClip(ClipConfig(width=160, height=120, frames=6, seed=9))
@@ -138,7 +141,11 @@ def test_a_network_that_overflows_is_told_by_the_handle() -> None:
 
 def test_warmup_leaves_no_trace() -> None:
     tracker = Tracker(MODEL, engine="reference", device="cpu")
+    asked = []
+    start = tracker.engine.start
+    tracker.engine.start = lambda searches, frames: asked.append(searches) or start(searches, frames)
     tracker.warmup((120, 160), targets=2)
+    assert [len({id(search.target) for search in searches}) for searches in asked] == [2, 2]
     assert tracker.box is None
     with pytest.raises(InputError, match="targets=0"):
         tracker.warmup((120, 160), targets=0)
@@ -159,32 +166,108 @@ def test_frames_may_be_overwritten_at_once() -> None:
     assert [handle.result().box for handle in handles] == [single.update(*pair).box for pair in PAIRS[1:3]]
 
 
-class Broken(Pending):
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
+def broken(error: BaseException) -> Pending:
+    def wait() -> None:
+        raise error
 
-    def result(self) -> list[Found]:
-        raise self.error
+    return Pending(wait)
+
+
+class Carrying:
+    """A stand-in for an engine on a GPU: it keeps the box of the last search, and finds a target when it is asked."""
+
+    def __init__(self, tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.start, self.box, self.seen = tracker.engine.start, None, []
+        monkeypatch.setattr(tracker.engine, "carries_boxes", True)
+        monkeypatch.setattr(tracker.engine, "start", self)
+
+    def __call__(self, searches: list[Search], frames: RawPair) -> Pending:
+        (search,) = searches
+        self.seen.append(search.box)
+
+        def wait() -> list[Found]:
+            found = self.start([dataclasses.replace(search, box=search.box or self.box)], frames).result()
+            self.box = found[0].box
+            return found
+
+        return Pending(wait)
+
+
+def test_frames_ahead_leave_the_box_to_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker, single = alone(BOXES[0]), alone(BOXES[0])
+    engine = Carrying(tracker, monkeypatch)
+    first, second = (tracker.track_async(*pair) for pair in PAIRS[1:3])
+    assert tracker.frame == 0
+    third = tracker.track_async(*PAIRS[3])  # two are in flight: this waits for the first
+    assert tracker.frame == 1
+    expected = [single.update(*pair).box for pair in PAIRS[1:6]]
+    assert [third.result().box, first.result().box, second.result().box] == [expected[2], expected[0], expected[1]]
+    assert [tracker.update(*pair).box for pair in PAIRS[4:6]] == expected[3:]
+    assert engine.seen == [BOXES[0], None, None, expected[2], expected[3]]
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 2, 1), (2, 1, 2, 1)])
+def test_frames_ahead_may_change_size(monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]) -> None:
+    config = TrackerConfig(allow_resize=True)
+    tracker, single = alone(BOXES[0], config), alone(BOXES[0], config)
+    Carrying(tracker, monkeypatch)
+    pairs = [
+        [cv2.resize(frame, (160 * size, 120 * size)) for frame in pair]
+        for size, pair in zip(sizes, PAIRS[1:], strict=False)
+    ]
+    expected = [single.update(*pair).box for pair in pairs]
+    handles = [tracker.track_async(*pair) for pair in pairs]
+    assert [handle.result().box for handle in handles] == expected
+
+
+def test_targets_may_come_with_frames_of_another_size() -> None:
+    together = many(TrackerConfig(allow_resize=True))
+    (first,) = together.init(*PAIRS[0], BOXES[:1])
+    big = [[cv2.resize(frame, (320, 240)) for frame in pair] for pair in PAIRS]
+    second = together.add(*big[1], [2 * value for value in BOXES[1]])
+    single = Tracker(engine=together.engine, config=TrackerConfig(allow_resize=True))
+    single.init(*PAIRS[0], BOXES[0])
+    late = Tracker(engine=together.engine)
+    late.init(*big[1], [2 * value for value in BOXES[1]])
+    results = together.update(*big[2])
+    assert results[first].box == pytest.approx(single.update(*big[2]).box, abs=1e-3)
+    assert results[second].box == pytest.approx(late.update(*big[2]).box, abs=1e-3)
 
 
 def test_any_failure_is_told_by_all_handles_that_follow_it(monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = alone(BOXES[0])
-    monkeypatch.setattr(tracker.engine, "carries", True)
-    monkeypatch.setattr(tracker.engine, "start", lambda *_: Broken(RuntimeError("the device is gone")))
+    monkeypatch.setattr(tracker.engine, "carries_boxes", True)
+    start = tracker.engine.start
+    monkeypatch.setattr(tracker.engine, "start", lambda *_: broken(RuntimeError("the device is gone")))
     handles = [tracker.track_async(*pair) for pair in PAIRS[1:3]]
-    for handle in (*handles, *handles):
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        handles[0].result()
+    assert tracker.box == BOXES[0]
+    monkeypatch.setattr(tracker.engine, "start", start)
+    assert tracker.update(*PAIRS[1]).box == alone(BOXES[0]).update(*PAIRS[1]).box
+    for handle in (*handles, *handles):  # the second was searched from the first's box
         with pytest.raises(RuntimeError, match="the device is gone"):
             handle.result()
-    assert tracker.box == BOXES[0]
-    assert tracker.update(*PAIRS[1]).frame == 1
+    assert tracker.frame == 1
 
 
 def test_an_interrupted_wait_can_be_taken_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
     tracker, single = alone(BOXES[0]), alone(BOXES[0])
-    handle = tracker.track_async(*PAIRS[1])
-    pending = tracker._flights[0].pending
-    monkeypatch.setattr(tracker._flights[0], "pending", Broken(KeyboardInterrupt()))
+    start, interrupts = tracker.engine.start, [KeyboardInterrupt()]
+
+    def interrupted_once(*arguments: object) -> Pending:
+        found = start(*arguments).result()
+
+        def wait() -> list[Found]:
+            if interrupts:
+                raise interrupts.pop()
+            return found
+
+        return Pending(wait)
+
+    monkeypatch.setattr(tracker.engine, "start", interrupted_once)
+    pending = tracker.track_async(*PAIRS[1])
     with pytest.raises(KeyboardInterrupt):
-        handle.result()
-    tracker._flights[0].pending = pending
-    assert handle.result().box == single.update(*PAIRS[1]).box
+        pending.result()
+    assert tracker.frame == 0
+    assert pending.result().box == single.update(*PAIRS[1]).box

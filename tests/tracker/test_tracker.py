@@ -24,8 +24,8 @@ from ckd_fast import (
     TrackResult,
     load_model,
 )
-from ckd_fast.engines.reference import ReferenceEngine
-from ckd_fast.frames import FrameForm, check_pair, reduce_to_8_bits, register, settle_form
+from ckd_fast.engines.host import ReferenceEngine
+from ckd_fast.frames import FrameForm, check_pair, first_pair, reduce_to_8_bits, register
 
 H, W = 96, 128
 BOX = (40.0, 30.0, 24.0, 20.0)
@@ -113,12 +113,12 @@ def test_16_bit_thermal_follows_one_rule() -> None:
 
 def test_16_bit_thermal_tracks_as_its_reduction() -> None:
     deep = [(rgb, (tir[:, :, 0].astype(np.uint16) * 40 + 5000)) for rgb, tir in PAIRS]
-    given = (5000, 5000 + 255 * 40)
-    assert places(walk(tracker(tir_range=given), deep)) == places(
+    limits = (5000, 5000 + 255 * 40)
+    assert places(walk(tracker(tir_range=limits), deep)) == places(
         walk(tracker(), [(rgb, tir[:, :, 0]) for rgb, tir in PAIRS])
     )
-    assert places(walk(tracker(tir_range=given), [(a, torch.from_numpy(b)) for a, b in deep])) == places(
-        walk(tracker(tir_range=given), deep)
+    assert places(walk(tracker(tir_range=limits), [(a, torch.from_numpy(b)) for a, b in deep])) == places(
+        walk(tracker(tir_range=limits), deep)
     )
 
 
@@ -126,21 +126,20 @@ def test_the_range_of_16_bit_thermal_is_that_of_the_first_frame() -> None:
     thermal = np.full((100, 100), 5000, np.uint16)
     thermal[20:60, 20:60] = 7000
     thermal[0, 0], thermal[99, 99] = 0, 65535  # dead pixels: less than 0.05 % each
-    form = settle_form(np.zeros((100, 100, 3), np.uint8), thermal, TrackerConfig())
+    form = first_pair(np.zeros((100, 100, 3), np.uint8), thermal, TrackerConfig()).form
     assert form.tir_range == (5000, 7000)
     later = np.full((100, 100), 9000, np.uint16)
     pair = register(check_pair(None, later, form, TrackerConfig()))
     assert pair.tir is not None
     assert (pair.tir == 255).all()
-    flat = settle_form(np.zeros((10, 10, 3), np.uint8), np.full((10, 10), 65535, np.uint16), TrackerConfig())
-    assert flat.tir_range == (65534, 65535)
+    flat = first_pair(np.zeros((10, 10, 3), np.uint8), np.full((10, 10), 65535, np.uint16), TrackerConfig())
+    assert flat.form.tir_range == (65534, 65535)
 
 
 def test_thermal_of_another_resolution_is_scaled() -> None:
     rgb, tir = PAIRS[0]
     small = cv2.resize(tir, (W // 2, H // 2))
-    form = settle_form(rgb, small, TrackerConfig())
-    pair = register(check_pair(rgb, small, form, TrackerConfig()))
+    pair = register(first_pair(rgb, small, TrackerConfig()))
     assert pair.tir is not None
     assert np.array_equal(pair.tir, cv2.resize(small, (W, H)))
     results = walk(tracker(), [(a, cv2.resize(b, (W // 2, H // 2))) for a, b in PAIRS])
@@ -153,7 +152,7 @@ def test_homography_puts_thermal_on_the_visible_grid() -> None:
     thermal[10, 20] = 200
     matrix = ((2, 0, 6), (0, 2, 4), (0, 0, 1))
     config = TrackerConfig(tir_to_rgb=matrix)
-    form = settle_form(PAIRS[0][0], thermal, config)
+    form = first_pair(PAIRS[0][0], thermal, config).form
     pair = register(check_pair(None, thermal, form, config))
     assert pair.tir is not None
     assert pair.tir.shape == (H, W, 3)
@@ -170,7 +169,7 @@ def test_frames_may_change_size_with_leave() -> None:
     doubled = target.update(*big[2])
     again = tracker()
     again.init(*big[0], tuple(2 * v for v in BOX))
-    again._target.slot = target._target.slot
+    again._track.target = target._track.target
     again.box = tuple(2 * v for v in first.box)
     assert doubled.box == again.update(*big[2]).box
 
@@ -256,13 +255,13 @@ def test_a_widened_search_is_bounded() -> None:
     target = tracker(lost_threshold=1.0, lost_search_scale=4.0)
     target.init(*PAIRS[0], (0, 0, W, H))
     seen: list[float] = []
-    find = target.engine.find
+    start = target.engine.start
 
     def watch(*arguments: object) -> object:
         seen.append(arguments[0][0].factor)
-        return find(*arguments)
+        return start(*arguments)
 
-    target.engine.find = watch
+    target.engine.start = watch
     for pair in PAIRS[1:]:
         target.box = (0, 0, W, H)
         target.update(*pair)
@@ -302,16 +301,16 @@ def test_init_again_starts_anew() -> None:
 
 
 def test_interleaved_trackers_share_an_engine() -> None:
-    one = tracker()
-    two = Tracker(engine=one.engine)
-    assert two.engine is one.engine
+    first = tracker()
+    second = Tracker(engine=first.engine)
+    assert second.engine is first.engine
     other_box = (10.0, 60.0, 40.0, 30.0)
-    alone = Tracker(engine=one.engine)
+    alone = Tracker(engine=first.engine)
     alone.init(*PAIRS[0], other_box)
     expected = [alone.update(*pair).box for pair in PAIRS[1:]]
-    one.init(*PAIRS[0], BOX)
-    two.init(*PAIRS[0], other_box)
-    mixed = [(one.update(*pair), two.update(*pair)) for pair in PAIRS[1:]]
+    first.init(*PAIRS[0], BOX)
+    second.init(*PAIRS[0], other_box)
+    mixed = [(first.update(*pair), second.update(*pair)) for pair in PAIRS[1:]]
     assert places([a for a, _ in mixed]) == EXPECTED
     assert [b.box for _, b in mixed] == expected
 
@@ -342,7 +341,6 @@ def test_gt_box_range_uses_the_target() -> None:
     config = dataclasses.replace(SMALL, template_range="GT_BOX")
     target = Tracker(dataclasses.replace(MODEL, config=config), engine="reference", device="cpu")
     target.init(*PAIRS[0], BOX)
-    assert target._target is not None
     # By hand: the template crop is ceil(2 sqrt(24 x 20)) = 44 pixels wide around the target, the box 24 x 20 of them.
     factor = 128 / 44
     left, top = 63.5 - 12 * factor, 63.5 - 10 * factor
@@ -355,7 +353,7 @@ def test_gt_box_range_uses_the_target() -> None:
     columns, rows = covered(left, 24 * factor), covered(top, 20 * factor)
     expected = torch.zeros(8, 8, dtype=torch.bool)
     expected[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
-    assert torch.equal(target._target.slot.mask[0].reshape(8, 8), expected)
+    assert torch.equal(target._track.target.template.deciding[0].reshape(8, 8), expected)
     assert places([target.update(*PAIRS[1])]) != EXPECTED[:1]
 
 
@@ -461,10 +459,10 @@ def test_bad_frames_leave_the_state_alone(name: str) -> None:
     target = tracker()
     target.init(*PAIRS[0], BOX)
     target.update(*PAIRS[1])
-    before = (target._target.slot, target._form, target.box, target.last)
+    before = (target._track.target, target._form, target.box, target.last)
     with pytest.raises(InputError, match=message):
         target.update(rgb, tir)
-    assert before == (target._target.slot, target._form, target.box, target.last)
+    assert before == (target._track.target, target._form, target.box, target.last)
     assert places([target.update(*PAIRS[2])]) == EXPECTED[1:2]
     if "another size" not in name and "became" not in name:
         with pytest.raises(InputError):
@@ -540,8 +538,7 @@ def test_a_box_partly_outside_is_fine() -> None:
 
 
 def test_form_of_the_frames_is_settled_at_init() -> None:
-    form = settle_form(RGB, TIR, TrackerConfig())
-    assert form == FrameForm((H, W), (H, W), None)
+    assert first_pair(RGB, TIR, TrackerConfig()).form == FrameForm((H, W), (H, W), None)
 
 
 def test_half_precision_runs() -> None:
