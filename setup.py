@@ -32,6 +32,7 @@ setup(
         "ckd_fast.cli",
         "ckd_fast.datasets",
         "ckd_fast.engines",
+        "ckd_fast.engines.triton",
         "ckd_fast.evaluation",
         "ckd_fast.training",
         "ckd_fast.video",

@@ -33,15 +33,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import triton
 from common import ROOT, commit, write_json
-from launches import Launch, collected, frame_launches, hollow_build
+from plans import empty_build, frame_planner
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from ckd_fast import CkdFastError, load_model
-from ckd_fast.kernels import distillation as distillation_file
-from ckd_fast.kernels import elimination as elimination_file
-from ckd_fast.kernels.crop import FrameKind
-from ckd_fast.kernels.tiles import H200, scaled_chip
+from ckd_fast.kernels.distillation import Reading, distillation_backward, distillation_forward
+from ckd_fast.kernels.elimination import gather
+from ckd_fast.kernels.launch import Launch, LaunchSettings
+from ckd_fast.kernels.layout import FrameKind
+from ckd_fast.kernels.tiles import H200, Chip, chooser, scaled_chip
 from ckd_fast.reference.config import PRESETS, ModelConfig
 
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -52,7 +53,7 @@ ARCHITECTURES = tuple(SHARED_LIMIT)
 AMD = "gfx942"
 AMD_SHARED_LIMIT, AMD_MULTIPROCESSORS = 65536, 304
 MATRIX_INSTRUCTIONS = ("HGMMA", "UTCHMMA", "HMMA", "QGMMA")
-MATRIX_KERNELS = ("linear", "attention", "convolution")
+MATRIX_KERNELS = ("_linear_kernel", "_attention_kernel", "_convolution_kernel")
 DTYPES = ("bfloat16", "float16", "float32")
 CAMERAS = (FrameKind(tir_channels=1, tir_wide=True, tir_map="scaled"), FrameKind(tir_map="homography"))
 
@@ -96,7 +97,7 @@ class Compiled:
     problem: str
 
 
-def chip_of(name: str) -> Any:
+def chip_of(name: str) -> Chip:
     """What the tile choice knows of a chip."""
     if name == "sm_90":
         return H200
@@ -106,28 +107,28 @@ def chip_of(name: str) -> Any:
 
 
 def launches(config: ModelConfig, dtype: torch.dtype, chip: str, targets: Sequence[int]) -> list[Launch]:
-    """Every launch that the engine makes on a chip, and those beside a frame; equal ones once."""
+    """Every launch that the engine makes on a chip, and those beside a frame."""
     overlap = chip.startswith("sm_") and int(chip[3:]) >= 90
-    build = hollow_build(config, dtype, chip_of(chip), overlap=overlap)
+    settings = LaunchSettings(chooser(chip_of(chip)), overlap=overlap)
+    build = empty_build(config, dtype, settings)
     found: list[Launch] = []
     for count in targets:
-        found += frame_launches(build, count, compiling=True)
+        found += frame_planner(build, count).plan().launches
     for kind in CAMERAS:
-        found += [one for one in frame_launches(build, 1, kind, compiling=True) if one.kernel == "crop"]
-    per_branch = hollow_build(replace(config, elimination="ce"), dtype, chip_of(chip), overlap=overlap)
-    found += [
-        replace(one, kernel="rank per branch")
-        for one in frame_launches(per_branch, 1, compiling=True)
-        if one.kernel == "rank"
-    ]
-    with collected(compiling=True) as others:
-        features = torch.empty(4, 16, config.template_tokens + config.search_tokens, config.dim, dtype=dtype)
-        reading = distillation_file.Reading()
-        _, moments = distillation_file.distillation_forward(features, reading)
-        distillation_file.distillation_backward(features, moments, torch.ones(3), reading)
-        left = config.template_tokens + config.search_tokens_after(config.depth - 1)
-        elimination_file.gather(features[:2], torch.zeros(2, 16, left, dtype=torch.int32))
-    return found + others
+        found += [launch for launch in frame_planner(build).plan(kind=kind).launches if launch.name == "crop"]
+    per_branch = empty_build(replace(config, elimination="ce"), dtype, settings)
+    found += [launch for launch in frame_planner(per_branch).plan().launches if launch.name.endswith("rank")]
+    features = torch.empty(4, 16, config.template_tokens + config.search_tokens, config.dim, dtype=dtype)
+    forward = distillation_forward(features, Reading())
+    backward = distillation_backward(features, forward.out.moments, torch.ones(3), Reading())
+    left = config.template_tokens + config.search_tokens_after(config.depth - 1)
+    gathered = gather(features[:2], torch.zeros(2, 16, left, dtype=torch.int32))
+    return [*found, *forward.launches, *backward.launches, *gathered.launches]
+
+
+def compiled(launch: Launch) -> Any:
+    """Triton's kernel for a launch on the chip whose driver is active; the only place that compiles without running."""
+    return launch.kernel.warmup(**launch.arguments, **launch.options, grid=launch.grid)
 
 
 def inspect_nvidia(kernel: Any) -> tuple[int, int, int]:
@@ -162,7 +163,7 @@ def compile_all(found: Sequence[Launch], chip: str, dtype: str, tell: Callable[[
     seen: set[str] = set()
     for launch in found:
         start = time.perf_counter()
-        kernel = launch.run()
+        kernel = compiled(launch)
         seconds = time.perf_counter() - start
         if kernel.hash in seen:
             continue
@@ -176,12 +177,11 @@ def compile_all(found: Sequence[Launch], chip: str, dtype: str, tell: Callable[[
             problems.append(f"{spills} spills")
         if shared > limit:
             problems.append(f"shared memory {shared} of {limit}")
-        if launch.kernel in MATRIX_KERNELS and dtype != "float32" and not matrix:
+        if launch.kernel.fn.__name__ in MATRIX_KERNELS and dtype != "float32" and not matrix:
             problems.append("no tensor-core instructions")
         waits = "griddepcontrol.wait" in kernel.asm.get("ptx", "")
-        done = Compiled(
-            launch.label, chip, dtype, registers, spills, shared, matrix, waits, seconds, ", ".join(problems)
-        )  # fmt: skip
+        label = f"{launch.name.split('.')[-1]} {launch.what}"
+        done = Compiled(label, chip, dtype, registers, spills, shared, matrix, waits, seconds, ", ".join(problems))
         results.append(done)
         tell(done)
     return results

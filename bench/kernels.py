@@ -2,10 +2,10 @@
 
     python bench/kernels.py --json out/kernels.json
 
-The engine's own launches on random weights, each alone with the caches flushed before it, as most weights come from
-memory in a frame. `floor` is the larger of products at the matrix rate and bytes at the copy rate, both measured here
-first. The library is torch's matrix product or attention, without the norm, activation and residual that the kernel
-does on the way. Then kernel 4, `attend_score_gather`, against its unfused twin, and the fused losses against theirs.
+The launches are the engine's own on random weights, each alone with the caches flushed before it, since most weights
+come from memory in a frame. `floor` is the larger of products at the matrix rate and bytes at the copy rate, both
+measured here first. The library is torch's matrix product or attention, without the norm, activation and residual that
+the kernel does on the way. Then `attend_score_gather` and the fused losses, each beside plain PyTorch.
 """
 
 from __future__ import annotations
@@ -20,25 +20,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from common import ROOT, machine, write_json
-from launches import Launch, collected
-from model import row_of
+from plans import frame_planner, random_build
 from timing import matmul_ceiling_tflops, median_us
 
-from ckd_fast.config import TrackerConfig
-from ckd_fast.engines import Search, build_engine
-from ckd_fast.engines.triton import TritonEngine
-from ckd_fast.frames import first_pair
-from ckd_fast.kernels.attention import template_rows
+from ckd_fast.kernels.attention import deciding_tokens
 from ckd_fast.kernels.distillation import Reading, distillation_backward, distillation_forward
 from ckd_fast.kernels.elimination import attend_score_gather
-from ckd_fast.kernels.tiles import Chip, chip_of
+from ckd_fast.kernels.head import TOWERS
+from ckd_fast.kernels.launch import Launch, LaunchSettings
+from ckd_fast.kernels.tiles import Chip, chip_of, chooser, cost_of
 from ckd_fast.reference import elimination as plain
 from ckd_fast.reference.config import preset
 from ckd_fast.reference.losses import LossConfig, distillation
 from ckd_fast.reference.vit import attention as plain_attention
-from ckd_fast.weights import load_model
-
-BOX = (288.0, 192.0, 64.0, 96.0)
 
 
 @dataclass(frozen=True)
@@ -72,50 +66,42 @@ def measured_chip() -> Chip:
     return replace(chip, tensor_tflops=matmul_ceiling_tflops(), memory_tb=2 * source.nbytes / copy_us / 1e6)
 
 
-def real_launches(engine: TritonEngine, targets: int) -> list[Launch]:
-    """The launches of one frame, with tensors that hold something."""
-    rgb, tir = (torch.randint(0, 256, (480, 640, 3), dtype=torch.uint8).numpy() for _ in range(2))
-    frames = first_pair(rgb, tir, TrackerConfig())
-    searches = [Search(engine.make_target(frames, BOX), BOX, 4.0) for _ in range(targets)]
-    with collected(running=True) as found:
-        engine.start(searches, frames, lambda *_: None)  # observed, so launch by launch
-    return found
-
-
-def library(launch: Launch, dtype: torch.dtype) -> Callable[[], object] | None:
+def library(launch: Launch) -> Callable[[], object] | None:
     """The vendor's routine for the same product."""
-    a = launch.arguments
+    request = launch.request
+    if request is None:
+        return None
+    dtype: torch.dtype = getattr(torch, request.dtype)
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, device="cuda", dtype=dtype)
 
-    if launch.kernel == "linear":
-        x, w = random(launch.grid[1], a["rows_out"], a["K"]), random(launch.grid[1], a["F"], a["K"])
+    if request.kernel in ("linear", "patch"):
+        x, w = (random(request.groups, size, request.depth) for size in (request.rows, request.columns))
         return lambda: torch.bmm(x, w.mT)
-    if launch.kernel == "attention":
-        q, k, v = random(3, 1, launch.grid[1], a["tokens"], a["D"])
+    if request.kernel == "attention":
+        q, k, v = random(3, 1, request.groups, request.rows, request.depth)
         return lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v)
-    if launch.kernel == "convolution":
-        grid = a["grid"]
-        towers, targets = launch.grid[1:]
-        x = random(targets, towers * a["C"], grid, grid).to(memory_format=torch.channels_last)
-        w = random(towers * a["F"], a["C"], 3, 3).to(memory_format=torch.channels_last)
-        return lambda: torch.nn.functional.conv2d(x, w, padding=1, groups=towers)
+    if request.kernel in ("convolution", "last_convolution"):
+        grid, channels = round(request.rows**0.5), request.depth // 9
+        x = random(request.groups // TOWERS, TOWERS * channels, grid, grid).to(memory_format=torch.channels_last)
+        w = random(TOWERS * request.columns, channels, 3, 3).to(memory_format=torch.channels_last)
+        return lambda: torch.nn.functional.conv2d(x, w, padding=1, groups=TOWERS)
     return None
 
 
-def time_launches(engine: TritonEngine, targets: int, chip: Chip) -> list[Timed]:
-    """Each kind of launch once, with how often a frame has it."""
-    groups: dict[str, list[Launch]] = {}
-    for launch in real_launches(engine, targets):
-        groups.setdefault(launch.label, []).append(launch)
-    name = str(engine.dtype).removeprefix("torch.")
+def time_launches(launches: Sequence[Launch], chip: Chip) -> list[Timed]:
+    """Launches of equal size and variant once, with how often a frame has them."""
+    groups: dict[tuple[str, str], list[Launch]] = {}
+    for launch in launches:
+        groups.setdefault((launch.kernel.fn.__name__, launch.what), []).append(launch)
     rows = []
-    for label, group in groups.items():
-        routine = library(group[0], engine.dtype)
+    for group in groups.values():
+        launch = group[0]
+        routine = library(launch)
         beside = median_us(routine) if routine else None
-        floor = row_of(group[0], name, chip).floor_us
-        rows.append(Timed(label, len(group), median_us(group[0].run), floor, beside))
+        label = f"{launch.name} {launch.what}"
+        rows.append(Timed(label, len(group), median_us(launch.run), cost_of(launch, chip).floor_us, beside))
         del routine
     return rows
 
@@ -136,13 +122,13 @@ def compare(what: str, fused: Callable[[], object], unfused: Callable[[], object
 
 
 def fused_elimination(dtype: torch.dtype, targets: int) -> Compared:
-    """Kernel 4 as one function against attention, softmax, scores, sort and gather in plain torch."""
+    """`attend_score_gather` against attention, softmax, scores, sort and gather in plain torch."""
     config = preset("base")
     template, tokens = config.template_tokens, config.template_tokens + config.search_tokens
     packed = torch.randn(2, targets, tokens, 3 * config.dim, device="cuda", dtype=dtype)
     q, k, v = packed.unflatten(-1, (3, config.heads, config.head_dim)).permute(3, 0, 1, 4, 2, 5)
     mask = plain.template_mask(config, batch=targets).cuda()
-    rows = template_rows(mask)
+    deciding = deciding_tokens(mask)
     positions = torch.arange(config.search_tokens, device="cuda").expand(2, targets, -1).contiguous()
     keep = config.search_tokens_after(3)
 
@@ -155,7 +141,7 @@ def fused_elimination(dtype: torch.dtype, targets: int) -> Compared:
     short = positions.int()
     return compare(
         f"attend_score_gather, {targets} target(s), {str(dtype).removeprefix('torch.')}",
-        lambda: attend_score_gather(q, k, v, rows=rows, positions=short, keep=keep), unfused,
+        lambda: attend_score_gather(q, k, v, deciding=deciding, positions=short, keep=keep).run(), unfused,
     )  # fmt: skip
 
 
@@ -168,8 +154,8 @@ def fused_losses(batch: int, width: int, depth: int) -> Compared:
 
     def ours() -> None:
         for block in blocks:
-            _, moments = distillation_forward(block.detach(), reading)
-            distillation_backward(block.detach(), moments, upstream, reading)
+            statistics = distillation_forward(block.detach(), reading).run()
+            distillation_backward(block.detach(), statistics.moments, upstream, reading).run()
 
     def theirs() -> None:
         for block in blocks:
@@ -192,19 +178,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     chip = measured_chip()
     print(f"{chip.name}: products at {chip.tensor_tflops:.0f} TFLOP/s, memory at {chip.memory_tb:.2f} TB/s, measured")
-    engine = build_engine("triton", load_model("random", options.model), "cuda", options.dtype)
-    if not isinstance(engine, TritonEngine):
-        raise TypeError(f"expected the triton engine, got {engine}")
+    device = torch.device("cuda")
+    settings = LaunchSettings(chooser(chip_of(device)), overlap=torch.cuda.get_device_capability() >= (9, 0))
+    build = random_build(preset(options.model), getattr(torch, options.dtype), settings, device)
     timed: dict[int, list[Timed]] = {}
     for targets in options.targets:
-        timed[targets] = rows = time_launches(engine, targets, chip)
-        print(f"\n{targets} target(s)\n{'launch':<46}{'times':>6}{'us':>10}{'floor us':>10}{'library us':>12}")
+        timed[targets] = rows = time_launches(frame_planner(build, targets).plan().launches, chip)
+        print(f"\n{targets} target(s)\n{'launch':<62}{'times':>6}{'us':>10}{'floor us':>10}{'library us':>12}")
         for row in rows:
             beside = f"{row.library_us:>12.2f}" if row.library_us is not None else f"{'':>12}"
-            print(f"{row.launch:<46}{row.count:>6}{row.measured_us:>10.2f}{row.floor_us:>10.2f}{beside}")
+            print(f"{row.launch:<62}{row.count:>6}{row.measured_us:>10.2f}{row.floor_us:>10.2f}{beside}")
         total = sum(row.count * row.measured_us for row in rows)
         floor = sum(row.count * row.floor_us for row in rows)
-        print(f"{'sum over a frame':<52}{total:>10.2f}{floor:>10.2f}")
+        print(f"{'sum over a frame':<68}{total:>10.2f}{floor:>10.2f}")
     dtype = getattr(torch, options.dtype)
     compared = [fused_elimination(dtype, count) for count in (1, 8)]
     compared += [fused_losses(batch, *sizes) for sizes in ((768, 12), (192, 6)) for batch in (16, 40)]

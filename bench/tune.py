@@ -1,10 +1,12 @@
-"""Measure tiles on this GPU and write the best ones to kernels/tiles.json.
+"""Find the fastest tiles on this GPU and write them to kernels/tiles.json.
 
     python bench/tune.py                                  # base, one target, bfloat16
     python bench/tune.py --targets 1 8 32 --dtype bfloat16 float16 --seconds 300
 
-For every product of a frame each candidate is run on random numbers, weights coming from memory as they do in a frame.
-What is in the table for this GPU stays unless something faster is found; rows of other GPUs are never touched.
+Every request for tiles that a frame makes is tried with other tiles, and the whole frame is timed, captured in a graph
+as the engine captures it: so each launch has its own epilogue, strides and neighbours, and finds in the L2 cache what
+it finds there in use. Requests that take longest by the estimate come first. The table is written after every
+improvement; rows of other GPUs stay as they are.
 """
 
 from __future__ import annotations
@@ -14,115 +16,148 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import triton
+from plans import FramePlanner, frame_planner, random_build
 
-from ckd_fast.kernels.attention import attention
-from ckd_fast.kernels.head import TOWERS, convolution
-from ckd_fast.kernels.linear import Tiles, linear
+from ckd_fast.engines.triton.plan import Plan
+from ckd_fast.kernels.launch import Choice, LaunchSettings, TileRequest
 from ckd_fast.kernels.tiles import (
+    PRODUCTS,
     TABLE,
     Chip,
-    Choice,
     Measured,
-    Work,
     candidates,
     chip_of,
     chooser,
-    estimate,
+    cost_of,
+    estimate_us,
     read_table,
     write_table,
 )
-from ckd_fast.reference.config import ModelConfig, preset
+from ckd_fast.reference.config import preset
 
-MOST_TRIED = 14  # candidates per shape, the most promising first
+MOST_TRIED = 14  # candidates per request, the most promising first
+REPLAYS = 40
+CLEARLY = 0.998  # of the time before: less of a gain may be noise
 
-
-def works(config: ModelConfig, dtype: str, targets: int) -> list[Work]:
-    """Every shape of a frame whose tiles can be chosen, once."""
-    dim, found = config.dim, []
-    template, tokens = config.template_tokens, config.template_tokens + config.search_tokens
-    for block in range(config.depth):
-        after = template + config.search_tokens_after(block)
-        found.append(Work("linear", dtype, 2, targets * tokens, 3 * dim, dim))
-        found.append(Work("attention", dtype, 2 * targets * config.heads, tokens, tokens, config.head_dim))
-        tokens = after
-        found.append(Work("linear", dtype, 2, targets * tokens, dim, dim))
-        found.append(Work("linear", dtype, 2, targets * tokens, config.mlp_ratio * dim, dim))
-        found.append(Work("linear", dtype, 2, targets * tokens, dim, config.mlp_ratio * dim))
-    channels, cells = config.head_channels, config.search_tokens
-    found.append(Work("linear", dtype, 2, targets * (tokens - template), 27 * channels, dim))
-    found += [
-        Work("convolution", dtype, TOWERS * targets, cells, channels // out, 9 * channels // source)
-        for source, out in ((1, 2), (2, 4))
-    ]
-    return list(dict.fromkeys(found))
+FrameTimer = Callable[[Plan], float]  # microseconds
 
 
-def tried(work: Work, chip: Chip) -> Iterator[Choice]:
-    """Candidates by their estimate, best first."""
-    if work.kernel == "attention":
-        for rows in (32, 64, 128):
-            for keys in (32, 64, 128):
-                for warps in (4, 8):
-                    yield Choice(Tiles(rows, keys, 64, warps, 2))
-        return
-    ordered = sorted(candidates(work, chip), key=lambda choice: estimate(work, choice, chip).microseconds)
-    yield from ordered[:MOST_TRIED]
+def captured_us(plan: Plan) -> float:
+    """A frame in a graph on this GPU: the median of replays that follow each other."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        plan.run()  # compiles
+        stream.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            plan.run()
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(REPLAYS + 1)]
+        for _ in range(5):
+            graph.replay()
+        marks[0].record()
+        for mark in marks[1:]:
+            graph.replay()
+            mark.record()
+        stream.synchronize()
+    times: list[float] = sorted(before.elapsed_time(after) for before, after in pairwise(marks))
+    return 1e3 * times[len(times) // 2]
 
 
-def launcher(work: Work, choice: Choice) -> Callable[[], object]:
-    """A launch of this work on random numbers."""
-    dtype = getattr(torch, work.dtype)
-    tiles = choice.tiles
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, device="cuda", dtype=dtype)
-
-    if work.kernel == "linear":
-        x, weight = random(work.groups, 1, work.rows, work.depth), random(work.groups, work.columns, work.depth)
-        bias = torch.randn(work.groups, work.columns, device="cuda")
-        out = torch.empty(work.groups, 1, work.rows, work.columns, device="cuda", dtype=dtype)
-        split = choice.split_k
-        room = split * work.groups * work.rows * work.columns if split > 1 else 1
-        partial = torch.empty(room, device="cuda")
-        return lambda: linear(x, weight, bias, out=out, split_k=split, partial=partial, tiles=tiles)
-    if work.kernel == "attention":
-        q, k, v = random(3, 1, 1, work.groups, work.rows, work.depth)
-        return lambda: attention(
-            q, k, v, tile_rows=tiles.rows, tile_keys=tiles.columns, warps=tiles.warps, stages=tiles.stages
-        )
-    targets, channels = work.groups // TOWERS, work.depth // 9
-    x = random(targets, work.rows, TOWERS * channels)
-    weight, bias = random(TOWERS, work.columns, 9, channels), torch.randn(TOWERS, work.columns, device="cuda")
-    return lambda: convolution(x, weight, bias, tiles=tiles)
+def requests_by_time(plan: Plan, chip: Chip) -> list[TileRequest]:
+    """A plan's requests; those whose launches take longest on paper come first."""
+    total: dict[TileRequest, float] = dict.fromkeys(plan.requests, 0.0)
+    for launch in plan.launches:
+        if launch.request is not None:
+            total[launch.request] += cost_of(launch, chip).estimate_us
+    return sorted(total, key=lambda request: -total[request])
 
 
-def best_of(work: Work, chip: Chip, deadline: float) -> Measured | None:
-    """The fastest candidate for one shape; None where time ran out before the first."""
-    from timing import median_us
+def tried(request: TileRequest, chip: Chip) -> Iterator[Choice]:
+    """Candidates, of products the most promising ones."""
+    if request.kernel in PRODUCTS:
+        ordered = sorted(candidates(request, chip), key=lambda choice: estimate_us(request, choice, chip))
+        yield from ordered[:MOST_TRIED]
+    else:
+        yield from candidates(request, chip)
 
-    best: Measured | None = None
-    start = chooser(chip)(work)
-    for choice in dict.fromkeys([start, *tried(work, chip)]):
-        if time.monotonic() > deadline:
-            break
+
+@dataclasses.dataclass
+class Tuning:
+    """Choices that get better.
+
+    Attributes:
+        planner: of the frame.
+        chip: the GPU.
+        table: what is known; changed.
+        frame_us: how a plan is timed.
+    """
+
+    planner: FramePlanner
+    chip: Chip
+    table: list[Measured]
+    frame_us: FrameTimer = captured_us
+
+    def time(self, request: TileRequest, choice: Choice) -> float | None:
+        """A frame with these tiles for one request; None where they do not work."""
+        known = chooser(self.chip, self.table)
         try:
-            microseconds = median_us(launcher(work, choice), 2, 8)
-        except (triton.runtime.errors.OutOfResources, triton.CompilationError) as error:
-            print(f"    {choice}: {str(error).splitlines()[0]}")
-            continue
-        if best is None or microseconds < best.microseconds:
-            best = Measured(chip.name, work, choice, round(microseconds, 2), triton.__version__)
-    return best
+            return self.frame_us(self.planner.plan(lambda asked: choice if asked == request else known(asked)))
+        except Exception as error:  # noqa: BLE001 - whatever a candidate raises, it is not chosen
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            print(f"    {told(choice)}: {reason}", flush=True)
+            return None
+
+    def improve(self, request: TileRequest, deadline: float) -> Measured | None:
+        """Try a request's candidates; a row for the table, None where out of time or nothing works."""
+        choice = chooser(self.chip, self.table)(request)
+        best = self.time(request, choice)
+        for candidate in tried(request, self.chip):
+            if time.monotonic() > deadline:
+                return None
+            if candidate == choice:
+                continue
+            found = self.time(request, candidate)
+            if found is None or (best is not None and found > CLEARLY * best):
+                continue
+            again = self.time(request, choice)  # the clock may have changed meanwhile
+            if again is None or found < CLEARLY * again:
+                choice, best = candidate, found
+        if best is None:
+            return None
+        row = Measured(self.chip.name, request, choice, round(best, 2), triton.__version__)
+        self.table = [old for old in self.table if (old.gpu, old.request) != (row.gpu, request)] + [row]
+        return row
+
+
+def told(choice: Choice) -> str:
+    tiles = choice.tiles
+    split = f" /{choice.split_k}" if choice.split_k > 1 else ""
+    return f"{tiles.rows}x{tiles.columns}x{tiles.depth} w{tiles.warps} s{tiles.stages}{split}"
+
+
+def tune(tuning: Tuning, path: Path, deadline: float) -> bool:
+    """Go through all requests of the frame; whether there was time for all of them."""
+    requests = requests_by_time(tuning.planner.plan(chooser(tuning.chip, tuning.table)), tuning.chip)
+    for number, request in enumerate(requests, 1):
+        row = tuning.improve(request, deadline)
+        if row is None and time.monotonic() > deadline:
+            print(f"out of time after {number - 1} of {len(requests)} requests")
+            return False
+        shape = f"{request.kernel} {request.groups} x {request.rows} x {request.columns} x {request.depth}"
+        result = "nothing works" if row is None else f"{told(row.choice):<26}{row.frame_us:>9.2f} us a frame"
+        print(f"{number:>3}/{len(requests)} {shape:<48}{request.dtype:<10}{result}", flush=True)
+        write_table(tuning.table, path)
+    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure until done or out of time; the table is written after every shape."""
+    """Measure until done or out of time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="base", help="preset (default: base)")
     parser.add_argument("--elimination", choices=("mce", "ce", "none"), default="mce")
@@ -139,23 +174,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"tune.py: {error}", file=sys.stderr)
         return 2
-    chip = chip_of(torch.device("cuda"))
-    deadline = time.monotonic() + options.seconds
+    device = torch.device("cuda")
+    chip, deadline = chip_of(device), time.monotonic() + options.seconds
     table = read_table(options.table) if options.table.exists() else []
-    todo = [w for dtype in options.dtype for count in options.targets for w in works(config, dtype, count)]
-    for number, work in enumerate(dict.fromkeys(todo), 1):
-        measured = best_of(work, chip, deadline)
-        if measured is None:
-            print(f"out of time after {number - 1} of {len(todo)} shapes")
-            break
-        known = next((row for row in table if row.gpu == chip.name and row.work == work), None)
-        if known is None or measured.microseconds < known.microseconds:
-            table = [row for row in table if row is not known] + [measured]
-            write_table(table, options.table)
-        tiles = measured.choice.tiles
-        told = f"{tiles.rows}x{tiles.columns}x{tiles.depth} w{tiles.warps} s{tiles.stages} /{measured.choice.split_k}"
-        shape = f"{work.kernel} {work.groups} x {work.rows} x {work.columns} x {work.depth} {work.dtype}"
-        print(f"{number:>3}/{len(todo)} {shape:<52}{told:<26}{measured.microseconds:>9.2f} us", flush=True)
+    settings = LaunchSettings(chooser(chip, table), overlap=torch.cuda.get_device_capability() >= (9, 0))
+    for dtype in options.dtype:
+        build = random_build(config, getattr(torch, dtype), settings, device)
+        for targets in options.targets:
+            print(f"{options.model}, {targets} target(s), {dtype}")
+            tuning = Tuning(frame_planner(build, targets), chip, table)
+            in_time = tune(tuning, options.table, deadline)
+            table = tuning.table
+            if not in_time:
+                return 0
     print(f"{len(table)} rows in {options.table}")
     return 0
 

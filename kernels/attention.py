@@ -3,9 +3,9 @@
     out[s, b, n] = softmax(q[s, b, h, n] . k[s, b, h, :] / sqrt(d)) v[s, b, h, :]      heads side by side
 
 over all current keys, template and search. The softmax runs over tiles of keys with a running maximum and sum, so no
-N x N map exists. Where tokens are dropped afterwards, the rows of the template tokens that decide are needed as
+N x N map exists. Where tokens are dropped afterwards, the template tokens that decide are needed as rows of
 probabilities over the search tokens: the few programs that hold such rows walk over the keys a second time, with the
-final maximum and sum, and write just these rows, compactly: probabilities[s, b, h, slot[b, t], l].
+final maximum and sum, and write just these rows, compactly: probabilities[s, b, h, order[b, t], l].
 """
 
 from __future__ import annotations
@@ -17,31 +17,56 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .overlap import await_producer, launch_options
+from .launch import (
+    SETTINGS,
+    Launch,
+    LaunchSettings,
+    Operation,
+    Room,
+    TileRequest,
+    check,
+    dtype_name,
+    fresh_room,
+)
+from .overlap import await_producer
 
 LOG2_E = 1.4426950408889634
 
 
 @dataclass(frozen=True)
-class TemplateRows:
-    """Which template tokens decide what is dropped; made once per target.
+class DecidingTokens:
+    """The template tokens that decide what is dropped; made once per target.
 
     Attributes:
-        slots: place of every template token among those that decide, -1 for the others [B, T] int32.
+        order: of every template token its number among those that decide, -1 for the others [B, T] int32.
         counts: how many decide [B] int32.
-        most: the largest count, known to the host.
+        most: the largest count that may come, known to the host.
     """
 
-    slots: Tensor
+    order: Tensor
     counts: Tensor
     most: int
 
 
-def template_rows(mask: Tensor) -> TemplateRows:
+def deciding_tokens(mask: Tensor) -> DecidingTokens:
     """From the mask of deciding template tokens [B, T]; waits for the device."""
     counts = mask.sum(-1, dtype=torch.int32)
-    slots = torch.where(mask, mask.cumsum(-1) - 1, -1).int()
-    return TemplateRows(slots.contiguous(), counts.contiguous(), int(counts.max()))
+    order = torch.where(mask, mask.cumsum(-1) - 1, -1).int()
+    return DecidingTokens(order.contiguous(), counts.contiguous(), int(counts.max()))
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What attention leaves behind.
+
+    Attributes:
+        tokens: [S, B, N, H * D].
+        probabilities: of the deciding tokens, [S, B, H, most, N - T] float32, if any were asked for; rows beyond a
+            target's count stay as they were.
+    """
+
+    tokens: Tensor
+    probabilities: Tensor | None
 
 
 @triton.jit
@@ -50,17 +75,17 @@ def _attention_kernel(
     k_ptr,
     v_ptr,
     out_ptr,  # [S, B, N, H * D]
-    slots_ptr,  # [B, T] int32, with PROBABILITIES
+    order_ptr,  # [B, T] int32, with PROBABILITIES
     probability_ptr,  # [S, B, H, MOST, N - T] float32, with PROBABILITIES
     branch_stride,
     target_stride,
     head_stride,
     token_stride,
-    targets,
-    heads,
-    tokens,
-    template,
-    most,
+    targets,  # B
+    heads,  # H
+    tokens,  # N
+    template,  # T, the first of the N
+    most,  # rows that the probabilities have room for
     scale,  # log2(e) / sqrt(D)
     D: tl.constexpr,
     WIDTH: tl.constexpr,  # D rounded up to a power of two
@@ -104,10 +129,10 @@ def _attention_kernel(
     tl.store(out_ptr + out_at, out, mask=ok_row[:, None] & ok_channel[None, :])
     if PROBABILITIES:
         if tile * ROWS < template:
-            slot = tl.load(slots_ptr + target * template + row, mask=row < template, other=-1)
-            if tl.max(slot, 0) >= 0:
+            order = tl.load(order_ptr + target * template + row, mask=row < template, other=-1)
+            if tl.max(order, 0) >= 0:
                 search = tokens - template
-                lane = ((branch.to(tl.int64) * targets + target) * heads + head) * most + slot
+                line = ((branch.to(tl.int64) * targets + target) * heads + head) * most + order
                 for start in range(0, tokens, KEYS):
                     key = start + tl.arange(0, KEYS)
                     ok_key = key < tokens
@@ -115,8 +140,8 @@ def _attention_kernel(
                     k = tl.load(k_ptr + k_at, mask=ok_key[None, :] & ok_channel[:, None], other=0.0)
                     score = tl.dot(q, k, input_precision=PRECISION) * scale
                     probability = tl.math.exp2(score - best[:, None]) / total[:, None]
-                    at = lane[:, None] * search + (key - template)[None, :]
-                    wanted = (slot >= 0)[:, None] & (ok_key & (key >= template))[None, :]
+                    at = line[:, None] * search + (key - template)[None, :]
+                    wanted = (order >= 0)[:, None] & (ok_key & (key >= template))[None, :]
                     tl.store(probability_ptr + at, probability, mask=wanted)
 
 
@@ -125,74 +150,73 @@ def attention(
     k: Tensor,
     v: Tensor,
     *,
-    out: Tensor | None = None,
-    rows: TemplateRows | None = None,
-    probabilities: Tensor | None = None,
-    template_tokens: int = 0,
-    tile_rows: int = 64,
-    tile_keys: int = 64,
-    warps: int = 4,
-    stages: int = 2,
-    tf32: bool = False,
-    overlap: bool = False,
-) -> Tensor:
+    deciding: DecidingTokens | None = None,
+    room: Room | None = None,
+    settings: LaunchSettings = SETTINGS,
+) -> Operation[Attended]:
     """Attend with every token to every token.
 
     Args:
         q, k, v: [S, B, H, N, D] with equal strides and contiguous channels, for example views of one [S, B, N, 3 H D].
-        out: written to, [S, B, N, H * D]; made if None.
-        rows: template tokens whose probabilities are wanted.
-        probabilities: written to, [S, B, H, rows.most, N - template_tokens] float32; slots that a target does not use
-            stay as they are.
-        template_tokens: T, the first of the N.
-        tile_rows, tile_keys, warps, stages: sizes of one program's work.
-        tf32: let float32 products round their factors to tf32.
-        overlap: see overlap.py.
-
-    Returns:
-        `out`.
+        deciding: template tokens, the first of the N, whose probabilities are wanted.
+        room: for "attended" and "probabilities".
+        settings: of all launches.
     """
     branches, targets, heads, tokens, channels = q.shape
     if not (q.shape == k.shape == v.shape and q.stride() == k.stride() == v.stride() and q.stride(-1) == 1):
         raise ValueError("q, k and v must have equal shapes and strides and contiguous channels")
     if not (q.dtype == k.dtype == v.dtype):
         raise TypeError(f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}: expected one type")
-    if (rows is None) != (probabilities is None):
-        raise ValueError("rows and probabilities come together")
-    if out is None:
-        out = torch.empty(branches, targets, tokens, heads * channels, dtype=q.dtype, device=q.device)
-    if out.shape != (branches, targets, tokens, heads * channels) or not out.is_contiguous():
-        raise ValueError(f"out is {tuple(out.shape)}: expected {(branches, targets, tokens, heads * channels)}")
-    if rows is not None and probabilities is not None:
-        expected = (branches, targets, heads, rows.most, tokens - template_tokens)
-        if probabilities.shape != expected or probabilities.dtype != torch.float32:
-            raise ValueError(f"probabilities is {tuple(probabilities.shape)}: expected float32 {expected}")
-        if rows.slots.shape != (targets, template_tokens):
-            raise ValueError(f"rows are for {tuple(rows.slots.shape)}: expected {(targets, template_tokens)}")
-    # One program per tile of queries and per (branch, target, head).
-    _attention_kernel[(triton.cdiv(tokens, tile_rows), branches * targets * heads)](
-        q,
-        k,
-        v,
-        out,
-        rows.slots if rows else out,
-        probabilities if probabilities is not None else out,
-        *q.stride()[:4],
-        targets,
-        heads,
-        tokens,
-        template_tokens,
-        rows.most if rows else 0,
-        LOG2_E * channels**-0.5,
-        D=channels,
-        WIDTH=max(16, triton.next_power_of_2(channels)),
-        ROWS=tile_rows,
-        KEYS=tile_keys,
-        PROBABILITIES=rows is not None,
-        PRECISION="tf32" if tf32 else "ieee",
-        OVERLAP=overlap,
-        num_warps=warps,
-        num_stages=stages,
-        **launch_options(overlap=overlap),
+    room = room or fresh_room(q.device)
+    out = room("attended", (branches, targets, tokens, heads * channels), q.dtype)
+    probabilities, template = None, 0
+    if deciding is not None:
+        template = deciding.order.shape[1]
+        check("deciding.order", deciding.order, torch.int32, (targets, template))
+        shape = (branches, targets, heads, deciding.most, tokens - template)
+        probabilities = room("probabilities", shape, torch.float32)
+    groups = branches * targets * heads
+    request = TileRequest("attention", dtype_name(q), groups, tokens, tokens, channels)
+    choice = settings.choose(request)
+    tiles = choice.tiles
+    size = q.element_size()
+    launch = Launch(
+        name="attention",
+        what=f"{tokens} tokens" + (f", {deciding.most} deciding" if deciding else ""),
+        kernel=_attention_kernel,
+        # One program per tile of queries and per (branch, target, head).
+        grid=(triton.cdiv(tokens, tiles.rows), groups),
+        arguments={
+            "q_ptr": q,
+            "k_ptr": k,
+            "v_ptr": v,
+            "out_ptr": out,
+            "order_ptr": deciding.order if deciding else out,
+            "probability_ptr": out if probabilities is None else probabilities,
+            "branch_stride": q.stride(0),
+            "target_stride": q.stride(1),
+            "head_stride": q.stride(2),
+            "token_stride": q.stride(3),
+            "targets": targets,
+            "heads": heads,
+            "tokens": tokens,
+            "template": template,
+            "most": deciding.most if deciding else 0,
+            "scale": LOG2_E * channels**-0.5,
+            "D": channels,
+            "WIDTH": max(16, triton.next_power_of_2(channels)),
+            "ROWS": tiles.rows,
+            "KEYS": tiles.columns,
+            "PROBABILITIES": deciding is not None,
+            "PRECISION": settings.precision,
+            "OVERLAP": settings.overlap,
+        },
+        options={"num_warps": tiles.warps, "num_stages": tiles.stages, **settings.options},
+        reads=(q, k, v) if deciding is None else (q, k, v, deciding.order),
+        writes=(out,) if probabilities is None else (out, probabilities),
+        flops=2 * request.products + 2.0 * groups * template * tokens * channels,
+        bytes=4.0 * groups * tokens * channels * size,
+        request=request,
+        choice=choice,
     )
-    return out
+    return Operation(Attended(out, probabilities), (launch,))

@@ -28,46 +28,37 @@ one rounding elsewhere would move a whole window by a pixel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-# Columns of `geometry`: height and width of a modality's whole frame; first row and column, rows and columns of the
-# rectangle of it that was uploaded; the 16-bit values that become 0 and 255; and from INVERSE on nine values, row by
-# row: the matrix from visible pixels (x, y, 1) to thermal ones. What `FrameKind` does not call for is not used.
-HEIGHT, WIDTH, ORIGIN_ROW, ORIGIN_COLUMN, ROWS, COLUMNS, LOW, HIGH, INVERSE = range(9)
-GEOMETRY = 18
-# The same for kernels, which read no global name that is not a constexpr.
-_HEIGHT, _WIDTH, _ORIGIN_ROW, _ORIGIN_COLUMN, _ROWS, _COLUMNS, _LOW, _HIGH, _INVERSE = map(tl.constexpr, range(9))
-
-GIVEN = 8  # columns of `given`: x, y, w, h, factor, carry, lost_threshold, lost_scale
-STATE = 5  # columns of `state`: x, y, w, h, factor
+from .launch import SETTINGS, Launch, LaunchSettings, Operation, Room, TileRequest, check, fresh_room
+from .layout import (
+    CARRY,
+    COLUMNS,
+    FACTOR,
+    GEOMETRY,
+    HEIGHT,
+    HIGH,
+    INVERSE,
+    LOW,
+    ORIGIN_COLUMN,
+    ORIGIN_ROW,
+    POOL_ROW,
+    REQUEST,
+    ROWS,
+    STATE,
+    WIDTH,
+    H,
+    Uploaded,
+    W,
+    X,
+    Y,
+)
 
 # What a missing modality shows: the means that the network's inputs are normalised with.
 _RED, _GREEN, _BLUE = (tl.constexpr((255 * mean - 128) / 128) for mean in (0.485, 0.456, 0.406))
-
-
-@dataclass(frozen=True)
-class FrameKind:
-    """What uploaded frames look like; part of what a kernel is compiled for.
-
-    Attributes:
-        rgb_flipped: the visible frame's channels are B, G, R in memory.
-        tir_channels: 1 or 3; one channel is shown three times.
-        tir_flipped: three thermal channels are B, G, R in memory.
-        tir_wide: thermal values have 16 bits.
-        tir_map: how a thermal frame lies on the visible grid: it has its size, is scaled to it, or is warped.
-    """
-
-    rgb_flipped: bool = False
-    tir_channels: int = 3
-    tir_flipped: bool = False
-    tir_wide: bool = False
-    tir_map: Literal["same", "scaled", "homography"] = "same"
 
 
 @triton.jit
@@ -80,15 +71,17 @@ def _half_even(value):
 
 
 @triton.jit
-def target_state(given_ptr, state_ptr, target):
+def target_state(requests_ptr, state_ptr, target):
     """Box x, y, w, h and factor of a target (float64): what the frame before left behind, or what the host says."""
-    given, state = given_ptr + target * 8, state_ptr + target * 5
-    carried = tl.load(given + 5) != 0
-    x = tl.where(carried, tl.load(state), tl.load(given))
-    y = tl.where(carried, tl.load(state + 1), tl.load(given + 1))
-    w = tl.where(carried, tl.load(state + 2), tl.load(given + 2))
-    h = tl.where(carried, tl.load(state + 3), tl.load(given + 3))
-    factor = tl.where(carried, tl.load(state + 4), tl.load(given + 4))
+    request = requests_ptr + target * REQUEST
+    pool_row = tl.load(request + POOL_ROW).to(tl.int32)
+    carried = (tl.load(request + CARRY) != 0) & (pool_row >= 0)
+    state = state_ptr + pool_row * STATE
+    x = tl.where(carried, tl.load(state + X, mask=carried, other=0.0), tl.load(request + X))
+    y = tl.where(carried, tl.load(state + Y, mask=carried, other=0.0), tl.load(request + Y))
+    w = tl.where(carried, tl.load(state + W, mask=carried, other=0.0), tl.load(request + W))
+    h = tl.where(carried, tl.load(state + H, mask=carried, other=0.0), tl.load(request + H))
+    factor = tl.where(carried, tl.load(state + FACTOR, mask=carried, other=0.0), tl.load(request + FACTOR))
     return x, y, w, h, factor
 
 
@@ -264,24 +257,24 @@ def _crop_one(
     MAP: tl.constexpr,
 ):  # fmt: skip
     """A tile of one crop of one modality."""
-    thermal = (tl.load(geometry + _HEIGHT).to(tl.int32), tl.load(geometry + _WIDTH).to(tl.int32))
+    thermal = (tl.load(geometry + HEIGHT).to(tl.int32), tl.load(geometry + WIDTH).to(tl.int32))
     rectangle = (
-        tl.load(geometry + _ORIGIN_ROW).to(tl.int32),
-        tl.load(geometry + _ORIGIN_COLUMN).to(tl.int32),
-        tl.load(geometry + _ROWS).to(tl.int32),
-        tl.load(geometry + _COLUMNS).to(tl.int32),
+        tl.load(geometry + ORIGIN_ROW).to(tl.int32),
+        tl.load(geometry + ORIGIN_COLUMN).to(tl.int32),
+        tl.load(geometry + ROWS).to(tl.int32),
+        tl.load(geometry + COLUMNS).to(tl.int32),
     )
-    span = (tl.load(geometry + _LOW).to(tl.int32), tl.load(geometry + _HIGH).to(tl.int32))
+    span = (tl.load(geometry + LOW).to(tl.int32), tl.load(geometry + HIGH).to(tl.int32))
     inverse = (
-        tl.load(geometry + _INVERSE).to(tl.float32),
-        tl.load(geometry + _INVERSE + 1).to(tl.float32),
-        tl.load(geometry + _INVERSE + 2).to(tl.float32),
-        tl.load(geometry + _INVERSE + 3).to(tl.float32),
-        tl.load(geometry + _INVERSE + 4).to(tl.float32),
-        tl.load(geometry + _INVERSE + 5).to(tl.float32),
-        tl.load(geometry + _INVERSE + 6).to(tl.float32),
-        tl.load(geometry + _INVERSE + 7).to(tl.float32),
-        tl.load(geometry + _INVERSE + 8).to(tl.float32),
+        tl.load(geometry + INVERSE).to(tl.float32),
+        tl.load(geometry + INVERSE + 1).to(tl.float32),
+        tl.load(geometry + INVERSE + 2).to(tl.float32),
+        tl.load(geometry + INVERSE + 3).to(tl.float32),
+        tl.load(geometry + INVERSE + 4).to(tl.float32),
+        tl.load(geometry + INVERSE + 5).to(tl.float32),
+        tl.load(geometry + INVERSE + 6).to(tl.float32),
+        tl.load(geometry + INVERSE + 7).to(tl.float32),
+        tl.load(geometry + INVERSE + 8).to(tl.float32),
     )
     size = tl.full((), SIZE, tl.int32)
     r0, r1, upper, lower = _window_taps(row, size, top, side, visible[0], HORIZONTAL=False)
@@ -315,13 +308,12 @@ def _crop_one(
 def _crop_kernel(
     rgb_ptr,  # [rows, columns, 3] uint8
     tir_ptr,  # [rows, columns, TIR_CHANNELS] uint8 or uint16
-    geometry_ptr,  # [2, FIELDS] float64
-    given_ptr,  # [B, 8] float64
-    state_ptr,  # [B, 5] float64
+    geometry_ptr,  # [2, GEOMETRY] float64
+    requests_ptr,  # [B, REQUEST] float64
+    state_ptr,  # [targets in the pool, STATE] float64
     present_ptr,  # [2, B] int32
     out_ptr,  # [2, B, (SIZE / PATCH)^2, 3 * PATCH^2]
-    targets,
-    FIELDS: tl.constexpr,
+    targets,  # B
     SIZE: tl.constexpr,
     PATCH: tl.constexpr,
     RGB_FLIPPED: tl.constexpr,
@@ -348,9 +340,9 @@ def _crop_kernel(
         _store(out_ptr, out_at + PATCH * PATCH, blank + _GREEN, ok)
         _store(out_ptr, out_at + 2 * PATCH * PATCH, blank + _BLUE, ok)
     else:
-        x, y, w, h, factor = target_state(given_ptr, state_ptr, target)
+        x, y, w, h, factor = target_state(requests_ptr, state_ptr, target)
         left, top, side = window_of(x, y, w, h, factor)
-        visible = (tl.load(geometry_ptr + _HEIGHT).to(tl.int32), tl.load(geometry_ptr + _WIDTH).to(tl.int32))
+        visible = (tl.load(geometry_ptr + HEIGHT).to(tl.int32), tl.load(geometry_ptr + WIDTH).to(tl.int32))
         if modality == 0:
             _crop_one(
                 rgb_ptr, geometry_ptr, visible, left, top, side, row, column, out_ptr, out_at, ok,
@@ -358,91 +350,90 @@ def _crop_kernel(
             )  # fmt: skip
         else:
             _crop_one(
-                tir_ptr, geometry_ptr + FIELDS, visible, left, top, side, row, column, out_ptr, out_at, ok,
+                tir_ptr, geometry_ptr + GEOMETRY, visible, left, top, side, row, column, out_ptr, out_at, ok,
                 SIZE, PATCH, CHANNELS=TIR_CHANNELS, FLIPPED=TIR_FLIPPED, WIDE=TIR_WIDE, MAP=TIR_MAP,
             )  # fmt: skip
 
 
 def crop(
-    rgb: Tensor,
-    tir: Tensor,
-    geometry: Tensor,
-    given: Tensor,
+    uploaded: Uploaded,
     state: Tensor,
-    present: Tensor,
-    out: Tensor,
     *,
-    kind: FrameKind,
     size: int,
     patch: int,
-    tile_rows: int = 8,
-    tile_columns: int = 64,
-    warps: int = 4,
-) -> Tensor:
-    """Patches of the crops around all targets.
+    dtype: torch.dtype,
+    room: Room | None = None,
+    settings: LaunchSettings = SETTINGS,
+) -> Operation[Tensor]:
+    """Patches of the crops around all targets: [2, B, (size / patch)^2, 3 * patch^2].
+
+    An empty box gives a crop of one pixel, a missing modality the mean image, up to rounding. What a crop needs outside
+    an uploaded rectangle is taken as 0.
 
     Args:
-        rgb: uint8, one-dimensional; begins with a rectangle [rows, columns, 3] of the visible frame.
-        tir: uint8 or uint16, likewise of the raw thermal frame.
-        geometry: float64 [2, GEOMETRY], fields by the names at the top of this file. The visible frame's height and
-            width must be there even where the modality is missing: windows are places of its grid. What a crop needs
-            outside a rectangle is taken as 0.
-        given: float64 [B, GIVEN]; carry != 0 takes box and factor from `state`. An empty box gives a crop of one pixel.
-        state: float64 [B, STATE].
-        present: int32 [2, B]; where 0, the crop is the mean image, up to rounding.
-        out: written to, [2, B, (size / patch)^2, 3 * patch^2], of any floating type.
-        kind: what the frames look like.
+        uploaded: frames and requests.
+        state: of the pool [rows, STATE] float64, read where a request says to carry on.
         size: side of the crops in pixels.
         patch: side of a patch in pixels.
-        tile_rows, tile_columns, warps: sizes of one program's work; powers of two.
-
-    Returns:
-        `out`.
+        dtype: of the patches, any floating type.
+        room: for "patches".
+        settings: of all launches; tiles are pixels, powers of two.
     """
-    targets = given.shape[0]
+    kind, targets = uploaded.kind, uploaded.requests.shape[0]
     if size % patch:
         raise ValueError(f"size={size}: expected a multiple of patch={patch}")
-    expected = (2, targets, (size // patch) ** 2, 3 * patch * patch)
-    if out.shape != expected or not out.is_contiguous():
-        raise ValueError(f"out is {tuple(out.shape)}: expected contiguous {expected}")
     if kind.tir_channels not in (1, 3) or kind.tir_map not in ("same", "scaled", "homography"):
         raise ValueError(f"{kind}: expected 1 or 3 channels and a map of same, scaled, homography")
-    for name, frame, dtype in (("rgb", rgb, torch.uint8), ("tir", tir, torch.uint16 if kind.tir_wide else torch.uint8)):
-        if frame.dtype != dtype or frame.dim() != 1 or not frame.is_contiguous():
-            raise ValueError(f"{name} is {frame.dtype} {tuple(frame.shape)}: expected contiguous {dtype} [any length]")
+    tir_dtype = torch.uint16 if kind.tir_wide else torch.uint8
+    for name, frame, frame_dtype in (("rgb", uploaded.rgb, torch.uint8), ("tir", uploaded.tir, tir_dtype)):
+        check(name, frame, frame_dtype, (frame.numel(),))
         if frame.numel() >= 2**31:
             raise ValueError(f"{name} has {frame.numel()} values: expected fewer than 2^31")
-    for name, table, dtype, shape in (
-        ("geometry", geometry, torch.float64, (2, GEOMETRY)),
-        ("given", given, torch.float64, (targets, GIVEN)),
-        ("state", state, torch.float64, (targets, STATE)),
-        ("present", present, torch.int32, (2, targets)),
-    ):
-        if table.dtype != dtype or table.shape != shape or not table.is_contiguous():
-            raise ValueError(f"{name} is {table.dtype} {tuple(table.shape)}: expected contiguous {dtype} {shape}")
-    column_tiles = triton.cdiv(size, tile_columns)
-    # One program per tile of a crop and per (modality, target).
-    _crop_kernel[(triton.cdiv(size, tile_rows) * column_tiles, 2 * targets)](
-        rgb,
-        tir,
-        geometry,
-        given,
-        state,
-        present,
-        out,
-        targets,
-        FIELDS=GEOMETRY,
-        SIZE=size,
-        PATCH=patch,
-        RGB_FLIPPED=kind.rgb_flipped,
-        TIR_CHANNELS=kind.tir_channels,
-        TIR_FLIPPED=kind.tir_flipped,
-        TIR_WIDE=kind.tir_wide,
-        TIR_MAP=kind.tir_map,
-        TILE_ROWS=tile_rows,
-        TILE_COLUMNS=tile_columns,
-        COLUMN_TILES=column_tiles,
-        num_warps=warps,
-        enable_fp_fusion=False,
+    check("geometry", uploaded.geometry, torch.float64, (2, GEOMETRY.value))
+    check("requests", uploaded.requests, torch.float64, (targets, REQUEST.value))
+    check("state", state, torch.float64, (state.shape[0], STATE.value))
+    check("present", uploaded.present, torch.int32, (2, targets))
+    room = room or fresh_room(state.device)
+    out = room("patches", (2, targets, (size // patch) ** 2, 3 * patch * patch), dtype)
+    name = str(dtype).removeprefix("torch.")
+    request = TileRequest("crop", name, 2 * targets, size, size, kind.tir_channels)
+    choice = settings.choose(request)
+    tiles = choice.tiles
+    column_tiles = triton.cdiv(size, tiles.columns)
+    pixels = 2.0 * targets * size**2 * 3
+    launch = Launch(
+        name="crop",
+        what=f"{size} x {size}, thermal {kind.tir_map}" + (", 16 bits" if kind.tir_wide else ""),
+        kernel=_crop_kernel,
+        # One program per tile of a crop and per (modality, target).
+        grid=(triton.cdiv(size, tiles.rows) * column_tiles, 2 * targets),
+        arguments={
+            "rgb_ptr": uploaded.rgb,
+            "tir_ptr": uploaded.tir,
+            "geometry_ptr": uploaded.geometry,
+            "requests_ptr": uploaded.requests,
+            "state_ptr": state,
+            "present_ptr": uploaded.present,
+            "out_ptr": out,
+            "targets": targets,
+            "SIZE": size,
+            "PATCH": patch,
+            "RGB_FLIPPED": kind.rgb_flipped,
+            "TIR_CHANNELS": kind.tir_channels,
+            "TIR_FLIPPED": kind.tir_flipped,
+            "TIR_WIDE": kind.tir_wide,
+            "TIR_MAP": kind.tir_map,
+            "TILE_ROWS": tiles.rows,
+            "TILE_COLUMNS": tiles.columns,
+            "COLUMN_TILES": column_tiles,
+        },
+        # The first launch of a frame waits for a copy, not for a launch: there is nothing to overlap with.
+        options={"num_warps": tiles.warps, "enable_fp_fusion": False},
+        reads=(uploaded.rgb, uploaded.tir, uploaded.geometry, uploaded.requests, state, uploaded.present),
+        writes=(out,),
+        flops=pixels * 12,
+        bytes=pixels * (4 + out.element_size()),
+        request=request,
+        choice=choice,
     )
-    return out
+    return Operation(out, (launch,))

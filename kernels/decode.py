@@ -20,10 +20,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .crop import GEOMETRY, GIVEN, STATE, target_state, window_of
-from .overlap import await_producer, launch_options
+from .crop import target_state, window_of
+from .launch import SETTINGS, Launch, LaunchSettings, Operation, Room, bytes_of, check, fresh_room
+from .layout import (
+    CELL,
+    FACTOR,
+    GEOMETRY,
+    HEIGHT,
+    LOST_SCALE,
+    LOST_THRESHOLD,
+    POOL_ROW,
+    REQUEST,
+    RESULT,
+    SCORE,
+    STATE,
+    WIDTH,
+    H,
+    Uploaded,
+    W,
+    X,
+    Y,
+)
+from .overlap import await_producer
 
-RESULT = 6  # x, y, w, h, score, cell
 CLIP_MARGIN_PX = 10.0
 
 
@@ -44,20 +63,20 @@ def _not_finite(value):
 def _decode_kernel(
     maps_ptr,  # [B, 3, 2, cells] float32
     window_ptr,  # [cells] float32
-    geometry_ptr,  # [2, GEOMETRY] float64: height and width of the visible frame come first
-    given_ptr,  # [B, 8] float64
-    state_ptr,  # [B, 5] float64, read and written
+    geometry_ptr,  # [2, GEOMETRY] float64
+    requests_ptr,  # [B, REQUEST] float64
+    state_ptr,  # [targets in the pool, STATE] float64, read and written
     constants_ptr,  # [2] float64: the model's search factor, the clipping margin
-    result_ptr,  # [B, 6] float64
-    grid,
-    size,
-    CELLS: tl.constexpr,
+    result_ptr,  # [B, RESULT] float64
+    grid_side,  # cells along a side of the maps
+    size,  # side of the search crop
+    CELLS: tl.constexpr,  # grid_side * grid_side rounded up to a power of two
     OVERLAP: tl.constexpr,
 ):
     """One target."""
     await_producer(OVERLAP)
     target = tl.program_id(0)
-    cells = grid * grid
+    cells = grid_side * grid_side
     cell = tl.arange(0, CELLS)
     ok = cell < cells
     maps = maps_ptr + target.to(tl.int64) * 6 * cells
@@ -73,11 +92,11 @@ def _decode_kernel(
     chosen = tl.where(strange > 0, float("nan"), chosen)
     across, down = tl.where(astray, 0.0, across), tl.where(astray, 0.0, down)
     dx, dy = tl.where(astray, 0.0, dx), tl.where(astray, 0.0, dy)
-    x, y, w, h, search_factor = target_state(given_ptr, state_ptr, target)
+    x, y, w, h, search_factor = target_state(requests_ptr, state_ptr, target)
     _, _, side = window_of(x, y, w, h, search_factor)
     resize = size.to(tl.float64) / side.to(tl.float64)
-    column, row = (best % grid).to(tl.float32), (best // grid).to(tl.float32)
-    cells_across = grid.to(tl.float32)
+    column, row = (best % grid_side).to(tl.float32), (best // grid_side).to(tl.float32)
+    cells_across = grid_side.to(tl.float32)
     by = resize.to(tl.float32)
     pixels = size.to(tl.float32)
     cx = tl.div_rn(tl.div_rn(column + dx, cells_across) * pixels, by).to(tl.float64)
@@ -87,26 +106,29 @@ def _decode_kernel(
     half = 0.5 * size.to(tl.float64) / resize
     left = (cx + (x + 0.5 * w - half)) - 0.5 * new_w
     top = (cy + (y + 0.5 * h - half)) - 0.5 * new_h
-    height, width = tl.load(geometry_ptr), tl.load(geometry_ptr + 1)
+    height, width = tl.load(geometry_ptr + HEIGHT), tl.load(geometry_ptr + WIDTH)
     factor, margin = tl.load(constants_ptr), tl.load(constants_ptr + 1)
     left, new_w = _clip(left, new_w, width, margin)
     top, new_h = _clip(top, new_h, height, margin)
-    answer = result_ptr + target * 6
-    tl.store(answer, left)
-    tl.store(answer + 1, top)
-    tl.store(answer + 2, new_w)
-    tl.store(answer + 3, new_h)
-    tl.store(answer + 4, chosen.to(tl.float64))
-    tl.store(answer + 5, best.to(tl.float64))
-    threshold, scale = tl.load(given_ptr + target * 8 + 6), tl.load(given_ptr + target * 8 + 7)
+    answer = result_ptr + target * RESULT
+    tl.store(answer + X, left)
+    tl.store(answer + Y, top)
+    tl.store(answer + W, new_w)
+    tl.store(answer + H, new_h)
+    tl.store(answer + SCORE, chosen.to(tl.float64))
+    tl.store(answer + CELL, best.to(tl.float64))
+    request = requests_ptr + target * REQUEST
+    threshold, scale = tl.load(request + LOST_THRESHOLD), tl.load(request + LOST_SCALE)
     widest = 2.0 * tl.maximum(height, width) / tl.sqrt(new_w * new_h)
     wider = tl.maximum(factor, tl.minimum(factor * scale, widest))
-    kept = state_ptr + target * 5
-    tl.store(kept, left)
-    tl.store(kept + 1, top)
-    tl.store(kept + 2, new_w)
-    tl.store(kept + 3, new_h)
-    tl.store(kept + 4, tl.where(chosen.to(tl.float64) < threshold, wider, factor))
+    pool_row = tl.load(request + POOL_ROW).to(tl.int32)
+    ends = state_ptr + pool_row * STATE
+    known = pool_row >= 0
+    tl.store(ends + X, left, mask=known)
+    tl.store(ends + Y, top, mask=known)
+    tl.store(ends + W, new_w, mask=known)
+    tl.store(ends + H, new_h, mask=known)
+    tl.store(ends + FACTOR, tl.where(chosen.to(tl.float64) < threshold, wider, factor), mask=known)
 
 
 def constants(search_factor: float, device: torch.device) -> Tensor:
@@ -117,46 +139,49 @@ def constants(search_factor: float, device: torch.device) -> Tensor:
 def decode(
     maps: Tensor,
     window: Tensor,
-    geometry: Tensor,
-    given: Tensor,
+    uploaded: Uploaded,
     state: Tensor,
     fixed: Tensor,
-    result: Tensor,
     *,
     search_size: int,
-    overlap: bool = False,
-) -> Tensor:
-    """Boxes of B targets.
+    room: Room | None = None,
+    settings: LaunchSettings = SETTINGS,
+) -> Operation[Tensor]:
+    """Boxes of B targets: [B, RESULT] float64; a score of NaN says that maps were not finite.
 
     Args:
         maps: of the head [B, 3, 2, cells] float32: score, offset, size.
         window: the prior on the score [cells] float32.
-        geometry, given: as for the crop.
-        state: float64 [B, 5]: with what the crop was taken where `given` says to carry on, replaced by the next
-            search: x, y, w, h, factor.
+        uploaded: the call's frames and requests, which the crops were taken with.
+        state: of the pool [rows, STATE] float64; the rows of this call's targets are replaced by the next search.
         fixed: from `constants`.
-        result: written to, [B, 6] float64: x, y, w, h, score, cell; a score of NaN says that maps were not finite.
         search_size: side of the search crop.
-        overlap: see overlap.py.
-
-    Returns:
-        `result`.
+        room: for "result".
+        settings: of all launches.
     """
-    targets, _, _, cells = maps.shape
-    if maps.shape != (targets, 3, 2, cells) or maps.dtype != torch.float32 or not maps.is_contiguous():
-        raise ValueError(f"maps is {maps.dtype} {tuple(maps.shape)}: expected float32 [B, 3, 2, cells]")
-    if window.shape != (cells,) or window.dtype != torch.float32:
-        raise ValueError(f"window is {window.dtype} {tuple(window.shape)}: expected float32 [{cells}]")
-    for name, tensor, shape in (
-        ("given", given, (targets, GIVEN)), ("state", state, (targets, STATE)), ("result", result, (targets, RESULT)),
-        ("geometry", geometry, (2, GEOMETRY)), ("fixed", fixed, (2,)),
-    ):  # fmt: skip
-        if tensor.shape != shape or tensor.dtype != torch.float64 or not tensor.is_contiguous():
-            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}: expected contiguous float64 {shape}")
-    # One program per target.
-    _decode_kernel[(targets,)](
-        maps, window, geometry, given, state, fixed, result, round(cells**0.5), search_size,
-        CELLS=triton.next_power_of_2(cells), OVERLAP=overlap, num_warps=4, enable_fp_fusion=False,
-        **launch_options(overlap=overlap),
+    targets, cells = maps.shape[0], maps.shape[-1]
+    check("maps", maps, torch.float32, (targets, 3, 2, cells))
+    check("window", window, torch.float32, (cells,))
+    check("requests", uploaded.requests, torch.float64, (targets, REQUEST.value))
+    check("geometry", uploaded.geometry, torch.float64, (2, GEOMETRY.value))
+    check("state", state, torch.float64, (state.shape[0], STATE.value))
+    check("fixed", fixed, torch.float64, (2,))
+    result = (room or fresh_room(maps.device))("result", (targets, RESULT.value), torch.float64)
+    launch = Launch(
+        name="decode",
+        what=f"{cells} cells",
+        kernel=_decode_kernel,
+        grid=(targets,),  # one program per target
+        arguments={
+            "maps_ptr": maps, "window_ptr": window, "geometry_ptr": uploaded.geometry,
+            "requests_ptr": uploaded.requests, "state_ptr": state, "constants_ptr": fixed, "result_ptr": result,
+            "grid_side": round(cells**0.5), "size": search_size, "CELLS": triton.next_power_of_2(cells),
+            "OVERLAP": settings.overlap,
+        },
+        options={"num_warps": 4, "enable_fp_fusion": False, **settings.options},
+        reads=(maps, window, uploaded.geometry, uploaded.requests, state, fixed),
+        writes=(result, state),
+        flops=0.0,
+        bytes=bytes_of(maps),
     )  # fmt: skip
-    return result
+    return Operation(result, (launch,))

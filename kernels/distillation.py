@@ -27,6 +27,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import Launch, Operation, bytes_of, check
+
 FEATURES = 4  # rgb teacher, tir teacher, rgb student, tir student
 
 
@@ -76,9 +78,9 @@ def _forward_kernel(
     m2_ptr,
     q_ptr,
     partial_ptr,  # [3, B, column tiles] float32: style, content_rgb, content_tir
-    samples,
-    tokens,
-    channels,
+    samples,  # B
+    tokens,  # N
+    channels,  # C
     eps,
     CORRECTION: tl.constexpr,
     TOKENS: tl.constexpr,  # tokens rounded up to a power of two
@@ -199,9 +201,27 @@ def _check(features: Tensor) -> tuple[int, int, int]:
     return features.shape[1], features.shape[2], features.shape[3]
 
 
+@dataclass(frozen=True)
+class Statistics:
+    """Of one block: what the loss is made of, and what the backward needs.
+
+    Attributes:
+        sums: of style, content_rgb and content_tir over all samples and channels [3, B, column tiles] float32.
+        moments: for the backward.
+    """
+
+    sums: Tensor
+    moments: Moments
+
+    def terms(self) -> Tensor:
+        """Style, content_rgb, content_tir: [3] float32."""
+        _, samples, channels = self.moments.shift.shape
+        return self.sums.sum((1, 2)) / (samples * channels)
+
+
 def distillation_forward(
     features: Tensor, reading: Reading, *, tile_columns: int = 16, warps: int = 8
-) -> tuple[Tensor, Moments]:
+) -> Operation[Statistics]:
     """Style and content of one block.
 
     Args:
@@ -209,33 +229,32 @@ def distillation_forward(
         reading: what is computed.
         tile_columns: channels per program, all tokens of which it holds.
         warps: per program.
-
-    Returns:
-        [3] float32: style, content_rgb, content_tir; and what the backward needs.
     """
     samples, tokens, channels = _check(features)
     column_tiles = triton.cdiv(channels, tile_columns)
-    options = {"dtype": torch.float32, "device": features.device}
-    moments = Moments(*(torch.empty(FEATURES, samples, channels, **options) for _ in range(3)))  # type: ignore[call-overload]
-    partial: Tensor = torch.empty(3, samples, column_tiles, **options)  # type: ignore[call-overload]
-    # One program per few channels of one sample.
-    _forward_kernel[(column_tiles, samples)](
-        features,
-        moments.shift,
-        moments.m2,
-        moments.q,
-        partial,
-        samples,
-        tokens,
-        channels,
-        reading.eps,
-        CORRECTION=reading.correction,
-        TOKENS=triton.next_power_of_2(tokens),
-        COLUMNS=tile_columns,
-        num_warps=warps,
-        enable_fp_fusion=False,  # equal features differ by nothing, also after rounding
-    )
-    return partial.sum((1, 2)) / (samples * channels), moments
+
+    def made(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=features.device)
+
+    shift, m2, q = (made(FEATURES, samples, channels) for _ in range(3))
+    sums = made(3, samples, column_tiles)
+    launch = Launch(
+        name="distillation forward",
+        what=f"{samples} x {tokens} x {channels}",
+        kernel=_forward_kernel,
+        grid=(column_tiles, samples),  # one program per few channels of one sample
+        arguments={
+            "x_ptr": features, "shift_ptr": shift, "m2_ptr": m2, "q_ptr": q, "partial_ptr": sums, "samples": samples,
+            "tokens": tokens, "channels": channels, "eps": reading.eps, "CORRECTION": reading.correction,
+            "TOKENS": triton.next_power_of_2(tokens), "COLUMNS": tile_columns,
+        },
+        options={"num_warps": warps, "enable_fp_fusion": False},  # equal features differ by nothing, also rounded
+        reads=(features,),
+        writes=(shift, m2, q, sums),
+        flops=12.0 * features.numel(),
+        bytes=bytes_of(features),
+    )  # fmt: skip
+    return Operation(Statistics(sums, Moments(shift, m2, q)), (launch,))
 
 
 def distillation_backward(
@@ -246,7 +265,7 @@ def distillation_backward(
     *,
     tile_tokens: int = 32,
     tile_columns: int = 64,
-) -> Tensor:
+) -> Operation[Tensor]:
     """Gradients of all four features [4, B, N, C].
 
     Args:
@@ -255,28 +274,25 @@ def distillation_backward(
         tile_tokens, tile_columns: per program.
     """
     samples, tokens, channels = _check(features)
-    if upstream.shape != (3,) or upstream.dtype != torch.float32:
-        raise ValueError(f"upstream is {upstream.dtype} {tuple(upstream.shape)}: expected float32 [3]")
+    check("upstream", upstream, torch.float32, (3,))
     grad = torch.empty_like(features)
-    # One program per tile of tokens and channels of one sample.
-    _backward_kernel[(triton.cdiv(channels, tile_columns), triton.cdiv(tokens, tile_tokens), samples)](
-        features,
-        moments.shift,
-        moments.m2,
-        moments.q,
-        upstream.contiguous(),
-        grad,
-        samples,
-        tokens,
-        channels,
-        reading.eps,
-        CORRECTION=reading.correction,
-        MOVE_RGB=reading.move_rgb,
-        MOVE_TIR=reading.move_tir,
-        MOVE_TEACHERS=reading.move_teachers,
-        TOKENS=tile_tokens,
-        COLUMNS=tile_columns,
-        num_warps=4,
-        enable_fp_fusion=False,  # equal features differ by nothing, also after rounding
-    )
-    return grad
+    launch = Launch(
+        name="distillation backward",
+        what=f"{samples} x {tokens} x {channels}",
+        kernel=_backward_kernel,
+        # One program per tile of tokens and channels of one sample.
+        grid=(triton.cdiv(channels, tile_columns), triton.cdiv(tokens, tile_tokens), samples),
+        arguments={
+            "x_ptr": features, "shift_ptr": moments.shift, "m2_ptr": moments.m2, "q_ptr": moments.q,
+            "upstream_ptr": upstream, "grad_ptr": grad, "samples": samples, "tokens": tokens, "channels": channels,
+            "eps": reading.eps, "CORRECTION": reading.correction, "MOVE_RGB": reading.move_rgb,
+            "MOVE_TIR": reading.move_tir, "MOVE_TEACHERS": reading.move_teachers, "TOKENS": tile_tokens,
+            "COLUMNS": tile_columns,
+        },
+        options={"num_warps": 4, "enable_fp_fusion": False},
+        reads=(features, moments.shift, moments.m2, moments.q, upstream),
+        writes=(grad,),
+        flops=20.0 * features.numel(),
+        bytes=bytes_of(features, grad),
+    )  # fmt: skip
+    return Operation(grad, (launch,))

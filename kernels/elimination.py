@@ -1,4 +1,4 @@
-"""Which search tokens stay, decided on the device; and the card's operation as one function, `attend_score_gather`.
+"""Which search tokens stay, decided on the device; and attention to gather as one operation, `attend_score_gather`.
 
 From the attention kernel's rows p[s, b, h, r, l] (probabilities of the deciding template tokens r over the L current
 search tokens, softmax over all keys):
@@ -13,8 +13,8 @@ host waits for nothing. Inside the ranking launch no join is left: each program 
 all scores anew, which costs a few kilobytes of reading; the same operations in the same order give every program the
 same bits, so equal scores are equal everywhere.
 
-The gather is never a pass of its own in the engine: `rows` is the row index of the next linear layer, which therefore
-skips what was dropped. `attend_score_gather` ends with a gather for those who want the tokens themselves.
+The gather is never a pass of its own in a frame: `token_index` is the index with which the next linear layer reads its
+input, and so skips what was dropped. `attend_score_gather` ends with a gather for those who want the tokens themselves.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention import TemplateRows, attention
-from .overlap import await_producer, launch_options
+from .attention import DecidingTokens, attention
+from .launch import SETTINGS, Launch, LaunchSettings, Operation, Room, bytes_of, check, fresh_room
+from .overlap import await_producer
 
 RANKED_ROWS = 64
 
@@ -41,15 +42,16 @@ class Decision:
         scores: of the current search tokens [S, B, L] float32.
         kept_index: kept tokens in the current order, best first [S, B, K] int32.
         kept: the same as raster positions [S, B, K] int32.
-        rows: rows of the kept sequence in the current one, template first [S, B, T + K] int32.
-        place: row of every raster position in the kept sequence, -1 where it was dropped [S, B, search] int32.
+        token_index: tokens of the kept sequence in the current one, template first [S, B, T + K] int32.
+        token_of_cell: of every cell of the search grid its token in the kept sequence, -1 where it was dropped
+            [S, B, cells] int32.
     """
 
     scores: Tensor
     kept_index: Tensor
     kept: Tensor
-    rows: Tensor
-    place: Tensor
+    token_index: Tensor
+    token_of_cell: Tensor
 
 
 @triton.jit
@@ -81,11 +83,11 @@ def _scores(
                 votes = tl.load(present_ptr + branch * targets + target) != 0
                 if not TOGETHER:
                     votes = votes & ((alone == 0) | (branch == decider))
-                lane = (((branch * targets + target) * heads + head) * most + row).to(tl.int64)
-                value = tl.maximum(value, tl.load(probability_ptr + lane * search + token, mask=ok & votes, other=0.0))
+                line = (((branch * targets + target) * heads + head) * most + row).to(tl.int64)
+                value = tl.maximum(value, tl.load(probability_ptr + line * search + token, mask=ok & votes, other=0.0))
             total += value
     score = total / (count * heads).to(tl.float32)
-    # NaN has no rank, and a place that nobody takes would send the gather astray: it comes last instead. The NaN
+    # NaN has no rank, and a rank that nobody takes would send the gather astray: it comes last instead. The NaN
     # itself lives on in the tokens and is found in the result.
     return tl.where(score != score, -1.0, score)
 
@@ -99,19 +101,19 @@ def _rank_kernel(
     scores_ptr,  # [S, B, L] float32
     index_ptr,  # [S, B, K] int32
     kept_ptr,  # [S, B, K] int32
-    rows_ptr,  # [S, B, T + K] int32
-    place_ptr,  # [S, B, all_search] int32
-    targets,
-    heads,
-    most,
-    search,
-    keep,
-    template,
-    all_search,
+    token_index_ptr,  # [S, B, T + K] int32
+    token_of_cell_ptr,  # [S, B, cells] int32
+    targets,  # B
+    heads,  # H
+    most,  # rows that the probabilities have room for
+    search,  # L, current search tokens
+    keep,  # K of them that stay
+    template,  # T
+    cells,  # of the search grid
     BRANCHES: tl.constexpr,
-    TOGETHER: tl.constexpr,
+    TOGETHER: tl.constexpr,  # one decision for all branches
     ALL: tl.constexpr,  # search rounded up to a power of two
-    SOME: tl.constexpr,
+    SOME: tl.constexpr,  # tokens that a program ranks
     TEMPLATE: tl.constexpr,  # template rounded up to a power of two
     OVERLAP: tl.constexpr,
 ):
@@ -142,98 +144,102 @@ def _rank_kernel(
             position = tl.load(positions_ptr + at * search + mine, mask=ok_mine, other=0)
             tl.store(index_ptr + at * keep + rank, mine, mask=stays)
             tl.store(kept_ptr + at * keep + rank, position, mask=stays)
-            tl.store(rows_ptr + at * (template + keep) + template + rank, template + mine, mask=stays)
-            tl.store(place_ptr + at * all_search + position, tl.where(stays, template + rank, -1), mask=ok_mine)
-            tl.store(rows_ptr + at * (template + keep) + first, first, mask=(first < template) & (part == 0))
-
-
-def new_decision(place: Tensor, *, search: int, keep: int, template: int) -> Decision:
-    """Room for a decision that keeps `keep` of `search` tokens, on the device of `place` [S, B, cells]."""
-
-    def new(size: int, dtype: torch.dtype = torch.int32) -> Tensor:
-        return torch.empty(*place.shape[:2], size, dtype=dtype, device=place.device)
-
-    return Decision(new(search, torch.float32), new(keep), new(keep), new(template + keep), place)
+            tl.store(token_index_ptr + at * (template + keep) + template + rank, template + mine, mask=stays)
+            tl.store(token_of_cell_ptr + at * cells + position, tl.where(stays, template + rank, -1), mask=ok_mine)
+            tl.store(token_index_ptr + at * (template + keep) + first, first, mask=(first < template) & (part == 0))
 
 
 def decide(
     probabilities: Tensor,
-    rows: TemplateRows,
+    deciding: DecidingTokens,
     positions: Tensor,
     keep: int,
     *,
     elimination: Literal["mce", "ce"],
     present: Tensor,
-    place: Tensor,
-    out: Decision | None = None,
-    overlap: bool = False,
-) -> Decision:
+    token_of_cell: Tensor,
+    room: Room | None = None,
+    settings: LaunchSettings = SETTINGS,
+) -> Operation[Decision]:
     """Score and rank the current search tokens.
 
     Args:
-        probabilities: of the attention kernel [S, B, H, rows.most, L] float32.
-        rows: template tokens that decide.
-        positions: raster positions of the current search tokens [S, B, L] int32.
+        probabilities: of the attention kernel [S, B, H, deciding.most, L] float32.
+        deciding: template tokens that decide.
+        positions: cells of the current search tokens [S, B, L] int32.
         keep: how many stay.
         elimination: one decision for all branches, or one each.
         present: [S, B] int32, 0 where a modality is missing.
-        place: written to, [S, B, search tokens of the crop] int32; later eliminations go on with it.
-        out: written to, from `new_decision`; made if None.
-        overlap: see overlap.py.
-
-    Returns:
-        `out`.
+        token_of_cell: written to, see `Decision`; later eliminations go on with it.
+        room: for the rest of the decision, by the names of its fields.
+        settings: of all launches.
     """
     branches, targets, heads, most, search = probabilities.shape
-    template = rows.slots.shape[1]
-    if positions.shape != (branches, targets, search) or positions.dtype != torch.int32:
-        raise ValueError(f"positions is {positions.dtype} {tuple(positions.shape)}: expected int32 [S, B, {search}]")
+    template = deciding.order.shape[1]
+    check("positions", positions, torch.int32, (branches, targets, search))
+    check("present", present, torch.int32, (branches, targets))
+    check("token_of_cell", token_of_cell, torch.int32, (branches, targets, token_of_cell.shape[-1]))
     if not 0 < keep <= search:
         raise ValueError(f"keep={keep}: expected 1 to {search}")
-    if present.shape != (branches, targets) or present.dtype != torch.int32:
-        raise ValueError(f"present is {present.dtype} {tuple(present.shape)}: expected int32 [{branches}, {targets}]")
     if elimination not in ("mce", "ce"):
         raise ValueError(f"elimination={elimination!r}: known are mce, ce")
+    room = room or fresh_room(probabilities.device)
 
-    decision = out or new_decision(place, search=search, keep=keep, template=template)
-    if decision.place is not place or decision.kept.shape[2] != keep or decision.scores.shape[2] != search:
-        raise ValueError(f"out is made for other sizes: expected new_decision(place, {search=}, {keep=}, {template=})")
+    def made(name: str, size: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return room(name, (branches, targets, size), dtype)
+
+    decision = Decision(
+        scores=made("scores", search, torch.float32),
+        kept_index=made("kept_index", keep),
+        kept=made("kept", keep),
+        token_index=made("token_index", template + keep),
+        token_of_cell=token_of_cell,
+    )
     together = elimination == "mce"
     some = min(RANKED_ROWS, triton.next_power_of_2(search))
-    # One program per part of the tokens, target and decision.
-    _rank_kernel[(triton.cdiv(search, some), targets, 1 if together else branches)](
-        probabilities,
-        rows.counts,
-        present,
-        positions,
-        decision.scores,
-        decision.kept_index,
-        decision.kept,
-        decision.rows,
-        place,
-        targets,
-        heads,
-        most,
-        search,
-        keep,
-        template,
-        place.shape[2],
-        BRANCHES=branches,
-        TOGETHER=together,
-        ALL=triton.next_power_of_2(search),
-        SOME=some,
-        TEMPLATE=triton.next_power_of_2(template),
-        OVERLAP=overlap,
-        num_warps=8 if search > 128 else 4,
-        **launch_options(overlap=overlap),
+    launch = Launch(
+        name="rank",
+        what=f"{keep} of {search}, {elimination}",
+        kernel=_rank_kernel,
+        # One program per part of the tokens, target and decision.
+        grid=(triton.cdiv(search, some), targets, 1 if together else branches),
+        arguments={
+            "probability_ptr": probabilities,
+            "counts_ptr": deciding.counts,
+            "present_ptr": present,
+            "positions_ptr": positions,
+            "scores_ptr": decision.scores,
+            "index_ptr": decision.kept_index,
+            "kept_ptr": decision.kept,
+            "token_index_ptr": decision.token_index,
+            "token_of_cell_ptr": token_of_cell,
+            "targets": targets,
+            "heads": heads,
+            "most": most,
+            "search": search,
+            "keep": keep,
+            "template": template,
+            "cells": token_of_cell.shape[2],
+            "BRANCHES": branches,
+            "TOGETHER": together,
+            "ALL": triton.next_power_of_2(search),
+            "SOME": some,
+            "TEMPLATE": triton.next_power_of_2(template),
+            "OVERLAP": settings.overlap,
+        },
+        options={"num_warps": 8 if search > 128 else 4, **settings.options},
+        reads=(probabilities, deciding.counts, present, positions),
+        writes=(decision.scores, decision.kept_index, decision.kept, decision.token_index, token_of_cell),
+        flops=float(targets * search**2),
+        bytes=bytes_of(probabilities),
     )
-    return decision
+    return Operation(decision, (launch,))
 
 
 @triton.jit
 def _gather_kernel(
     x_ptr,  # [S * B, N, C]
-    rows_ptr,  # [S * B, M] int32
+    token_index_ptr,  # [S * B, M] int32
     out_ptr,  # [S * B, M, C]
     tokens,
     kept,
@@ -244,7 +250,7 @@ def _gather_kernel(
     """Copy some rows of one branch and target."""
     part, which = tl.program_id(0), tl.program_id(1)
     row = part * ROWS + tl.arange(0, ROWS)
-    source = tl.load(rows_ptr + which * kept + row, mask=row < kept, other=0)
+    source = tl.load(token_index_ptr + which * kept + row, mask=row < kept, other=0)
     for start in range(0, channels, WIDTH):
         channel = start + tl.arange(0, WIDTH)
         ok = (row < kept)[:, None] & (channel < channels)[None, :]
@@ -253,16 +259,28 @@ def _gather_kernel(
         tl.store(out_ptr + out_at, tl.load(x_ptr + x_at, mask=ok, other=0.0), mask=ok)
 
 
-def gather(x: Tensor, rows: Tensor) -> Tensor:
-    """Rows of x [S, B, N, C] by an index [S, B, M] int32 -> [S, B, M, C]."""
+def gather(x: Tensor, token_index: Tensor, room: Room | None = None) -> Operation[Tensor]:
+    """Tokens of x [S, B, N, C] by an index [S, B, M] int32 -> [S, B, M, C]."""
     branches, targets, tokens, channels = x.shape
-    kept = rows.shape[2]
-    out = torch.empty(branches, targets, kept, channels, dtype=x.dtype, device=x.device)
-    # One program per 32 rows of one branch and target.
-    _gather_kernel[(triton.cdiv(kept, 32), branches * targets)](
-        x, rows, out, tokens, kept, channels, ROWS=32, WIDTH=128, num_warps=4
-    )
-    return out
+    kept = token_index.shape[2]
+    out = (room or fresh_room(x.device))("gathered", (branches, targets, kept, channels), x.dtype)
+    launch = Launch(
+        name="gather",
+        what=f"{kept} of {tokens}",
+        kernel=_gather_kernel,
+        # One program per 32 tokens of one branch and target.
+        grid=(triton.cdiv(kept, 32), branches * targets),
+        arguments={
+            "x_ptr": x, "token_index_ptr": token_index, "out_ptr": out, "tokens": tokens, "kept": kept,
+            "channels": channels, "ROWS": 32, "WIDTH": 128,
+        },
+        options={"num_warps": 4},
+        reads=(x, token_index),
+        writes=(out,),
+        flops=0.0,
+        bytes=2 * bytes_of(out),
+    )  # fmt: skip
+    return Operation(out, (launch,))
 
 
 @dataclass(frozen=True)
@@ -278,37 +296,35 @@ def attend_score_gather(
     k: Tensor,
     v: Tensor,
     *,
-    rows: TemplateRows,
+    deciding: DecidingTokens,
     positions: Tensor,
     keep: int,
     elimination: Literal["mce", "ce"] = "mce",
     present: Tensor | None = None,
-    place: Tensor | None = None,
-    tile_rows: int = 64,
-    tile_keys: int = 64,
-) -> AttendedAndKept:
+    settings: LaunchSettings = SETTINGS,
+) -> Operation[AttendedAndKept]:
     """Attention of all branches, max of the softmaxes, mean over deciding rows and heads, top-k, gather.
 
     Args:
         q, k, v: [S, B, H, N, D] with equal strides; the first T tokens are the template.
-        rows: template tokens that decide; T = rows.slots.shape[1].
-        positions: raster positions of the N - T search tokens [S, B, N - T] int32.
+        deciding: template tokens that decide; T = deciding.order.shape[1].
+        positions: cells of the N - T search tokens [S, B, N - T] int32.
         keep: how many search tokens stay.
         elimination: "mce" for one decision, "ce" for one per branch.
         present: [S, B] int32, 0 where a modality is missing; None: all are there.
-        place: see `Decision`; made for N - T positions if None.
-        tile_rows, tile_keys: sizes of the attention's tiles.
+        settings: of all launches.
     """
-    branches, targets, heads, tokens, _ = q.shape
-    template = rows.slots.shape[1]
-    probabilities = torch.empty(branches, targets, heads, rows.most, tokens - template, device=q.device)
-    out = attention(
-        q, k, v, rows=rows, probabilities=probabilities, template_tokens=template, tile_rows=tile_rows,
-        tile_keys=tile_keys,
-    )  # fmt: skip
+    branches, targets, _, tokens, _ = q.shape
+    search = tokens - deciding.order.shape[1]
+    attended = attention(q, k, v, deciding=deciding, settings=settings)
+    if attended.out.probabilities is None:
+        raise ValueError("no template token decides")
     if present is None:
         present = torch.ones(branches, targets, dtype=torch.int32, device=q.device)
-    if place is None:
-        place = torch.empty(branches, targets, tokens - template, dtype=torch.int32, device=q.device)
-    decision = decide(probabilities, rows, positions, keep, elimination=elimination, present=present, place=place)
-    return AttendedAndKept(gather(out, decision.rows), decision)
+    decided = decide(
+        attended.out.probabilities, deciding, positions, keep, elimination=elimination, present=present,
+        token_of_cell=torch.empty(branches, targets, search, dtype=torch.int32, device=q.device), settings=settings,
+    )  # fmt: skip
+    gathered = gather(attended.out.tokens, decided.out.token_index)
+    launches = (*attended.launches, *decided.launches, *gathered.launches)
+    return Operation(AttendedAndKept(gathered.out, decided.out), launches)

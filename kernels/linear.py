@@ -2,9 +2,9 @@
 
 For branch s, target b, token n, with W [S, F, K]:
 
-    y = a @ W[s]^T + bias[s]              a = x[s, b, rows[n]]   (rows: optional index into x's tokens)
+    y = a @ W[s]^T + bias[s]              a = x[s, b, index[n]]   (index: optional, into x's tokens)
     y = gelu(y)                           optional, exact (erf)
-    y = y + residual[s, b, rows[n]]       optional; or residual[s, n], the same for all targets
+    y = y + residual[s, b, index[n]]      optional; or residual[s, n], the same for all targets
     out[s, b, out_offset + n] = y
 
 LayerNorm in front of the layer costs no pass of its own. With gamma folded into W and beta into bias by `fold_norm`,
@@ -17,7 +17,7 @@ wrote in its epilogue: (mean, M2) of every row over every tile of columns, merge
 from the rounded W', so what is large in a and constant along a row cancels but for float32's own rounding, far below
 that of 16-bit factors. Factors of float32 have no such room: there the mean is subtracted from a before the product.
 
-Narrow layers do not fill a GPU: `split_k` gives each part of K its own programs, which write float32 partial sums; a
+Narrow layers do not fill a GPU: with `split_k` each part of K has its own programs, which write float32 partial sums; a
 second launch adds them in a fixed order and runs the epilogue. No atomics: two runs are bit-identical.
 """
 
@@ -30,20 +30,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .overlap import await_producer, launch_options
+from .launch import (
+    SETTINGS,
+    KernelName,
+    Launch,
+    LaunchSettings,
+    Operation,
+    Room,
+    TileRequest,
+    bytes_of,
+    dtype_name,
+    fresh_room,
+)
+from .overlap import await_producer
 
 JOINED_ROWS = 16
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """Sizes of one program's work: rows, columns and depth of a step, warps and pipeline stages."""
-
-    rows: int = 64
-    columns: int = 64
-    depth: int = 64
-    warps: int = 4
-    stages: int = 3
 
 
 @dataclass(frozen=True)
@@ -60,25 +61,42 @@ class RowStatistics:
 
 
 @dataclass(frozen=True)
-class FoldedLinear:
-    """A linear layer with the LayerNorm before it folded in.
+class Rows:
+    """Tokens [S, B, N, C] and, where a norm comes next, the statistics of their rows."""
+
+    tokens: Tensor
+    statistics: RowStatistics | None = None
+
+    @property
+    def moments(self) -> Tensor:
+        """The statistics' values [S, B, N, tiles, 2], where there must be some."""
+        if self.statistics is None:
+            raise ValueError(f"rows {tuple(self.tokens.shape)} have no statistics: a norm needs them")
+        return self.statistics.values
+
+
+@dataclass(frozen=True)
+class PlainLayer:
+    """A linear layer: weight [S, F, K] in the kernel's precision, bias [S, F] float32. With S = 1 branches share it."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class FoldedLayer(PlainLayer):
+    """A linear layer with the LayerNorm before it folded in: gamma * weight, bias + weight beta.
 
     Attributes:
-        weight: gamma * W, [S, F, K], in the precision of the kernel.
-        bias: bias + W beta, [S, F] float32.
         column_sum: sums of the rounded weight over K, [S, F] float32.
         eps: of the LayerNorm.
     """
 
-    weight: Tensor
-    bias: Tensor
     column_sum: Tensor
     eps: float
 
 
-def fold_norm(
-    weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, eps: float, dtype: torch.dtype
-) -> FoldedLinear:
+def fold_norm(weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, eps: float, dtype: torch.dtype) -> FoldedLayer:
     """Fold a LayerNorm into the layer behind it, in float64 from the weight as it will be rounded.
 
     Args:
@@ -91,7 +109,7 @@ def fold_norm(
     exact = weight.double()
     rounded = (exact * gamma.double()[:, None, :]).to(dtype)
     folded_bias = bias.double() + (exact @ beta.double()[:, :, None])[..., 0]
-    return FoldedLinear(rounded.contiguous(), folded_bias.float(), rounded.double().sum(-1).float(), eps)
+    return FoldedLayer(rounded.contiguous(), folded_bias.float(), rounded.double().sum(-1).float(), eps)
 
 
 @triton.jit
@@ -113,70 +131,62 @@ def _merged_statistics(stats_ptr, row, ok, K, TILE: tl.constexpr, TILES: tl.cons
 
 
 @triton.jit
+def _tile(
+    tile, branch, index_ptr, targets, tokens_in, tokens_out, F,
+    INDEX: tl.constexpr, COLUMN_TILES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Where a program's tile lies: rows and columns of the result, each row's target, token and source row in x."""
+    # Neighbouring programs share rows of x: a tile of x is small, the weights stream.
+    row = tile // COLUMN_TILES * ROWS + tl.arange(0, ROWS)
+    column = tile % COLUMN_TILES * COLUMNS + tl.arange(0, COLUMNS)
+    rows_out = targets * tokens_out
+    ok_row, ok_column = row < rows_out, column < F
+    target, token = row // tokens_out, row % tokens_out
+    if INDEX:
+        taken = tl.load(index_ptr + branch * rows_out + row, mask=ok_row, other=0)
+    else:
+        taken = token
+    # int64: rows of all branches times their width may pass 2^31.
+    source = branch.to(tl.int64) * (targets * tokens_in) + target * tokens_in + taken
+    return row, ok_row, column, ok_column, target, token, source
+
+
+@triton.jit
 def _finish(
-    acc,
-    branch,
-    row,
-    ok_row,
-    source,
-    token,
-    column,
-    ok_column,
-    column_tile,
-    bias_ptr,
-    sum_ptr,
-    stats_ptr,
-    residual_ptr,
-    out_ptr,
-    out_stats_ptr,
-    rows_in,
-    tokens_out,
-    out_tokens,
-    out_offset,
-    rows_out_all,
-    residual_rows,
-    K,
-    F,
-    eps,
-    ONE_WEIGHT: tl.constexpr,
-    NORM: tl.constexpr,
-    CENTRED: tl.constexpr,
-    STATS_TILE: tl.constexpr,
-    STATS_TILES: tl.constexpr,
-    GELU: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    SHARED_RESIDUAL: tl.constexpr,
-    WRITE_STATS: tl.constexpr,
-    COLUMN_TILES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """The epilogue on a float32 tile [rows, columns]."""
+    acc, branch, column_tile, place, pointers, sizes,
+    ONE_WEIGHT: tl.constexpr, NORM: tl.constexpr, CENTRED: tl.constexpr, STATS_TILE: tl.constexpr,
+    STATS_TILES: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr, SHARED_RESIDUAL: tl.constexpr,
+    WRITE_STATS: tl.constexpr, COLUMN_TILES: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The epilogue on a float32 tile [rows, columns]: norm, bias, GELU, residual, statistics."""
+    _, ok_row, column, ok_column, target, token, source = place
+    bias_ptr, sum_ptr, stats_ptr, residual_ptr, out_ptr, out_stats_ptr = pointers
+    targets, tokens_out, out_tokens, out_offset, depth, features, eps = sizes
     ok = ok_row[:, None] & ok_column[None, :]
     weights = 0 if ONE_WEIGHT else branch
     if NORM:
-        mean, m2 = _merged_statistics(
-            stats_ptr, branch.to(tl.int64) * rows_in + source, ok_row, K, STATS_TILE, STATS_TILES
-        )
-        rstd = tl.math.rsqrt(m2 / K + eps)
+        mean, m2 = _merged_statistics(stats_ptr, source, ok_row, depth, STATS_TILE, STATS_TILES)
+        rstd = tl.math.rsqrt(m2 / depth + eps)
         if not CENTRED:
-            column_sum = tl.load(sum_ptr + weights * F + column, mask=ok_column, other=0.0)
+            column_sum = tl.load(sum_ptr + weights * features + column, mask=ok_column, other=0.0)
             acc -= mean[:, None] * column_sum[None, :]
         acc *= rstd[:, None]
-    acc += tl.load(bias_ptr + weights * F + column, mask=ok_column, other=0.0)[None, :]
+    acc += tl.load(bias_ptr + weights * features + column, mask=ok_column, other=0.0)[None, :]
     if GELU:
         acc = 0.5 * acc * (1.0 + tl.math.erf(acc * 0.7071067811865476))
     if RESIDUAL:
-        place = token if SHARED_RESIDUAL else source
-        at = (branch.to(tl.int64) * residual_rows + place)[:, None] * F + column[None, :]
-        acc += tl.load(residual_ptr + at, mask=ok, other=0.0).to(tl.float32)
+        if SHARED_RESIDUAL:
+            added = branch.to(tl.int64) * tokens_out + token
+        else:
+            added = source
+        acc += tl.load(residual_ptr + added[:, None] * features + column[None, :], mask=ok, other=0.0).to(tl.float32)
     rounded = acc.to(out_ptr.dtype.element_ty)
-    target = row // tokens_out
-    out_row = branch.to(tl.int64) * rows_out_all + target * out_tokens + out_offset + token
-    tl.store(out_ptr + out_row[:, None] * F + column[None, :], rounded, mask=ok)
+    out_row = branch.to(tl.int64) * (targets * out_tokens) + target * out_tokens + out_offset + token
+    tl.store(out_ptr + out_row[:, None] * features + column[None, :], rounded, mask=ok)
     if WRITE_STATS:
         # Of the rounded values: the next kernel reads those.
         seen = tl.where(ok, rounded.to(tl.float32), 0.0)
-        count = tl.minimum(COLUMNS, F - column_tile * COLUMNS).to(tl.float32)
+        count = tl.minimum(COLUMNS, features - column_tile * COLUMNS).to(tl.float32)
         mean_here = tl.sum(seen, 1) / count
         centred = tl.where(ok, seen - mean_here[:, None], 0.0)
         at_stats = (out_row * COLUMN_TILES + column_tile) * 2
@@ -186,39 +196,36 @@ def _finish(
 
 @triton.jit
 def _linear_kernel(
-    x_ptr,  # [S, rows_in, K]; rows of all targets, one after the other
-    weight_ptr,  # [S, F, K]
+    x_ptr,  # [S, B, tokens_in, K]
+    weight_ptr,  # [S, F, K]; [1, F, K] with ONE_WEIGHT
     bias_ptr,  # [S, F] float32
-    sum_ptr,  # [S, F] float32: column sums, with NORM
-    stats_ptr,  # [S, rows_in, STATS_TILES, 2] float32, with NORM
-    residual_ptr,  # [S, residual_rows, F], with RESIDUAL
-    index_ptr,  # [S, rows_out] int32: token of x for each token of the result, with INDEX
-    out_ptr,  # [S, rows_out_all, F]
-    out_stats_ptr,  # [S, rows_out_all, COLUMN_TILES, 2] float32, with WRITE_STATS
-    partial_ptr,  # [SPLITS, S, rows_out, F] float32, with SPLITS > 1
-    rows_in,
-    rows_out,
-    tokens_in,
-    tokens_out,
-    out_tokens,
-    out_offset,
-    rows_out_all,
-    residual_rows,
-    K,
-    F,
-    eps,
-    ONE_WEIGHT: tl.constexpr,
-    NORM: tl.constexpr,
-    CENTRED: tl.constexpr,
-    STATS_TILE: tl.constexpr,
-    STATS_TILES: tl.constexpr,
+    sum_ptr,  # [S, F] float32: sums of the weight over K, with NORM
+    stats_ptr,  # [S, B, tokens_in, STATS_TILES, 2] float32, with NORM
+    residual_ptr,  # [S, B, tokens_in, F], or [S, tokens_out, F] with SHARED_RESIDUAL; with RESIDUAL
+    index_ptr,  # [S, B, tokens_out] int32: token of x for each token of the result, with INDEX
+    out_ptr,  # [S, B, out_tokens, F]
+    out_stats_ptr,  # [S, B, out_tokens, COLUMN_TILES, 2] float32, with WRITE_STATS
+    partial_ptr,  # [SPLITS, S, B, tokens_out, F] float32, with SPLITS > 1
+    targets,  # B
+    tokens_in,  # of each target in x
+    tokens_out,  # of each target that are computed
+    out_tokens,  # of each target that `out` has room for
+    out_offset,  # the first of them that is written
+    K,  # features in
+    F,  # features out
+    eps,  # of the norm
+    ONE_WEIGHT: tl.constexpr,  # branches share the layer
+    NORM: tl.constexpr,  # a norm is folded in
+    CENTRED: tl.constexpr,  # the mean is subtracted before the product, not after it
+    STATS_TILE: tl.constexpr,  # columns per tile of the statistics that are read
+    STATS_TILES: tl.constexpr,  # how many such tiles
     GELU: tl.constexpr,
     RESIDUAL: tl.constexpr,
     SHARED_RESIDUAL: tl.constexpr,
     INDEX: tl.constexpr,
     WRITE_STATS: tl.constexpr,
-    COLUMN_TILES: tl.constexpr,
-    SPLITS: tl.constexpr,
+    COLUMN_TILES: tl.constexpr,  # tiles across F
+    SPLITS: tl.constexpr,  # parts of K
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -228,26 +235,15 @@ def _linear_kernel(
     """One tile of the result [ROWS, COLUMNS] of one branch, or one part of its sum over K."""
     await_producer(OVERLAP)
     tile, branch, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    # Neighbouring programs share rows of x: a tile of x is small, the weights stream.
-    row_tile, column_tile = tile // COLUMN_TILES, tile % COLUMN_TILES
-    row = row_tile * ROWS + tl.arange(0, ROWS)
-    column = column_tile * COLUMNS + tl.arange(0, COLUMNS)
-    ok_row, ok_column = row < rows_out, column < F
-    token = row % tokens_out
-    if INDEX:
-        chosen = tl.load(index_ptr + branch * rows_out + row, mask=ok_row, other=0)
-    else:
-        chosen = token
-    source = row // tokens_out * tokens_in + chosen
-    x_row = (branch.to(tl.int64) * rows_in + source)[:, None] * K
+    place = _tile(tile, branch, index_ptr, targets, tokens_in, tokens_out, F, INDEX, COLUMN_TILES, ROWS, COLUMNS)
+    row, ok_row, column, ok_column, _, _, source = place
+    x_row = source[:, None] * K
     if ONE_WEIGHT:
         w_row = column.to(tl.int64)[None, :] * K
     else:
         w_row = (branch.to(tl.int64) * F + column)[None, :] * K
     if CENTRED:
-        mean, _ = _merged_statistics(
-            stats_ptr, branch.to(tl.int64) * rows_in + source, ok_row, K, STATS_TILE, STATS_TILES
-        )
+        mean, _ = _merged_statistics(stats_ptr, source, ok_row, K, STATS_TILE, STATS_TILES)
     acc = tl.zeros((ROWS, COLUMNS), tl.float32)
     steps = tl.cdiv(K, DEPTH * SPLITS)
     for step in range(steps):
@@ -259,13 +255,14 @@ def _linear_kernel(
         w = tl.load(weight_ptr + w_row + k[:, None], mask=ok_column[None, :] & ok_k[:, None], other=0.0)
         acc = tl.dot(a, w, acc, input_precision=PRECISION)
     if SPLITS > 1:
-        at = ((split * tl.num_programs(1) + branch).to(tl.int64) * rows_out + row)[:, None] * F + column[None, :]
+        part = (split * tl.num_programs(1) + branch).to(tl.int64) * (targets * tokens_out)
+        at = (part + row)[:, None] * F + column[None, :]
         tl.store(partial_ptr + at, acc, mask=ok_row[:, None] & ok_column[None, :])
     else:
         _finish(
-            acc, branch, row, ok_row, source, token, column, ok_column, column_tile,
-            bias_ptr, sum_ptr, stats_ptr, residual_ptr, out_ptr, out_stats_ptr,
-            rows_in, tokens_out, out_tokens, out_offset, rows_out_all, residual_rows, K, F, eps,
+            acc, branch, tile % COLUMN_TILES, place,
+            (bias_ptr, sum_ptr, stats_ptr, residual_ptr, out_ptr, out_stats_ptr),
+            (targets, tokens_out, out_tokens, out_offset, K, F, eps),
             ONE_WEIGHT, NORM, CENTRED, STATS_TILE, STATS_TILES, GELU, RESIDUAL, SHARED_RESIDUAL, WRITE_STATS,
             COLUMN_TILES, COLUMNS,
         )  # fmt: skip
@@ -273,189 +270,192 @@ def _linear_kernel(
 
 @triton.jit
 def _join_kernel(
-    bias_ptr,
-    sum_ptr,
-    stats_ptr,
-    residual_ptr,
-    index_ptr,
-    out_ptr,
-    out_stats_ptr,
-    partial_ptr,
-    rows_in,
-    rows_out,
-    tokens_in,
-    tokens_out,
-    out_tokens,
-    out_offset,
-    rows_out_all,
-    residual_rows,
-    K,
-    F,
-    eps,
-    ONE_WEIGHT: tl.constexpr,
-    NORM: tl.constexpr,
-    CENTRED: tl.constexpr,
-    STATS_TILE: tl.constexpr,
-    STATS_TILES: tl.constexpr,
-    GELU: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    SHARED_RESIDUAL: tl.constexpr,
-    INDEX: tl.constexpr,
-    WRITE_STATS: tl.constexpr,
-    COLUMN_TILES: tl.constexpr,
-    SPLITS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    OVERLAP: tl.constexpr,
-):
+    bias_ptr, sum_ptr, stats_ptr, residual_ptr, index_ptr, out_ptr, out_stats_ptr, partial_ptr,
+    targets, tokens_in, tokens_out, out_tokens, out_offset, K, F, eps,
+    ONE_WEIGHT: tl.constexpr, NORM: tl.constexpr, CENTRED: tl.constexpr, STATS_TILE: tl.constexpr,
+    STATS_TILES: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr, SHARED_RESIDUAL: tl.constexpr,
+    INDEX: tl.constexpr, WRITE_STATS: tl.constexpr, COLUMN_TILES: tl.constexpr, SPLITS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
     """Add the parts of one tile in order, then the epilogue; arguments as above."""
     await_producer(OVERLAP)
     tile, branch = tl.program_id(0), tl.program_id(1)
-    row_tile, column_tile = tile // COLUMN_TILES, tile % COLUMN_TILES
-    row = row_tile * ROWS + tl.arange(0, ROWS)
-    column = column_tile * COLUMNS + tl.arange(0, COLUMNS)
-    ok_row, ok_column = row < rows_out, column < F
-    token = row % tokens_out
-    if INDEX:
-        chosen = tl.load(index_ptr + branch * rows_out + row, mask=ok_row, other=0)
-    else:
-        chosen = token
-    source = row // tokens_out * tokens_in + chosen
+    place = _tile(tile, branch, index_ptr, targets, tokens_in, tokens_out, F, INDEX, COLUMN_TILES, ROWS, COLUMNS)
+    row, ok_row, column, ok_column, _, _, _ = place
     acc = tl.zeros((ROWS, COLUMNS), tl.float32)
     for split in tl.static_range(SPLITS):
-        at = ((split * tl.num_programs(1) + branch).to(tl.int64) * rows_out + row)[:, None] * F + column[None, :]
+        part = (split * tl.num_programs(1) + branch).to(tl.int64) * (targets * tokens_out)
+        at = (part + row)[:, None] * F + column[None, :]
         acc += tl.load(partial_ptr + at, mask=ok_row[:, None] & ok_column[None, :], other=0.0)
     _finish(
-        acc, branch, row, ok_row, source, token, column, ok_column, column_tile,
-        bias_ptr, sum_ptr, stats_ptr, residual_ptr, out_ptr, out_stats_ptr,
-        rows_in, tokens_out, out_tokens, out_offset, rows_out_all, residual_rows, K, F, eps,
+        acc, branch, tile % COLUMN_TILES, place,
+        (bias_ptr, sum_ptr, stats_ptr, residual_ptr, out_ptr, out_stats_ptr),
+        (targets, tokens_out, out_tokens, out_offset, K, F, eps),
         ONE_WEIGHT, NORM, CENTRED, STATS_TILE, STATS_TILES, GELU, RESIDUAL, SHARED_RESIDUAL, WRITE_STATS,
         COLUMN_TILES, COLUMNS,
     )  # fmt: skip
 
 
 def linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+    x: Rows,
+    layer: PlainLayer,
     *,
-    norm: FoldedLinear | None = None,
-    statistics: RowStatistics | None = None,
     gelu: bool = False,
     residual: Tensor | None = None,
-    rows: Tensor | None = None,
-    out: Tensor | None = None,
+    token_index: Tensor | None = None,
+    into: Rows | None = None,
     out_offset: int = 0,
-    out_statistics: RowStatistics | None = None,
-    split_k: int = 1,
-    partial: Tensor | None = None,
-    tiles: Tiles | None = None,
-    tf32: bool = False,
-    overlap: bool = False,
-) -> Tensor:
+    write_statistics: bool = False,
+    kernel: KernelName = "linear",
+    room: Room | None = None,
+    settings: LaunchSettings = SETTINGS,
+) -> Operation[Rows]:
     """Apply one layer of S branches to B targets.
 
     Args:
-        x: [S, B, N, K], contiguous.
-        weight: [S, F, K] in the type of x, [1, F, K] where the branches share it; `norm.weight` where a norm is folded
-            in.
-        bias: [S, F] or [1, F] float32; `norm.bias` where a norm is folded in.
-        norm: the folded norm; needs `statistics`.
-        statistics: of the rows of x.
+        x: tokens [S, B, N, K], contiguous; with their statistics for a `FoldedLayer`.
+        layer: its weights, in the type of x.
         gelu: apply it.
         residual: added last, [S, B, N, F]; or [S, M, F], the same for all targets, by token of the result.
-        rows: [S, B, M] int32, tokens of x (and of a residual per target) to take; None: all N.
-        out: written to, [S, B, at least out_offset + M, F]; made if None.
-        out_offset: token of `out` where the result begins.
-        out_statistics: written to, of the rows of `out`, with tile = `tiles.columns`.
-        split_k: programs that share a sum over K.
-        partial: scratch for split_k > 1, [split_k, S, B * M, F] float32; made if None.
-        tiles: sizes of one program's work.
-        tf32: let float32 products round their factors to tf32.
-        overlap: see overlap.py.
-
-    Returns:
-        `out`.
+        token_index: [S, B, M] int32, tokens of x (and of a residual per target) to take; None: all N.
+        into: written to, tokens [S, B, at least out_offset + M, F], and their statistics if there are any, in tiles of
+            as many columns as the kernel's; made if None.
+        out_offset: token of the result's memory where the result begins.
+        write_statistics: of the result's rows, where `into` is None.
+        kernel: under what name tiles are asked for.
+        room: for "tokens", "statistics" and "partial".
+        settings: of all launches.
     """
-    tiles = tiles or Tiles()
-    branches, targets, tokens_in, depth = x.shape
-    features = weight.shape[1]
-    weights = weight.shape[0]
-    if weights not in (1, branches) or weight.shape[2] != depth or bias.shape != (weights, features):
-        raise ValueError(f"weight {tuple(weight.shape)} and bias {tuple(bias.shape)} do not fit x {tuple(x.shape)}")
-    if weight.dtype != x.dtype or bias.dtype != torch.float32:
-        raise TypeError(f"weight is {weight.dtype} and bias {bias.dtype}: expected {x.dtype} and float32")
-    if not (x.is_contiguous() and weight.is_contiguous() and bias.is_contiguous()):
+    branches, targets, tokens_in, depth = x.tokens.shape
+    weights, features, layer_depth = layer.weight.shape
+    weight, bias, dtype = layer.weight, layer.bias, x.tokens.dtype
+    if weights not in (1, branches) or layer_depth != depth or bias.shape != (weights, features):
+        raise ValueError(
+            f"weight {tuple(weight.shape)} and bias {tuple(bias.shape)} do not fit x {tuple(x.tokens.shape)}"
+        )
+    if weight.dtype != dtype or bias.dtype != torch.float32:
+        raise TypeError(f"weight is {weight.dtype} and bias {bias.dtype}: expected {dtype} and float32")
+    if not (x.tokens.is_contiguous() and weight.is_contiguous() and bias.is_contiguous()):
         raise ValueError("x, weight and bias must be contiguous")
-    if (norm is None) != (statistics is None):
-        raise ValueError("a folded norm and the statistics of its input come together")
-    tokens_out = tokens_in if rows is None else rows.shape[2]
-    if rows is not None and (rows.shape[:2] != (branches, targets) or rows.dtype != torch.int32):
-        raise ValueError(f"rows is {rows.dtype} {tuple(rows.shape)}: expected int32 [{branches}, {targets}, M]")
-    if out is None:
-        out = torch.empty(branches, targets, out_offset + tokens_out, features, dtype=x.dtype, device=x.device)
+    norm = layer if isinstance(layer, FoldedLayer) else None
+    statistics = x.statistics if norm else None
+    if norm and statistics is None:
+        raise ValueError("a folded norm needs the statistics of its input's rows")
+    if token_index is not None and (token_index.shape[:2] != (branches, targets) or token_index.dtype != torch.int32):
+        raise ValueError(
+            f"token_index is {token_index.dtype} {tuple(token_index.shape)}: expected int32 [{branches}, {targets}, M]"
+        )
+    tokens_out = tokens_in if token_index is None else token_index.shape[2]
+    request = TileRequest(kernel, dtype_name(x.tokens), branches, targets * tokens_out, features, depth)
+    choice = settings.choose(request)
+    tiles, split = choice.tiles, choice.split_k
+    column_tiles = triton.cdiv(features, tiles.columns)
+    room = room or fresh_room(x.tokens.device)
+    if into is None:
+        shape = (branches, targets, out_offset + tokens_out, features)
+        made = None
+        if write_statistics:
+            made = RowStatistics(room("statistics", (*shape[:3], column_tiles, 2), torch.float32), tiles.columns)
+        into = Rows(room("tokens", shape, dtype), made)
+    out, out_statistics = into.tokens, into.statistics
     if out.shape[2] < out_offset + tokens_out or out.shape[3] != features or not out.is_contiguous():
         raise ValueError(f"out {tuple(out.shape)} has no room for {tokens_out} tokens of {features} at {out_offset}")
+    if out_statistics is not None and (
+        out_statistics.tile != tiles.columns or out_statistics.values.shape != (*out.shape[:3], column_tiles, 2)
+    ):
+        raise ValueError(
+            f"statistics are {tuple(out_statistics.values.shape)} in tiles of {out_statistics.tile}: expected "
+            f"{(*out.shape[:3], column_tiles, 2)} in tiles of {tiles.columns}"
+        )
     shared = residual is not None and residual.dim() == 3
     if residual is not None:
         expected = (branches, tokens_out, features) if shared else (branches, targets, tokens_in, features)
         if residual.shape != expected or not residual.is_contiguous():
             raise ValueError(f"residual is {tuple(residual.shape)}: expected contiguous {expected}")
-    column_tiles = triton.cdiv(features, tiles.columns)
-    if out_statistics is not None and (
-        out_statistics.tile != tiles.columns or out_statistics.values.shape != (*out.shape[:3], column_tiles, 2)
-    ):
-        raise ValueError(f"out_statistics must be {(*out.shape[:3], column_tiles, 2)} in tiles of {tiles.columns}")
-    rows_out = targets * tokens_out
-    if split_k > 1 and partial is None:
-        partial = torch.empty(split_k, branches, rows_out, features, dtype=torch.float32, device=x.device)
-    dummy = bias  # stands for pointers that the flags leave unread
-    pointers = {
+    partial = None
+    if split > 1:
+        partial = room("partial", (split, branches, targets, tokens_out, features), torch.float32)
+    centred = norm is not None and dtype == torch.float32
+    unread = bias  # stands for pointers that the flags leave unread
+    arguments = {
         "bias_ptr": bias,
-        "sum_ptr": norm.column_sum if norm else dummy,
-        "stats_ptr": statistics.values if statistics else dummy,
-        "residual_ptr": residual if residual is not None else dummy,
-        "index_ptr": rows if rows is not None else dummy,
+        "sum_ptr": norm.column_sum if norm else unread,
+        "stats_ptr": statistics.values if statistics else unread,
+        "residual_ptr": unread if residual is None else residual,
+        "index_ptr": unread if token_index is None else token_index,
         "out_ptr": out,
-        "out_stats_ptr": out_statistics.values if out_statistics else dummy,
-        "partial_ptr": partial if partial is not None else dummy,
-        "rows_in": targets * tokens_in,
-        "rows_out": rows_out,
+        "out_stats_ptr": out_statistics.values if out_statistics else unread,
+        "partial_ptr": unread if partial is None else partial,
+        "targets": targets,
         "tokens_in": tokens_in,
         "tokens_out": tokens_out,
         "out_tokens": out.shape[2],
         "out_offset": out_offset,
-        "rows_out_all": targets * out.shape[2],
-        "residual_rows": tokens_out if shared else targets * tokens_in,
         "K": depth,
         "F": features,
         "eps": norm.eps if norm else 0.0,
         "ONE_WEIGHT": weights == 1,
         "NORM": norm is not None,
-        "CENTRED": norm is not None and x.dtype == torch.float32,
+        "CENTRED": centred,
         "STATS_TILE": statistics.tile if statistics else 1,
         "STATS_TILES": statistics.values.shape[3] if statistics else 1,
         "GELU": gelu,
         "RESIDUAL": residual is not None,
         "SHARED_RESIDUAL": shared,
-        "INDEX": rows is not None,
+        "INDEX": token_index is not None,
         "WRITE_STATS": out_statistics is not None,
         "COLUMN_TILES": column_tiles,
-        "SPLITS": split_k,
-        "ROWS": tiles.rows,
+        "SPLITS": split,
         "COLUMNS": tiles.columns,
-        "OVERLAP": overlap,
-        "num_warps": tiles.warps,
-        **launch_options(overlap=overlap),
+        "OVERLAP": settings.overlap,
     }
-    programs = triton.cdiv(rows_out, tiles.rows) * column_tiles
-    # One program per tile of the result, branch and part of K.
-    _linear_kernel[(programs, branches, split_k)](
-        x, weight, **pointers, DEPTH=tiles.depth, PRECISION="tf32" if tf32 else "ieee", num_stages=tiles.stages
+    index = () if token_index is None else (token_index,)
+    normed = (statistics.values,) if statistics else ()
+    around = (bias, *normed, *(() if residual is None else (residual,)))
+    around += (norm.column_sum,) if norm and not centred else ()
+    written = (out, out_statistics.values) if out_statistics else (out,)
+    values = float(branches * targets * tokens_out * features)
+    variant = [
+        text
+        for text, there in (
+            ("norm", norm is not None), ("gelu", gelu), ("residual", residual is not None),
+            ("index", token_index is not None), ("statistics", out_statistics is not None),
+            (f"split {split}", split > 1),
+        )
+        if there
+    ]  # fmt: skip
+    what = f"{targets * tokens_out} x {features} x {depth}" + "".join(f", {text}" for text in variant)
+    product = Launch(
+        name=kernel,
+        what=what,
+        kernel=_linear_kernel,
+        # One program per tile of the result, branch and part of K.
+        grid=(triton.cdiv(targets * tokens_out, tiles.rows) * column_tiles, branches, split),
+        arguments={
+            "x_ptr": x.tokens, "weight_ptr": weight, **arguments, "ROWS": tiles.rows, "DEPTH": tiles.depth,
+            "PRECISION": settings.precision,
+        },
+        options={"num_warps": tiles.warps, "num_stages": tiles.stages, **settings.options},
+        reads=(x.tokens, weight, *index, *(around if partial is None else normed if centred else ())),
+        writes=written if partial is None else (partial,),
+        flops=request.products,
+        bytes=bytes_of(weight) + (branches * targets * tokens_out * depth + values) * out.element_size(),
+        request=request,
+        choice=choice,
+    )  # fmt: skip
+    if partial is None:
+        return Operation(into, (product,))
+    rows_joined = min(tiles.rows, JOINED_ROWS)  # adding is bound by memory: many programs of few rows
+    join = Launch(
+        name="join",
+        what=what,
+        kernel=_join_kernel,
+        grid=(triton.cdiv(targets * tokens_out, rows_joined) * column_tiles, branches),
+        arguments={**arguments, "ROWS": rows_joined},
+        options={"num_warps": 4, **settings.options},
+        reads=(partial, *index, *around),
+        writes=written,
+        flops=values * split,
+        bytes=values * (4 * split + 2 * out.element_size()),
     )
-    if split_k > 1:
-        # Adding is bound by memory: many programs of few rows.
-        rows_joined = min(tiles.rows, JOINED_ROWS)
-        programs = triton.cdiv(rows_out, rows_joined) * column_tiles
-        _join_kernel[(programs, branches)](**{**pointers, "ROWS": rows_joined, "num_warps": 4})
-    return out
+    return Operation(into, (product, join))

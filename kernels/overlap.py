@@ -19,8 +19,3 @@ def await_producer(OVERLAP: tl.constexpr):
     if OVERLAP:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-
-
-def launch_options(*, overlap: bool) -> dict[str, bool]:
-    """What a launcher passes to Triton; the interpreter does not know the option."""
-    return {"launch_pdl": True} if overlap else {}

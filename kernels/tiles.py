@@ -6,60 +6,31 @@ default is the candidate with the lowest estimate of a small model of the chip:
     time = start + max(products, traffic from L2, traffic into one multiprocessor, weights from memory) + join
 
 each over whole waves of programs, since at one target no launch has more than a few. `bench/model.py` prints the same
-numbers for a whole frame.
+numbers for every launch of a frame.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from .linear import Tiles
+from .launch import Choice, Choose, Launch, TileRequest, Tiles
 
 TABLE = Path(__file__).parent / "tiles.json"
-KernelName = Literal["crop", "linear", "attention", "taps", "convolution", "last_convolution"]
 SHARED_EVERYWHERE = 65536  # bytes that a program may use on every GPU of compute capability 7.5 and newer
 WIDE_TILES_BYTES = 200_000  # chips with that much shared memory have the instructions for 256 columns
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-
-
-@dataclass(frozen=True)
-class Work:
-    """One launch, as far as its tiles depend on it.
-
-    Attributes:
-        kernel: which one.
-        dtype: "float32", "float16", "bfloat16".
-        groups: independent products side by side: branches, or towers and targets, or branches, targets and heads.
-        rows: of the result (tokens or cells of all targets; in attention, queries).
-        columns: of the result (features; in attention, keys).
-        depth: length of the sums.
-    """
-
-    kernel: KernelName
-    dtype: str
-    groups: int
-    rows: int
-    columns: int
-    depth: int
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Tiles, and how many programs share a sum.
-
-    Rows and columns of the tiles are queries and keys in attention, cells and features in the head, pixels in the crop.
-    """
-
-    tiles: Tiles
-    split_k: int = 1
+PRODUCTS = ("patch", "linear", "convolution")  # kernels whose time `estimate` models
+# Template tokens are embedded once and read beside every frame's search tokens, whatever the number of targets: the
+# statistics of both are in tiles of one width.
+PATCH_COLUMNS = 64
 
 
 @dataclass(frozen=True)
@@ -113,77 +84,104 @@ def chip_of(device: torch.device) -> Chip:
     return scaled_chip(about.name, about.multi_processor_count, shared)
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What the model says of one launch (and its join).
-
-    Attributes:
-        microseconds: in all.
-        join_us: of it, for adding the parts of split sums, a launch of its own.
-        floor_us: the larger of products at the chip's rate and bytes at the memory's: nothing is faster.
-        flops: products and additions.
-        bytes: that must come from or go to device memory or L2 at least once.
-        programs: of the launch.
-        waves: programs per multiprocessor.
-    """
-
-    microseconds: float
-    join_us: float
-    floor_us: float
-    flops: float
-    bytes: float
-    programs: int
-    waves: float
-
-
-def estimate(work: Work, choice: Choice, chip: Chip) -> Estimate:
-    """Time of a product of matrices in tiles; for linear layers, taps and convolutions."""
-    size = DTYPE_BYTES[work.dtype]
+def estimate_us(request: TileRequest, choice: Choice, chip: Chip) -> float:
+    """Microseconds of a product of matrices in tiles, with the join of a split sum."""
+    size = DTYPE_BYTES[request.dtype]
     tiles, split = choice.tiles, choice.split_k
-    programs = math.ceil(work.rows / tiles.rows) * math.ceil(work.columns / tiles.columns) * work.groups * split
-    steps = math.ceil(work.depth / (tiles.depth * split))
+    programs = math.ceil(request.rows / tiles.rows) * math.ceil(request.columns / tiles.columns)
+    programs *= request.groups * split
+    steps = math.ceil(request.depth / (tiles.depth * split))
     busiest = math.ceil(programs / chip.multiprocessors)
-    rate = (chip.float_tflops if work.dtype == "float32" else chip.tensor_tflops) * 1e6  # per microsecond
+    rate = (chip.float_tflops if request.dtype == "float32" else chip.tensor_tflops) * 1e6  # per microsecond
     tile_flops = 2.0 * tiles.rows * tiles.columns * tiles.depth * steps
     tile_bytes = float((tiles.rows + tiles.columns) * tiles.depth * size * steps)
-    weights = float(work.groups * work.columns * work.depth * size)
-    values = float(work.groups * work.rows * (work.depth + work.columns) * size)
-    partial = float(split * work.groups * work.rows * work.columns * 4) if split > 1 else 0.0
-    main = max(
+    weights = float(request.groups * request.columns * request.depth * size)
+    values = float(request.groups * request.rows * (request.depth + request.columns) * size)
+    product = max(
         busiest * tile_flops / (rate / chip.multiprocessors),
         busiest * tile_bytes / (chip.port_tb * 1e6),
         programs * tile_bytes / (chip.l2_tb * 1e6),
         (weights + values) / (chip.memory_tb * 1e6),
     )
-    join = chip.start_us + 2 * partial / (chip.l2_tb * 1e6) if split > 1 else 0.0
-    flops = 2.0 * work.groups * work.rows * work.columns * work.depth
-    return Estimate(
-        microseconds=chip.start_us + main + join,
-        join_us=join,
-        floor_us=max(flops / rate, (weights + values) / (chip.memory_tb * 1e6)),
-        flops=flops,
-        bytes=weights + values,
-        programs=programs,
-        waves=programs / chip.multiprocessors,
-    )
+    return chip.start_us + product + _join_us(request, choice, chip)
 
 
-def candidates(work: Work, chip: Chip) -> Iterator[Choice]:
-    """Tiles worth measuring for a product; all fit the chip's shared memory."""
-    size = DTYPE_BYTES[work.dtype]
+def _join_us(request: TileRequest, choice: Choice, chip: Chip) -> float:
+    """Of the launch that adds the parts of split sums."""
+    if choice.split_k == 1:
+        return 0.0
+    partial = float(choice.split_k * request.groups * request.rows * request.columns * 4)
+    return chip.start_us + 2 * partial / (chip.l2_tb * 1e6)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One launch on paper.
+
+    Attributes:
+        floor_us: the larger of products at the chip's rate and bytes at the memory's: nothing is faster.
+        estimate_us: with tiles, waves, traffic from L2 and the start of the launch.
+        waves: programs per multiprocessor.
+    """
+
+    floor_us: float
+    estimate_us: float
+    waves: float
+
+
+def cost_of(launch: Launch, chip: Chip) -> Cost:
+    """What the model of the chip says of a launch."""
+    request, choice = launch.request, launch.choice
+    matrix = request is not None and request.kernel in (*PRODUCTS, "attention", "last_convolution")
+    tensor_cores = matrix and request is not None and request.dtype != "float32"
+    rate = chip.tensor_tflops if tensor_cores else chip.float_tflops
+    floor = max(launch.flops / (rate * 1e6), launch.bytes / (chip.memory_tb * 1e6))
+    # What is no plain product takes twice its floor: exponentials, look-ups and sums stand between its steps.
+    estimate = chip.start_us + 2 * floor
+    if request is not None and choice is not None and request.kernel in (*PRODUCTS, "last_convolution"):
+        estimate = estimate_us(request, choice, chip) - _join_us(request, choice, chip)  # the join has a row of its own
+    return Cost(floor, estimate, launch.programs / chip.multiprocessors)
+
+
+def candidates(request: TileRequest, chip: Chip) -> Iterator[Choice]:
+    """Tiles worth measuring; all fit the chip's shared memory."""
+    if request.kernel in PRODUCTS:
+        yield from _product_candidates(request, chip)
+        return
+    if request.kernel == "attention":
+        shapes = [(rows, keys) for rows in (32, 64, 128) for keys in (32, 64, 128)]
+        variants = [(64, warps, stages) for warps in (4, 8) for stages in (2, 3, 4)]
+    elif request.kernel == "last_convolution":
+        shapes = [(rows, 64) for rows in (16, 32, 64, 128)]
+        variants = [(depth, 4, stages) for depth in (32, 64) for stages in (2, 3, 4)]
+    elif request.kernel == "crop":
+        shapes = [(rows, columns) for rows in (4, 8, 16) for columns in (32, 64, 128)]
+        variants = [(64, warps, 3) for warps in (2, 4, 8)]
+    else:  # taps
+        shapes = [(rows, columns) for rows in (8, 16, 32) for columns in (64, 128, 256)]
+        variants = [(64, warps, 3) for warps in (4, 8)]
+    for rows, columns in shapes:
+        for depth, warps, stages in variants:
+            yield Choice(Tiles(rows, columns, depth, warps, stages))
+
+
+def _product_candidates(request: TileRequest, chip: Chip) -> Iterator[Choice]:
+    size = DTYPE_BYTES[request.dtype]
     depth = 64 if size == 2 else 16
-    splits = (1, 2, 3, 4) if work.kernel == "linear" else (1,)
+    splits = (1, 2, 3, 4) if request.kernel == "linear" else (1,)
     for rows in (64, 128):
         for columns in (16, 32, 64, 128, 256):
             if columns == 256 and chip.shared_bytes < WIDE_TILES_BYTES:
                 continue
+            if request.kernel == "patch" and columns != PATCH_COLUMNS:
+                continue
             # Without tensor cores everything is in registers: larger tiles spill, and so do the many statistics of
             # narrower ones.
-            if size == 4 and work.kernel == "linear" and (rows, columns) != (64, 64):
+            if size == 4 and request.kernel != "convolution" and (rows, columns) != (64, 64):
                 continue
             if size == 4 and rows * columns > 64 * 64:
                 continue
-            if columns == 16 and work.kernel != "convolution":
+            if columns == 16 and request.kernel != "convolution":
                 continue
             warps = 8 if rows * columns >= 128 * 128 or size == 4 else 4
             for stages in (4, 3):
@@ -193,35 +191,44 @@ def candidates(work: Work, chip: Chip) -> Iterator[Choice]:
                     break
 
 
-FIXED: Mapping[KernelName, Tiles] = {
+# Until they are measured, kernels that `estimate_us` does not model have these.
+UNMODELLED = {
     "crop": Tiles(rows=8, columns=64),
     "attention": Tiles(rows=64, columns=64, stages=2),
     "last_convolution": Tiles(rows=32),
+    "taps": Tiles(rows=16, columns=128),
 }
-GATHER_TILES = Tiles(rows=16, columns=128)  # cells and features of `gather_taps`
 
 
 @lru_cache(maxsize=1024)
-def default_choice(work: Work, chip: Chip) -> Choice:
+def default_choice(request: TileRequest, chip: Chip) -> Choice:
     """The candidate with the lowest estimate; of equal ones the first."""
-    if work.kernel in FIXED:
-        tiles = FIXED[work.kernel]
-        if work.dtype == "float32" and work.kernel != "crop":
+    if request.kernel in UNMODELLED:
+        tiles = UNMODELLED[request.kernel]
+        if request.dtype == "float32" and request.kernel in ("attention", "last_convolution"):
             tiles = replace(tiles, rows=32, columns=min(tiles.columns, 32), depth=32, warps=8)
         return Choice(tiles)
     # Larger tiles may spill where an epilogue needs registers: only a measurement may choose them.
-    safe = (c for c in candidates(work, chip) if c.tiles.rows * c.tiles.columns <= 128 * 128)
-    return min(safe, key=lambda choice: estimate(work, choice, chip).microseconds)
+    safe = (c for c in candidates(request, chip) if c.tiles.rows * c.tiles.columns <= 128 * 128)
+    return min(safe, key=lambda choice: estimate_us(request, choice, chip))
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A row of the table: the fastest choice for some work on some GPU, and how it was found."""
+    """A row of the table.
+
+    Attributes:
+        gpu: as the driver names it.
+        request: of launches in a frame.
+        choice: the fastest for them.
+        frame_us: a whole frame with it, everything else being equal.
+        triton: version that compiled it.
+    """
 
     gpu: str
-    work: Work
+    request: TileRequest
     choice: Choice
-    microseconds: float
+    frame_us: float
     triton: str
 
 
@@ -231,9 +238,9 @@ def read_table(path: Path = TABLE) -> list[Measured]:
     return [
         Measured(
             gpu=row["gpu"],
-            work=Work(**row["work"]),
+            request=TileRequest(**row["request"]),
             choice=Choice(Tiles(**row["choice"]["tiles"]), row["choice"]["split_k"]),
-            microseconds=row["microseconds"],
+            frame_us=row["frame_us"],
             triton=row["triton"],
         )
         for row in rows
@@ -241,17 +248,17 @@ def read_table(path: Path = TABLE) -> list[Measured]:
 
 
 def write_table(rows: list[Measured], path: Path = TABLE) -> None:
-    """Replace the table; of two rows for the same GPU and work the later one stays."""
-    latest = {(row.gpu, row.work): row for row in rows}
-    ordered = sorted(latest.values(), key=lambda row: (row.gpu, *map(str, asdict(row.work).values())))
+    """Replace the table; of two rows for the same GPU and request the later one stays."""
+    latest = {(row.gpu, row.request): row for row in rows}
+    ordered = sorted(latest.values(), key=lambda row: (row.gpu, *map(str, asdict(row.request).values())))
     path.write_text(json.dumps({"measured": [asdict(row) for row in ordered]}, indent=1) + "\n")
 
 
-def chooser(chip: Chip, table: list[Measured] | None = None) -> Callable[[Work], Choice]:
-    """Choices for one GPU: measured where the table has the very work, else computed."""
-    known = {row.work: row.choice for row in (read_table() if table is None else table) if row.gpu == chip.name}
+def chooser(chip: Chip, table: list[Measured] | None = None) -> Choose:
+    """Choices for one GPU: measured where the table has the very request, else computed."""
+    known = {row.request: row.choice for row in (read_table() if table is None else table) if row.gpu == chip.name}
 
-    def choose(work: Work) -> Choice:
-        return known.get(work) or default_choice(work, chip)
+    def choose(request: TileRequest) -> Choice:
+        return known.get(request) or default_choice(request, chip)
 
     return choose

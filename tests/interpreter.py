@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -68,9 +69,18 @@ def repair_fma() -> None:
     interpreter.InterpreterBuilder.create_fma = create_fma
 
 
+@dataclass(frozen=True)
+class Accesses:
+    """Addresses of the tensor arguments that kernels loaded from and stored to."""
+
+    loaded: set[int] = field(default_factory=set)
+    stored: set[int] = field(default_factory=set)
+
+
 @contextlib.contextmanager
-def guarded() -> Iterator[None]:
-    """Check every access of the kernels launched inside."""
+def guarded() -> Iterator[Accesses]:
+    """Check every access of the kernels launched inside, and say which tensors they touched."""
+    seen = Accesses()
     builder, grid = interpreter.InterpreterBuilder, interpreter.GridExecutor
     load, store, arguments = builder.create_masked_load, builder.create_masked_store, grid._init_args_hst
     spans: list[tuple[int, int]] = []
@@ -87,20 +97,23 @@ def guarded() -> Iterator[None]:
                 spans.append((tensor.data_ptr(), tensor.data_ptr() + extent * tensor.element_size()))
         return args, kwargs
 
-    def active(pointer: Any, mask: Any, what: str) -> np.ndarray:
+    def active(pointer: Any, mask: Any, what: str, touched: set[int]) -> np.ndarray:
         addresses = np.asarray(pointer.data).ravel()
         lanes = np.broadcast_to(mask.data, pointer.data.shape).ravel().astype(bool)
         addresses = addresses[lanes]
         size = max(1, pointer.get_element_ty().primitive_bitwidth // 8)
         inside = np.zeros(addresses.shape, bool)
         for low, high in spans:
-            inside |= (addresses >= low) & (addresses + np.uint64(size) <= high)
+            here = (addresses >= low) & (addresses + np.uint64(size) <= high)
+            inside |= here
+            if here.any():
+                touched.add(low)
         if not inside.all():
             raise IndexError(f"{what}: {int((~inside).sum())} of {inside.size} lanes outside every tensor argument")
         return addresses
 
     def masked_load(self: Any, pointer: Any, mask: Any, *rest: Any) -> Any:
-        addresses = active(pointer, mask, "tl.load")
+        addresses = active(pointer, mask, "tl.load", seen.loaded)
         if owner:
             for address in addresses.tolist():
                 if owner.get(address, self.grid_idx) != self.grid_idx:
@@ -108,7 +121,7 @@ def guarded() -> Iterator[None]:
         return load(self, pointer, mask, *rest)
 
     def masked_store(self: Any, pointer: Any, value: Any, mask: Any, *rest: Any) -> Any:
-        for address in active(pointer, mask, "tl.store").tolist():
+        for address in active(pointer, mask, "tl.store", seen.stored).tolist():
             if owner.setdefault(address, self.grid_idx) != self.grid_idx:
                 raise RuntimeError(f"race: {self.grid_idx} and {owner[address]} both store to one address")
         return store(self, pointer, value, mask, *rest)
@@ -116,7 +129,7 @@ def guarded() -> Iterator[None]:
     builder.create_masked_load, builder.create_masked_store = masked_load, masked_store
     grid._init_args_hst = init_arguments
     try:
-        yield
+        yield seen
     finally:
         builder.create_masked_load, builder.create_masked_store = load, store
         grid._init_args_hst = arguments

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ckd_fast.kernels.linear import Tiles
-from ckd_fast.kernels.tiles import Choice, Work
+from ckd_fast.kernels.launch import Choice, LaunchSettings, TileRequest, Tiles
 from ckd_fast.reference.config import ModelConfig
 from ckd_fast.weights.keys import from_authors
 
@@ -91,6 +91,46 @@ def assert_as_exact(value: Tensor, twin: Tensor, exact: Tensor, *, rounding: flo
 
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
+DTYPES = [pytest.param(getattr(torch, name), id=name) for name in ("float32", "float16", "bfloat16")]
+UNWRITTEN = -77  # in integer buffers; no kernel writes it
+
+
+def poison(*tensors: Tensor) -> None:
+    """Fill memory with what no kernel writes: NaN, or UNWRITTEN where there are only integers."""
+    for tensor in tensors:
+        tensor.fill_(float("nan") if tensor.is_floating_point() else UNWRITTEN)
+
+
+@dataclass(frozen=True)
+class PoisonedRoom:
+    """A room of poisoned buffers: what a launch leaves out shows in the result.
+
+    Attributes:
+        device: where they are.
+        buffers: by name, all that were made.
+    """
+
+    device: torch.device
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        buffer = torch.empty(shape, dtype=dtype, device=self.device)
+        poison(buffer)
+        self.buffers[name] = buffer
+        return buffer
+
+    def unwritten(self) -> dict[str, int]:
+        """How many values of each buffer are still poison; buffers that are fully written are left out."""
+        counts = {
+            name: int((buffer.isnan() if buffer.is_floating_point() else buffer == UNWRITTEN).sum())
+            for name, buffer in self.buffers.items()
+        }
+        return {name: count for name, count in counts.items() if count}
+
+
+def fixed(tiles: Tiles, split_k: int = 1) -> LaunchSettings:
+    """The same tiles for every launch."""
+    return LaunchSettings(choose=lambda _request: Choice(tiles, split_k))
 
 
 def big(rows: int, columns: int, depth: int) -> Tiles:
@@ -98,10 +138,10 @@ def big(rows: int, columns: int, depth: int) -> Tiles:
     return Tiles(rows, columns, depth) if INTERPRETED else Tiles(min(rows, 64), min(columns, 64), min(depth, 32))
 
 
-def large_tiles(work: Work) -> Choice:
+def large_tiles(request: TileRequest) -> Choice:
     """An engine's tiles in tests."""
-    if work.kernel == "crop":
+    if request.kernel == "crop":
         return Choice(Tiles(rows=32, columns=128) if INTERPRETED else Tiles(rows=8, columns=64))
-    if work.kernel == "attention":
+    if request.kernel == "attention":
         return Choice(Tiles(rows=128, columns=128) if INTERPRETED else Tiles(rows=32, columns=32))
-    return Choice(big(256, 256, 256), split_k=2 if work.depth >= 1024 else 1)
+    return Choice(big(256, 256, 256), split_k=2 if request.depth >= 1024 else 1)

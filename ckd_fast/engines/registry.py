@@ -91,10 +91,11 @@ def _triton(model: LoadedModel, device: torch.device, precision: torch.dtype | N
     reason = missing(device)
     if reason is not None:
         raise EngineError(f"engine 'triton' {reason}; engines 'reference' and 'compiled' do without")
+    from ckd_fast.kernels.launch import LaunchSettings
     from ckd_fast.kernels.tiles import chip_of, chooser
 
-    from .runners import GraphRunner
-    from .triton import TritonEngine
+    from .triton.engine import TritonEngine
+    from .triton.graph import GraphRunner
 
     device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     precision = precision or torch.bfloat16
@@ -105,10 +106,8 @@ def _triton(model: LoadedModel, device: torch.device, precision: torch.dtype | N
         notes.append("launches do not overlap, which needs sm_90")
     if tf32:
         notes.append("float32 products in tf32, as torch's settings ask")
-    return TritonEngine(
-        model, device, precision, "; ".join(notes), runner=GraphRunner(device), choose=chooser(chip_of(device)),
-        tf32=tf32, overlap=overlap,
-    )  # fmt: skip
+    settings = LaunchSettings(chooser(chip_of(device)), tf32=tf32, overlap=overlap)
+    return TritonEngine(model, device, precision, "; ".join(notes), settings=settings, runner=GraphRunner(device))
 
 
 def _tf32_asked() -> bool:

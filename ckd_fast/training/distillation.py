@@ -30,17 +30,19 @@ class FusedDistillation(torch.autograd.Function):
             move_tir=config.style_gradient in ("both", "tir"),
             move_teachers=not config.detach_teachers,
         )
-        values, moments = distillation_forward(features, reading)
+        statistics = distillation_forward(features, reading).run()
+        moments = statistics.moments
         ctx.save_for_backward(features, moments.shift, moments.m2, moments.q)
         ctx.reading = reading
-        return values
+        return statistics.terms()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
         from ckd_fast.kernels.distillation import Moments, distillation_backward
 
         features, *moments = ctx.saved_tensors
-        return distillation_backward(features, Moments(*moments), upstream[0].float().contiguous(), ctx.reading), None
+        gradient = upstream[0].float().contiguous()
+        return distillation_backward(features, Moments(*moments), gradient, ctx.reading).run(), None
 
 
 def fused_distillation(blocks: Sequence[Tensor], config: LossConfig) -> tuple[BlockDistillation, ...]:

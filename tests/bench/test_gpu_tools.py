@@ -5,23 +5,28 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import gpu
+import plans
 import pytest
 import timing
 import torch
+import tune
 from interpreter import repair_bf16, repair_fma
 from support import INTERPRETED, ROOT, large_tiles
 
 from ckd_fast.engines import Engine
 from ckd_fast.engines.host import ReferenceEngine
 from ckd_fast.engines.triton import TritonEngine
-from ckd_fast.kernels.tiles import H200, Choice, Measured, Tiles, Work, chooser, default_choice, read_table, write_table
-from ckd_fast.reference.config import ModelConfig
+from ckd_fast.engines.triton.plan import Plan
+from ckd_fast.kernels.launch import Choice, LaunchSettings, TileRequest, Tiles
+from ckd_fast.kernels.tiles import H200, Measured, chooser, default_choice, read_table, write_table
+from ckd_fast.reference.config import PRESETS, ModelConfig
 from ckd_fast.weights import LoadedModel
 
 CPU = torch.device("cpu")
@@ -30,7 +35,7 @@ CONFIG = ModelConfig(dim=48, depth=2, heads=3, head_channels=24, eliminate_at=(1
 
 def on_the_cpu(name: str, model: LoadedModel, _device: str, dtype: str) -> Engine:
     if name == "triton":
-        return TritonEngine(model, CPU, getattr(torch, dtype), choose=large_tiles)
+        return TritonEngine(model, CPU, getattr(torch, dtype), settings=LaunchSettings(large_tiles))
     return ReferenceEngine(model, CPU, getattr(torch, dtype))
 
 
@@ -109,31 +114,88 @@ def test_the_script_counts_failures(tmp_path: Path) -> None:
                           capture_output=True).returncode == 2  # fmt: skip
 
 
-WORK = Work("linear", "bfloat16", 2, 320, 768, 768)
+REQUEST = TileRequest("linear", "bfloat16", 2, 320, 768, 768)
+
+
+@pytest.mark.parametrize("targets", [1, 32])
+def test_the_requests_tuned_are_those_of_the_engines_frame(tmp_path: Path, targets: int) -> None:
+    """What an engine asks for when it plans a frame of `base` is what tune.py tries, request by request."""
+    asked: list[TileRequest] = []
+
+    def choose(request: TileRequest) -> Choice:
+        asked.append(request)
+        return default_choice(request, H200)
+
+    config = PRESETS["base"]
+    planner = plans.frame_planner(plans.empty_build(config, torch.bfloat16, LaunchSettings(choose)), targets)
+    asked.clear()
+    frame = planner.plan()  # the engine's own planning
+    engine_asks = set(asked)
+    timed: list[TileRequest] = []
+
+    def timer(plan: Plan) -> float:
+        timed.extend(request for request in plan.requests if request not in timed)
+        return 100.0
+
+    tuning = tune.Tuning(planner, H200, [], frame_us=timer)
+    tried: list[TileRequest] = []
+    original = tuning.time
+    tuning.time = lambda request, choice: (tried.append(request), original(request, choice))[1]  # type: ignore[method-assign]
+    assert tune.tune(tuning, tmp_path / "tiles.json", deadline=math.inf)
+    assert set(tried) == set(frame.requests) == engine_asks
+    assert {row.request for row in read_table(tmp_path / "tiles.json")} == engine_asks
+    kinds = {request.kernel for request in engine_asks}
+    assert kinds == {"crop", "patch", "linear", "attention", "taps", "convolution", "last_convolution"}
+    patch = next(request for request in engine_asks if request.kernel == "patch")
+    assert patch.rows == targets * config.search_tokens
+
+
+def test_tuning_keeps_what_is_clearly_faster(tmp_path: Path) -> None:
+    """Noise changes nothing, a candidate that fails is passed over, and a faster one goes into the table."""
+    planner = plans.frame_planner(plans.empty_build(CONFIG, torch.bfloat16, LaunchSettings(chooser(H200, []))))
+    times = {64: 100.0, 128: 50.0}
+
+    def timer(plan: Plan) -> float:
+        choice = next(launch.choice for launch in plan.launches if launch.name == "block0.attention")
+        assert choice is not None
+        if choice.tiles.rows == 32:
+            raise RuntimeError("PassManager::run failed")
+        return times[choice.tiles.rows] - 0.01 * choice.tiles.columns
+
+    tuning = tune.Tuning(planner, H200, [], frame_us=timer)
+    assert tune.tune(tuning, tmp_path / "tiles.json", deadline=math.inf)
+    chosen = {row.request: row for row in read_table(tmp_path / "tiles.json")}
+    attention = next(row for request, row in chosen.items() if request.kernel == "attention")
+    assert attention.choice.tiles.rows == 128
+    assert attention.frame_us < 50
+    crop = next(row for request, row in chosen.items() if request.kernel == "crop")
+    assert crop.choice == default_choice(crop.request, H200)
 
 
 def test_measured_tiles_win_over_computed_ones(tmp_path: Path) -> None:
     path = tmp_path / "tiles.json"
     odd = Choice(Tiles(16, 16, 16, 2, 2), 3)
-    write_table([Measured(H200.name, WORK, odd, 3.5, "3.6.0"), Measured("another", WORK, odd, 1.0, "3.6.0")], path)
+    write_table(
+        [Measured(H200.name, REQUEST, odd, 3.5, "3.6.0"), Measured("another", REQUEST, odd, 1.0, "3.6.0")], path
+    )
     table = read_table(path)
-    assert chooser(H200, table)(WORK) == odd
-    other = dataclasses.replace(WORK, rows=321)
+    assert chooser(H200, table)(REQUEST) == odd
+    other = dataclasses.replace(REQUEST, rows=321)
     assert chooser(H200, table)(other) == default_choice(other, H200)
-    assert chooser(dataclasses.replace(H200, name="a third"), table)(WORK) == default_choice(WORK, H200)
-    write_table([*table, Measured(H200.name, WORK, default_choice(WORK, H200), 3.0, "3.6.0")], path)
-    assert chooser(H200, read_table(path))(WORK) == default_choice(WORK, H200)
+    assert chooser(dataclasses.replace(H200, name="a third"), table)(REQUEST) == default_choice(REQUEST, H200)
+    write_table([*table, Measured(H200.name, REQUEST, default_choice(REQUEST, H200), 3.0, "3.6.0")], path)
+    assert chooser(H200, read_table(path))(REQUEST) == default_choice(REQUEST, H200)
     assert len(read_table(path)) == 2
 
 
 def test_defaults_fill_the_chip() -> None:
     """Narrow products are split or cut small, wide ones are not split; everything fits the chip's memory."""
-    narrow = default_choice(dataclasses.replace(WORK, rows=153, depth=3072), H200)
+    narrow = default_choice(dataclasses.replace(REQUEST, rows=153, depth=3072), H200)
     assert narrow.split_k > 1
-    assert default_choice(dataclasses.replace(WORK, rows=10240, columns=3072), H200).split_k == 1
+    assert default_choice(dataclasses.replace(REQUEST, rows=10240, columns=3072), H200).split_k == 1
     small = dataclasses.replace(H200, shared_bytes=65536, name="small")
     for rows in (89, 320, 10240):
-        tiles = default_choice(dataclasses.replace(WORK, rows=rows), small).tiles
+        tiles = default_choice(dataclasses.replace(REQUEST, rows=rows), small).tiles
         assert tiles.stages * (tiles.rows + tiles.columns) * tiles.depth * 2 <= 65536
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -16,15 +16,19 @@ from interpreter import repair_bf16, repair_fma
 from support import GOLDEN_CONFIG, Golden, assert_as_exact, large_tiles
 from torch import Tensor, nn
 
-from ckd_fast import Tracker, TrackerConfig, load_model
+from ckd_fast import InputError, Tracker, TrackerConfig, load_model
 from ckd_fast.datasets import ClipConfig, SyntheticClip
 from ckd_fast.engines import Engine, Search, Target, step_names
 from ckd_fast.engines.host import ReferenceEngine
-from ckd_fast.engines.runners import GraphRunner, PlainRunner, Runner, Ticket
 from ckd_fast.engines.triton import TritonEngine
-from ckd_fast.engines.upload import FrameBuffer
+from ckd_fast.engines.triton.graph import GraphRunner, PlainRunner, ResultRows, Runner
+from ckd_fast.engines.triton.plan import Plan
+from ckd_fast.engines.triton.upload import FrameBuffer
 from ckd_fast.frames import FrameForm, RawPair
+from ckd_fast.kernels.launch import LaunchSettings
+from ckd_fast.pending import Pending
 from ckd_fast.reference.config import PRESETS, ModelConfig
+from ckd_fast.reference.model import OnStep
 from ckd_fast.weights import LoadedModel
 
 DEVICE = torch.device("cpu" if os.environ["TRITON_INTERPRET"] == "1" else "cuda")
@@ -79,7 +83,7 @@ def triton_engine(
     overlap = False
     if DEVICE.type == "cuda":
         runner, overlap = runner or GraphRunner(DEVICE), torch.cuda.get_device_capability(DEVICE) >= (9, 0)
-    return TritonEngine(loaded, DEVICE, dtype, choose=large_tiles, runner=runner, overlap=overlap)
+    return TritonEngine(loaded, DEVICE, dtype, settings=LaunchSettings(large_tiles, overlap=overlap), runner=runner)
 
 
 def reference_engine(loaded: LoadedModel, dtype: torch.dtype = torch.float32) -> ReferenceEngine:
@@ -93,9 +97,9 @@ class Exact(ReferenceEngine):
         super().__init__(loaded, DEVICE, torch.float64)
 
 
-def observe(engine: Engine, slots: list[Target], boxes: list, pair: RawPair) -> dict[str, Tensor]:
+def observe(engine: Engine, targets: list[Target], boxes: list, pair: RawPair) -> dict[str, Tensor]:
     seen: dict[str, Tensor] = {}
-    searches = [Search(slot, box, 4.0) for slot, box in zip(slots, boxes, strict=True)]
+    searches = [Search(target, box, 4.0) for target, box in zip(targets, boxes, strict=True)]
     engine.start(searches, pair, lambda name, value: seen.__setitem__(name, value.detach().cpu().clone())).result()
     return seen
 
@@ -161,9 +165,9 @@ def test_a_missing_modality(missing: str) -> None:
     loaded = model()
     found = []
     for engine in (triton_engine(loaded), reference_engine(loaded)):
-        slot = engine.make_target(frames(), BOX)
+        target = engine.make_target(frames(), BOX)
         pair = dataclasses.replace(frames(1), **{missing: None})
-        found.append(engine.start([Search(slot, BOX, 4.0)], pair).result()[0])
+        found.append(engine.start([Search(target, BOX, 4.0)], pair).result()[0])
     assert found[0].cell == found[1].cell
     assert found[0].box == pytest.approx(found[1].box, abs=0.1)
 
@@ -189,9 +193,9 @@ def test_frames_as_cameras_give_them(kind: str) -> None:
     loaded, config = model(), TrackerConfig(**behaviour)
     crops, found = [], []
     for engine in (triton_engine(loaded), reference_engine(loaded)):
-        slot = engine.make_target(change(frames(0, config)), BOX)
+        target = engine.make_target(change(frames(0, config)), BOX)
         seen: dict[str, Tensor] = {}
-        found += engine.start([Search(slot, BOX, 4.0)], change(frames(1, config)), seen.__setitem__).result()
+        found += engine.start([Search(target, BOX, 4.0)], change(frames(1, config)), seen.__setitem__).result()
         crops.append(seen["crop"])
     # One level of 255 under a homography on some processors, see kernels/crop.py; else the same bits.
     level = 1.01 / 255 / 0.224 if kind == "homography" else 1e-5
@@ -200,53 +204,25 @@ def test_frames_as_cameras_give_them(kind: str) -> None:
     assert found[0].box == pytest.approx(found[1].box, abs=0.1)
 
 
-class Recorded(PlainRunner):
-    """What a graph does: the first run of a key is recorded launch by launch, later ones replay the record and
-    nothing else, so that whatever should change from frame to frame must lie in memory."""
+class Counting(PlainRunner):
+    """Keeps the plans that were run, in order: each is what a graph would be captured from once and replayed after."""
 
     def __init__(self) -> None:
-        self.records: dict[Hashable, list[Callable[[], None]]] = {}
-        self.replays = 0
+        self.plans: list[Plan] = []
 
-    def run(self, key: Hashable, buffer: FrameBuffer, work: Callable[[], None], result: Tensor) -> Ticket:
-        if key not in self.records:
-            with recording() as launches:
-                ticket = super().run(key, buffer, work, result)
-            self.records[key] = launches
-            return ticket
-        self.replays += 1
-        return super().run(key, buffer, lambda: [launch() for launch in self.records[key]] and None, result)
+    def run(self, plan: Plan, buffer: FrameBuffer, on_step: OnStep | None = None) -> Pending[ResultRows]:
+        self.plans.append(plan)
+        return super().run(plan, buffer, on_step)
 
 
-class recording:  # noqa: N801
-    """Keep every interpreted launch with its arguments."""
-
-    def __enter__(self) -> list[Callable[[], None]]:
-        from triton.runtime import interpreter
-
-        launches: list[Callable[[], None]] = []
-        self.original = interpreter.GridExecutor.__call__
-
-        def call(executor: object, *arguments: object, **named: object) -> None:
-            launches.append(lambda: self.original(executor, *arguments, **named))
-            self.original(executor, *arguments, **named)
-
-        interpreter.GridExecutor.__call__ = call
-        return launches
-
-    def __exit__(self, *_: object) -> None:
-        from triton.runtime import interpreter
-
-        interpreter.GridExecutor.__call__ = self.original
-
-
-def test_a_recorded_frame_serves_every_later_one() -> None:
-    """Other frames, boxes, targets, a missing modality and other lanes go through the same launches."""
+def test_one_plan_serves_every_frame() -> None:
+    """Other frames, boxes, targets and a missing modality change memory and no launch: two plans for one target and two
+    for two, since frame buffers alternate."""
     loaded = model()
-    runner = Recorded() if DEVICE.type == "cpu" else None  # on a GPU real graphs are captured and replayed
+    runner = Counting() if DEVICE.type == "cpu" else None  # on a GPU real graphs are captured and replayed
     ours = triton_engine(loaded, runner=runner)
     plain = reference_engine(loaded)
-    slots = [[engine.make_target(frames(), box) for box in BOXES] for engine in (ours, plain)]
+    targets = [[engine.make_target(frames(), box) for box in BOXES] for engine in (ours, plain)]
     calls = [((0,), 1, None), ((0,), 2, None), ((1,), 3, None), ((2,), 4, "rgb"), ((0,), 5, "tir"), ((0,), 6, None),
              ((0, 1), 7, None), ((2, 0), 8, None), ((1, 2), 9, None), ((1, 0), 10, None)]  # fmt: skip
     for chosen, seed, missing in calls:
@@ -255,35 +231,35 @@ def test_a_recorded_frame_serves_every_later_one() -> None:
             pair = dataclasses.replace(pair, **{missing: None})
         found = [
             engine.start([Search(own[i], BOXES[(i + seed) % 3], 4.0) for i in chosen], pair).result()
-            for engine, own in zip((ours, plain), slots, strict=True)
+            for engine, own in zip((ours, plain), targets, strict=True)
         ]
         for one, other in zip(*found, strict=True):
             assert one.cell == other.cell, (chosen, seed)
             assert one.box == pytest.approx(other.box, abs=0.1)
             assert one.score == pytest.approx(other.score, abs=1e-4)
     if runner is not None:
-        assert len(runner.records) == 4
-        assert runner.replays == len(calls) - 4
+        assert len(runner.plans) == len(calls)
+        assert len(set(runner.plans)) == 4
 
 
-def follow_by_itself(engine: Engine, slot: Target, threshold: float) -> Iterator[tuple[float, ...]]:
-    pending = [engine.start([Search(slot, BOX, 4.0, threshold, 1.6)], frames(1))]
+def follow_by_itself(engine: Engine, target: Target, threshold: float) -> Iterator[tuple[float, ...]]:
+    pending = [engine.start([Search(target, BOX, 4.0, threshold, 1.6)], frames(1))]
     for seed in (2, 3):
-        pending.append(engine.start([Search(slot, None, 4.0, threshold, 1.6)], frames(seed)))
+        pending.append(engine.start([Search(target, None, 4.0, threshold, 1.6)], frames(seed)))
         yield pending.pop(0).result()[0].box
     yield pending.pop(0).result()[0].box
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0], ids=["found", "lost"])
 def test_the_box_stays_on_the_device(threshold: float) -> None:
-    """Three frames, of which the host gives the first one's box only; another target uses the lane in between."""
+    """Three frames, of which the host gives the first one's box only."""
     loaded = model()
     ours, plain = triton_engine(loaded), reference_engine(loaded)
     mine = list(follow_by_itself(ours, ours.make_target(frames(), BOX), threshold))
-    slot = plain.make_target(frames(), BOX)
+    target = plain.make_target(frames(), BOX)
     box, factor = BOX, 4.0
     for seed, found in enumerate(mine, 1):
-        (expected,) = plain.start([Search(slot, box, factor)], frames(seed)).result()
+        (expected,) = plain.start([Search(target, box, factor)], frames(seed)).result()
         assert found == pytest.approx(expected.box, abs=0.1)
         box = found
         widest = 2 * 128 / (box[2] * box[3]) ** 0.5
@@ -295,17 +271,53 @@ def test_a_target_takes_its_box_along() -> None:
     ours = triton_engine(loaded)
     alone, disturbed, other = (ours.make_target(frames(), box) for box in (BOX, BOX, BOXES[1]))
     found = []
-    for slot, crowd in ((alone, False), (disturbed, True)):
-        ours.start([Search(slot, BOX, 4.0)], frames(1)).result()
+    for target, crowd in ((alone, False), (disturbed, True)):
+        ours.start([Search(target, BOX, 4.0)], frames(1)).result()
         if crowd:
-            ours.start([Search(other, BOXES[1], 4.0)], frames(2)).result()  # takes the lane
-            ours.start([Search(other, None, 4.0), Search(disturbed, None, 4.0)], frames(3)).result()  # lane 1 of two
+            ours.start([Search(other, BOXES[1], 4.0)], frames(2)).result()  # in the same row of the batch
+            ours.start([Search(other, None, 4.0), Search(disturbed, None, 4.0)], frames(3)).result()  # in another
             found.append(ours.start([Search(disturbed, None, 4.0)], frames(4)).result()[0])
         else:
-            ours.start([Search(slot, None, 4.0)], frames(3)).result()
-            found.append(ours.start([Search(slot, None, 4.0)], frames(4)).result()[0])
+            ours.start([Search(target, None, 4.0)], frames(3)).result()
+            found.append(ours.start([Search(target, None, 4.0)], frames(4)).result()[0])
     assert found[0].cell == found[1].cell
     assert found[0].box == pytest.approx(found[1].box, abs=1e-3)
+
+
+def test_a_new_target_in_the_row_of_one_that_is_gone() -> None:
+    """Rows are given again; what the batch still holds of the old target is not taken for the new one's."""
+    loaded = model()
+    ours, plain = triton_engine(loaded), reference_engine(loaded)
+    gone = ours.make_target(frames(), BOXES[0])
+    ours.start([Search(gone, BOXES[0], 4.0)], frames(1)).result()
+    kept = [ours.make_target(frames(), BOXES[1]) for _ in range(31)]  # all other rows of the pool
+    row = gone.row
+    del gone
+    new = ours.make_target(frames(), BOXES[2])
+    assert new.row == row
+    (found,) = ours.start([Search(new, BOXES[2], 4.0)], frames(2)).result()
+    (expected,) = plain.start([Search(plain.make_target(frames(), BOXES[2]), BOXES[2], 4.0)], frames(2)).result()
+    assert found.box == pytest.approx(expected.box, abs=0.1)
+    before = ours.memory().targets
+    more = ours.make_target(frames(), BOXES[0])  # the pool grows, and everybody keeps template and box
+    assert ours.memory().targets > 1.9 * before
+    for target, box in ((more, BOXES[0]), (kept[3], BOXES[1]), (new, None)):
+        (found,) = ours.start([Search(target, box, 4.0)], frames(3)).result()
+        start = expected.box if box is None else box
+        twin = plain.make_target(frames(), BOXES[2] if box is None else box)
+        (other,) = plain.start([Search(twin, start, 4.0)], frames(3)).result()
+        assert found.box == pytest.approx(other.box, abs=0.1)
+
+
+def test_searches_that_cannot_be() -> None:
+    ours = triton_engine(model())
+    target = ours.make_target(frames(), BOX)
+    with pytest.raises(ValueError, match="0 targets in one call: expected 1 to 32"):
+        ours.start([], frames(1))
+    with pytest.raises(ValueError, match="searched twice"):
+        ours.start([Search(target, BOX, 4.0)] * 2, frames(1))
+    with pytest.raises(InputError, match="belongs to another engine"):
+        triton_engine(model()).start([Search(target, BOX, 4.0)], frames(1))
 
 
 def golden_tracks(tmp_path: Path, count: int) -> None:
@@ -322,10 +334,10 @@ def golden_tracks(tmp_path: Path, count: int) -> None:
         steps: list[dict[str, Tensor]] = []
         for tracker in trackers:
             seen: dict[str, Tensor] = {}
-            find = tracker.engine.find
-            tracker.engine.find = lambda s, f, find=find, seen=seen: find(s, f, seen.__setitem__)
+            start = tracker.engine.start
+            tracker.engine.start = lambda s, f, start=start, seen=seen: start(s, f, seen.__setitem__)
             result = tracker.update(rgb[index], tir[index])
-            tracker.engine.find = find
+            tracker.engine.start = start
             assert result.box == pytest.approx(boxes[index].tolist(), abs=0.1)
             steps.append(seen)
         for name, value in steps[0].items():
@@ -369,21 +381,21 @@ def test_odd_frames_of_8_bits_and_then_of_16() -> None:
             pairs = [dataclasses.replace(frames(seed), rgb=frames(seed).rgb[:95, :127],
                                          tir=frames(seed).tir[:95, :127].astype(thermal),
                                          form=FrameForm((95, 127), (95, 127), limits)) for seed in (0, 1)]  # fmt: skip
-            slot = engine.make_target(pairs[0], BOX)
-            found += engine.start([Search(slot, BOX, 4.0)], pairs[1]).result()
+            target = engine.make_target(pairs[0], BOX)
+            found += engine.start([Search(target, BOX, 4.0)], pairs[1]).result()
         assert found[0].box == pytest.approx(found[1].box, abs=0.1)
 
 
-def test_fewer_targets_in_the_same_lanes_leave_the_others_alone() -> None:
-    """Decoding writes to every lane; a target that is not asked for keeps its box."""
+def test_fewer_targets_in_the_same_batch_leave_the_others_alone() -> None:
+    """A target that is not searched keeps its box, though its template still lies in the batch."""
     loaded = model()
     ours = triton_engine(loaded)
-    slots = [ours.make_target(frames(), box) for box in (*BOXES, BOX)]
-    searches = [Search(slot, box, 4.0) for slot, box in zip(slots, (*BOXES, BOX), strict=True)]
+    targets = [ours.make_target(frames(), box) for box in (*BOXES, BOX)]
+    searches = [Search(target, box, 4.0) for target, box in zip(targets, (*BOXES, BOX), strict=True)]
     last = ours.start(searches, frames(1)).result()[3]
     ours.start(searches[:3], frames(2)).result()
-    (carried,) = ours.start([Search(slots[3], None, 4.0)], frames(3)).result()
-    (given,) = ours.start([Search(slots[3], last.box, 4.0)], frames(3)).result()
+    (carried,) = ours.start([Search(targets[3], None, 4.0)], frames(3)).result()
+    (given,) = ours.start([Search(targets[3], last.box, 4.0)], frames(3)).result()
     assert carried.box == pytest.approx(given.box, abs=1e-3)
 
 
@@ -409,7 +421,7 @@ def test_frames_that_lie_on_the_gpu() -> None:
     """Written on the caller's stream right before the call, and overwritten right after it."""
     loaded = model()
     ours, plain = triton_engine(loaded), reference_engine(loaded)
-    slots = [engine.make_target(frames(), BOX) for engine in (ours, plain)]
+    targets = [engine.make_target(frames(), BOX) for engine in (ours, plain)]
     rgb, tir = (torch.empty(96, 128, 3, dtype=torch.uint8, device=DEVICE) for _ in range(2))
     for seed in range(1, 6):
         pair = frames(seed)
@@ -418,10 +430,10 @@ def test_frames_that_lie_on_the_gpu() -> None:
             busy = busy @ busy
         rgb.copy_(torch.from_numpy(pair.rgb), non_blocking=True)
         tir.copy_(torch.from_numpy(pair.tir), non_blocking=True)
-        pending = ours.start([Search(slots[0], BOX, 4.0)], dataclasses.replace(pair, rgb=rgb, tir=tir))
+        pending = ours.start([Search(targets[0], BOX, 4.0)], dataclasses.replace(pair, rgb=rgb, tir=tir))
         rgb.zero_()
         tir.zero_()
-        (expected,) = plain.start([Search(slots[1], BOX, 4.0)], pair).result()
+        (expected,) = plain.start([Search(targets[1], BOX, 4.0)], pair).result()
         assert pending.result()[0].box == pytest.approx(expected.box, abs=0.1)
 
 
@@ -433,9 +445,10 @@ def test_two_trackers_in_two_threads() -> None:
     found: dict[int, list[tuple[float, ...]]] = {}
 
     def walk(number: int, engine: Engine) -> None:
-        slot = engine.make_target(frames(), BOXES[number % 3])
+        target = engine.make_target(frames(), BOXES[number % 3])
         found[number] = [
-            engine.start([Search(slot, BOXES[number % 3], 4.0)], frames(seed)).result()[0].box for seed in range(1, 12)
+            engine.start([Search(target, BOXES[number % 3], 4.0)], frames(seed)).result()[0].box
+            for seed in range(1, 12)
         ]
 
     threads = [threading.Thread(target=walk, args=(i, engine)) for i, engine in enumerate((ours, ours, other))]
@@ -444,7 +457,7 @@ def test_two_trackers_in_two_threads() -> None:
     for thread in threads:
         thread.join()
     for number in range(3):
-        slot = plain.make_target(frames(), BOXES[number])
+        target = plain.make_target(frames(), BOXES[number])
         for seed, box in enumerate(found[number], 1):
-            (expected,) = plain.start([Search(slot, BOXES[number], 4.0)], frames(seed)).result()
+            (expected,) = plain.start([Search(target, BOXES[number], 4.0)], frames(seed)).result()
             assert box == pytest.approx(expected.box, abs=0.1)

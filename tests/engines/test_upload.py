@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ckd_fast.engines.upload import NOTHING, Rectangle, rectangle_of, scaled_rectangle, warped_rectangle
+from ckd_fast.engines.triton.upload import NOTHING, Rectangle, rectangle_of, scaled_rectangle, warped_rectangle
 from ckd_fast.reference.preprocess import Window, crop, crop_window
 from ckd_fast.types import Box
 

@@ -14,15 +14,17 @@ import torch
 import triton
 import triton.language as tl
 from numpy.typing import NDArray
-from support import INTERPRETED
+from support import DTYPES, INTERPRETED, PoisonedRoom, fixed
 from torch import Tensor
 
 from ckd_fast.config import TrackerConfig
-from ckd_fast.engines.upload import Rectangle, rectangle_of, scaled_rectangle, warped_rectangle
+from ckd_fast.engines.triton.upload import Rectangle, rectangle_of, scaled_rectangle, warped_rectangle
 from ckd_fast.frames import FramePair, first_pair, register
-from ckd_fast.kernels import crop as kernel
-from ckd_fast.kernels.crop import FrameKind, crop, window_of
-from ckd_fast.reference import fused, preprocess
+from ckd_fast.kernels import layout
+from ckd_fast.kernels.crop import crop, window_of
+from ckd_fast.kernels.launch import Tiles
+from ckd_fast.kernels.layout import FrameKind, Uploaded
+from ckd_fast.reference import preprocess, twins
 from ckd_fast.types import Box
 
 SIZE, PATCH, FACTOR = 32, 8, 2.0
@@ -90,8 +92,9 @@ def scene(
     return Scene(noise(*size), tir, config, kind)
 
 
-def given_of(boxes: Sequence[Box], factor: float, device: torch.device) -> Tensor:
-    rows = [[*box, factor, 0.0, 0.2, 1.0] for box in boxes]
+def requests_of(boxes: Sequence[Box], factor: float, device: torch.device) -> Tensor:
+    """New searches of targets that lie in the pool as they do in the batch."""
+    rows = [[*box, factor, 0.0, 0.2, 1.0, pool_row] for pool_row, box in enumerate(boxes)]
     return torch.tensor(rows, dtype=torch.float64, device=device)
 
 
@@ -112,39 +115,42 @@ def launch(
     size: int = SIZE,
     patch: int = PATCH,
     parts: tuple[Rectangle, Rectangle] | None = None,
-    given: Tensor | None = None,
+    requests: Tensor | None = None,
     state: Tensor | None = None,
     present: Tensor | None = None,
     tile: tuple[int, int] = (32, 32),
     spare: int = 50,
 ) -> Tensor:
     parts = parts or (Rectangle(0, 0, *what.rgb.shape[:2]), Rectangle(0, 0, *what.tir.shape[:2]))
-    geometry = torch.full((2, kernel.GEOMETRY), NAN, dtype=torch.float64)
-    geometry[:, kernel.LOW] = geometry[:, kernel.HIGH] = 0
+    geometry = torch.full((2, layout.GEOMETRY.value), NAN, dtype=torch.float64)
+    geometry[:, [layout.LOW.value, layout.HIGH.value]] = 0
     for row, frame, part in zip(geometry, (what.rgb, what.tir), parts, strict=True):
-        row[:6] = torch.tensor([*frame.shape[:2], part.row, part.column, part.rows, part.columns])
+        row[: layout.LOW.value] = torch.tensor([*frame.shape[:2], part.row, part.column, part.rows, part.columns])
     if what.config.tir_range is not None:
-        geometry[1, 6:8] = torch.tensor(what.config.tir_range)
+        geometry[1, layout.LOW.value : layout.INVERSE.value] = torch.tensor(what.config.tir_range)
     inverse = what.inverse()
     if inverse is not None:
-        geometry[1, 8:17] = torch.from_numpy(inverse).flatten()
+        geometry[1, layout.INVERSE.value :] = torch.from_numpy(inverse).flatten()
     many = len(boxes)
-    out = torch.full((2, many, (size // patch) ** 2, 3 * patch * patch), NAN, dtype=dtype, device=device)
-    returned = crop(
-        uploaded(what.rgb, parts[0], spare, device),
-        uploaded(what.tir, parts[1], spare, device),
-        geometry.to(device),
-        given_of(boxes, factor, device) if given is None else given,
-        torch.full((many, kernel.STATE), NAN, dtype=torch.float64, device=device) if state is None else state,
-        torch.ones(2, many, dtype=torch.int32, device=device) if present is None else present,
-        out,
-        kind=what.kind,
+    room = PoisonedRoom(device)
+    out = crop(
+        Uploaded(
+            rgb=uploaded(what.rgb, parts[0], spare, device),
+            tir=uploaded(what.tir, parts[1], spare, device),
+            geometry=geometry.to(device),
+            requests=requests_of(boxes, factor, device) if requests is None else requests,
+            present=torch.ones(2, many, dtype=torch.int32, device=device) if present is None else present,
+            kind=what.kind,
+        ),
+        torch.full((many, layout.STATE.value), NAN, dtype=torch.float64, device=device) if state is None else state,
         size=size,
         patch=patch,
-        tile_rows=tile[0],
-        tile_columns=tile[1],
-    )
-    assert returned is out
+        dtype=dtype,
+        room=room,
+        settings=fixed(Tiles(*tile)),
+    ).run()
+    assert out is room.buffers["patches"]
+    assert not room.unwritten()
     return out.cpu()
 
 
@@ -157,7 +163,7 @@ def expected(what: Scene, boxes: Sequence[Box], factor: float = FACTOR, size: in
         if frame is not None
     ]
     pixels = torch.from_numpy(np.array(images)).permute(0, 1, 4, 2, 3)
-    return (fused.patches(pixels.float(), patch) - 128) / 128
+    return (twins.patches(pixels.float(), patch) - 128) / 128
 
 
 def assert_equal(found: Tensor, wanted: Tensor) -> None:
@@ -166,7 +172,7 @@ def assert_equal(found: Tensor, wanted: Tensor) -> None:
     assert torch.equal(found.float(), wanted), f"levels off, by modality and target: {worst}"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_borders(device: torch.device, dtype: torch.dtype) -> None:
     what = scene()
     assert_equal(launch(device, what, BORDERS, dtype=dtype), expected(what, BORDERS))
@@ -246,7 +252,7 @@ def test_missing_modalities(device: torch.device) -> None:
     present = torch.tensor([[1, 0, 0], [0, 1, 0]], dtype=torch.int32)
     found, wanted = launch(device, what, boxes, present=present.to(device)), expected(what, boxes)
     normalised_zero = torch.tensor([(255 * mean - 128) / 128 for mean in preprocess.PIXEL_MEAN])
-    blank = fused.patches(normalised_zero[:, None, None].expand(3, SIZE, SIZE), PATCH)
+    blank = twins.patches(normalised_zero[:, None, None].expand(3, SIZE, SIZE), PATCH)
     for modality in range(2):
         for target in range(3):
             here = bool(present[modality, target])
@@ -258,18 +264,41 @@ def test_missing_modalities(device: torch.device) -> None:
 def test_box_carried_from_the_frame_before(device: torch.device) -> None:
     what = scene()
     boxes = BORDERS[:4]
-    given = given_of(boxes, FACTOR, device)
-    state = torch.full((4, kernel.STATE), NAN, dtype=torch.float64, device=device)
+    requests = requests_of(boxes, FACTOR, device)
+    state = torch.full((4, layout.STATE.value), NAN, dtype=torch.float64, device=device)
     for target in (1, 3):
-        state[target] = given[target, :5]
-        given[target, :5] = NAN
-        given[target, 5] = 1
-    assert_equal(launch(device, what, boxes, given=given, state=state), expected(what, boxes))
+        state[target] = requests[target, : layout.STATE.value]
+        requests[target, : layout.STATE.value] = NAN
+        requests[target, layout.CARRY.value] = 1
+    assert_equal(launch(device, what, boxes, requests=requests, state=state), expected(what, boxes))
+
+
+def test_pool_in_another_order_than_the_batch(
+    device: torch.device, guard: contextlib.AbstractContextManager[None]
+) -> None:
+    """Each carried box comes from its own pool row; an empty row of the batch has none, and none is changed."""
+    what = scene()
+    boxes = BORDERS[:4]
+    requests = requests_of(boxes, FACTOR, device)
+    pool_rows = [5, 0, -1, 3]  # the second target brings its own box
+    requests[:, layout.POOL_ROW.value] = torch.tensor(pool_rows, dtype=torch.float64)
+    requests[2, : layout.POOL_ROW.value] = 0
+    state = torch.full((7, layout.STATE.value), -1234.5, dtype=torch.float64, device=device)
+    for target in (0, 3):
+        state[pool_rows[target]] = requests[target, : layout.STATE.value]
+        requests[target, : layout.STATE.value] = NAN
+        requests[target, layout.CARRY.value] = 1
+    before = state.clone()
+    with guard:
+        found = launch(device, what, boxes, requests=requests, state=state)
+    assert torch.equal(state, before)
+    searched = [0, 1, 3]
+    assert_equal(found[:, searched], expected(what, [boxes[target] for target in searched]))
 
 
 @pytest.mark.parametrize("box", [(0, 0, 0, 0), (5, 5, 0, 7), (NAN, NAN, NAN, NAN), (3, 3, math.inf, 5)], ids=str)
-def test_lanes_without_a_box(device: torch.device, box: Box, guard: contextlib.AbstractContextManager[None]) -> None:
-    """An unused lane, or one whose result was not finite, disturbs nobody and reads nothing stray."""
+def test_targets_without_a_box(device: torch.device, box: Box, guard: contextlib.AbstractContextManager[None]) -> None:
+    """An empty row, or one whose result was not finite, disturbs no other target and reads nothing stray."""
     what = scene(FrameKind(tir_map="scaled"), tir_size=(48, 64))
     with guard:
         found = launch(device, what, [box, BORDERS[0]], size=16)
@@ -356,7 +385,7 @@ def test_patches_fit_a_convolution() -> None:
     images = torch.randint(-9, 10, (2, 3, 3, 24, 16), generator=generator).double()
     weight = torch.randint(-9, 10, (5, 3, 8, 8), generator=generator).double()
     wanted = torch.nn.functional.conv2d(images.flatten(0, 1), weight, stride=8).flatten(2).transpose(1, 2)
-    assert torch.equal((fused.patches(images, 8) @ weight.flatten(1).T).flatten(0, 1), wanted)
+    assert torch.equal((twins.patches(images, 8) @ weight.flatten(1).T).flatten(0, 1), wanted)
 
 
 @triton.jit
@@ -391,12 +420,18 @@ def test_windows_round_as_python_does(device: torch.device) -> None:
 
 
 def test_wrong_arguments(device: torch.device) -> None:
-    what = scene()
-    with pytest.raises(ValueError, match="multiple of patch"):
-        launch(device, what, BORDERS[:1], size=30)
+    what, boxes = scene(), BORDERS[:1]
+    with pytest.raises(ValueError, match="size=30: expected a multiple of patch=8"):
+        launch(device, what, boxes, size=30)
     with pytest.raises(ValueError, match=r"tir is torch\.uint8"):
-        launch(device, replace(what, kind=FrameKind(tir_wide=True)), BORDERS[:1])
-    with pytest.raises(ValueError, match=r"given is torch\.float32"):
-        launch(device, what, BORDERS[:1], given=given_of(BORDERS[:1], 2.0, device).float())
-    with pytest.raises(ValueError, match="1 or 3 channels"):
-        launch(device, replace(what, kind=FrameKind(tir_channels=2)), BORDERS[:1])
+        launch(device, replace(what, kind=FrameKind(tir_wide=True)), boxes)
+    with pytest.raises(ValueError, match=r"requests is torch\.float32"):
+        launch(device, what, boxes, requests=requests_of(boxes, 2.0, device).float())
+    with pytest.raises(ValueError, match=r"requests is torch\.float64 \(1, 8\)"):
+        launch(device, what, boxes, requests=requests_of(boxes, 2.0, device)[:, :-1].contiguous())
+    with pytest.raises(ValueError, match=r"state is torch\.float64 \(1, 4\)"):
+        launch(device, what, boxes, state=torch.zeros(1, 4, dtype=torch.float64, device=device))
+    with pytest.raises(ValueError, match=r"present is torch\.bool"):
+        launch(device, what, boxes, present=torch.ones(2, 1, dtype=torch.bool, device=device))
+    with pytest.raises(ValueError, match=r"tir_channels=2.*expected 1 or 3 channels"):
+        launch(device, replace(what, kind=FrameKind(tir_channels=2)), boxes)

@@ -6,26 +6,22 @@ import contextlib
 
 import pytest
 import torch
-from support import assert_as_exact, big
+from support import DTYPES, PoisonedRoom, assert_as_exact, big, fixed
 from torch import Tensor, nn
 
-from ckd_fast.engines.packing import PackedStudent, pack
+from ckd_fast.engines.triton.weights import PackedStudent, pack
 from ckd_fast.kernels.head import convolution, gather_taps, last_convolution
-from ckd_fast.kernels.linear import RowStatistics, Tiles, linear
-from ckd_fast.reference import fused
+from ckd_fast.kernels.launch import Operation, Tiles
+from ckd_fast.kernels.linear import PlainLayer, Rows, RowStatistics, linear
+from ckd_fast.reference import twins
 from ckd_fast.reference.config import ModelConfig
 from ckd_fast.reference.elimination import restore
 from ckd_fast.reference.head import HeadMaps, search_features
 from ckd_fast.reference.model import Student, initialise
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 LARGE = big(128, 256, 64)
 CONFIG = ModelConfig(dim=48, depth=1, heads=2, eliminate_at=(0,), head_channels=40, template_size=32, search_size=112)
 TARGETS, LIVE = 3, 19
-
-
-def ids(value: object) -> str:
-    return str(value).removeprefix("torch.")
 
 
 def student(*, share: bool = False) -> Student:
@@ -66,33 +62,37 @@ def plain(model: Student, tokens: Tensor, positions: Tensor) -> HeadMaps:
     return maps
 
 
-def fused_head(packed: PackedStudent, tokens: Tensor, positions: Tensor, tiles: Tiles) -> Tensor:
-    device, template = tokens.device, CONFIG.template_tokens
-    rows = torch.arange(template, template + LIVE, dtype=torch.int32, device=device).expand(2, TARGETS, LIVE)
-    place = torch.full((2, TARGETS, CONFIG.search_tokens), -1, dtype=torch.int32, device=device)
-    place.scatter_(2, positions, rows)
-    statistics = RowStatistics(fused.row_statistics(tokens, 16).contiguous(), 16)
+def head_of(packed: PackedStudent, tokens: Tensor, positions: Tensor, tiles: Tiles) -> Operation[Tensor]:
+    """From tokens to maps [B, 3, 2, cells], in poisoned memory."""
+    device, template, settings = tokens.device, CONFIG.template_tokens, fixed(tiles)
+    live = torch.arange(template, template + LIVE, dtype=torch.int32, device=device).expand(2, TARGETS, LIVE)
+    token_of_cell = torch.full((2, TARGETS, CONFIG.search_tokens), -1, dtype=torch.int32, device=device)
+    token_of_cell.scatter_(2, positions, live)
+    rows = Rows(tokens, RowStatistics(twins.row_statistics(tokens, 16).contiguous(), 16))
     products = linear(
-        tokens, packed.taps.weight, packed.taps.bias, norm=packed.taps, statistics=statistics,
-        rows=rows.contiguous(), tiles=tiles,
+        rows, packed.taps, token_index=live.contiguous(), room=PoisonedRoom(device), settings=settings
     )  # fmt: skip
-    width = 3 * CONFIG.head_channels
-    x = torch.full((TARGETS, CONFIG.search_tokens, width), float("nan"), dtype=tokens.dtype, device=device)
-    gather_taps(products, place, packed.taps_bias, template_tokens=template, out=x, tile_cells=64)
+    steps = [
+        gather_taps(
+            products.out.tokens, token_of_cell, packed.taps_bias, template_tokens=template, room=PoisonedRoom(device),
+            settings=settings,
+        )
+    ]  # fmt: skip
     for layer in packed.convolutions[:2]:
-        out = torch.full((*x.shape[:2], 3 * layer.weight.shape[1]), float("nan"), dtype=x.dtype, device=device)
-        x = convolution(x, layer.weight, layer.bias, out=out, tiles=tiles)
-    maps = torch.full((TARGETS, 3, 2, CONFIG.search_tokens), float("nan"), device=device)
-    last = packed.convolutions[2]
-    return last_convolution(x, last.weight, last.bias, packed.map_weight, packed.map_bias, maps=maps, tiles=tiles)
+        steps.append(convolution(steps[-1].out, layer, room=PoisonedRoom(device), settings=settings))
+    maps = last_convolution(
+        steps[-1].out, packed.convolutions[2], packed.maps, room=PoisonedRoom(device), settings=settings
+    )  # fmt: skip
+    launches = [launch for operation in (products, *steps, maps) for launch in operation.launches]
+    return Operation(maps.out, tuple(launches))
 
 
 @pytest.mark.parametrize("share", [False, True], ids=["two", "shared"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_maps(device: torch.device, dtype: torch.dtype, *, share: bool) -> None:
     packed = pack(student(share=share), device, dtype)
     tokens, positions = tokens_and_positions(device, dtype)
-    maps = fused_head(packed, tokens, positions, LARGE)
+    maps = head_of(packed, tokens, positions, LARGE).run()
     twin = plain(student(share=share), tokens, positions)
     exact = plain(student(share=share), tokens.double(), positions)
     grid = CONFIG.search_grid
@@ -108,10 +108,33 @@ def test_a_cell_without_live_neighbours_has_only_biases(device: torch.device) ->
     """Nothing is added for dropped tokens, not even the norm's bias."""
     packed = pack(student(), device, torch.float32)
     features = 3 * CONFIG.head_channels
-    place = torch.full((2, 1, CONFIG.search_tokens), -1, dtype=torch.int32, device=device)
+    dropped = torch.full((2, 1, CONFIG.search_tokens), -1, dtype=torch.int32, device=device)
     products = torch.full((2, 1, LIVE, 9 * features), float("nan"), device=device)
-    out = gather_taps(products, place, packed.taps_bias, template_tokens=CONFIG.template_tokens)
+    out = gather_taps(
+        products, dropped, packed.taps_bias, template_tokens=CONFIG.template_tokens, room=PoisonedRoom(device)
+    ).run()
     assert torch.equal(out, packed.taps_bias.clamp(min=0).expand_as(out))
+
+
+@pytest.mark.parametrize("tiles", [Tiles(16, 32, 16), LARGE], ids=["small", "large"])
+def test_every_value_is_written(device: torch.device, tiles: Tiles) -> None:
+    """At sizes that no tile divides: 49 cells, 40 features."""
+    packed, settings = pack(student(), device, torch.float32), fixed(tiles)
+    room = PoisonedRoom(device)
+    x = torch.rand(2, CONFIG.search_tokens, 3 * CONFIG.head_channels, device=device)
+    operation = convolution(x, packed.convolutions[0], room=room, settings=settings)
+    assert operation.run() is room.buffers["cells"]
+    operation = last_convolution(operation.out, *last_layers(packed, operation.out), room=room, settings=settings)
+    assert operation.run() is room.buffers["maps"]
+    assert not room.unwritten()
+
+
+def last_layers(packed: PackedStudent, x: Tensor) -> tuple[PlainLayer, PlainLayer]:
+    """Layers that turn x [B, cells, 3 * F] into maps at once."""
+    features = x.shape[2] // 3
+    last = next(layer for layer in packed.convolutions if layer.weight.shape[3] == features)
+    outputs = last.weight.shape[1]
+    return last, PlainLayer(torch.rand(3, 2, outputs, device=x.device), torch.rand(3, 2, device=x.device))
 
 
 def test_overflow_stays_visible(device: torch.device) -> None:
@@ -119,7 +142,7 @@ def test_overflow_stays_visible(device: torch.device) -> None:
     packed = pack(student(), device, torch.float32)
     tokens, positions = tokens_and_positions(device, torch.float32)
     tokens[0, 1, CONFIG.template_tokens + 3] = float("nan")
-    maps = fused_head(packed, tokens, positions, LARGE)
+    maps = head_of(packed, tokens, positions, LARGE).run()
     assert torch.isnan(maps[1, 0, 0]).any()
     assert torch.isnan(maps[1, 2]).any()
     assert torch.isfinite(maps[[0, 2]]).all()
@@ -130,7 +153,7 @@ def test_scores_are_clamped(device: torch.device) -> None:
     for tower, bias in ((model.head.score, 40.0), (model.head.size, -40.0), (model.head.offset, 40.0)):
         tower[-1].bias.fill_(bias)
     packed = pack(model, device, torch.float32)
-    maps = fused_head(packed, *tokens_and_positions(device, torch.float32), LARGE)
+    maps = head_of(packed, *tokens_and_positions(device, torch.float32), LARGE).run()
     assert (maps[:, 0, 0] == torch.tensor(1 - 1e-4)).all()
     assert (maps[:, 2] == torch.tensor(1e-4)).all()
     assert (maps[:, 1] > 30).all()
@@ -139,26 +162,29 @@ def test_scores_are_clamped(device: torch.device) -> None:
 def test_memory_accesses(device: torch.device, guard: contextlib.AbstractContextManager) -> None:
     packed = pack(student(), device, torch.float32)
     tokens, positions = tokens_and_positions(device, torch.float32)
+    operation = head_of(packed, tokens, positions, Tiles(16, 64, 32))
     with guard:
-        guarded_maps = fused_head(packed, tokens, positions, Tiles(16, 64, 32))
-    assert torch.allclose(guarded_maps, fused_head(packed, tokens, positions, LARGE), atol=1e-5)
+        guarded_maps = operation.run()
+    assert torch.allclose(guarded_maps, head_of(packed, tokens, positions, LARGE).run(), atol=1e-5)
 
 
 def test_what_does_not_fit_is_refused(device: torch.device) -> None:
     packed = pack(student(), device, torch.float32)
     layer = packed.convolutions[0]
     x = torch.zeros(1, CONFIG.search_tokens, 3 * CONFIG.head_channels, device=device)
-    place = torch.zeros(2, 1, CONFIG.search_tokens, dtype=torch.int32, device=device)
+    token_of_cell = torch.zeros(2, 1, CONFIG.search_tokens, dtype=torch.int32, device=device)
     products = torch.zeros(2, 1, LIVE, 9 * x.shape[2], device=device)
-    with pytest.raises(ValueError, match="expected \\[B, cells, 3 C\\]"):
-        convolution(x[..., :-1], layer.weight, layer.bias)
-    with pytest.raises(ValueError, match="bias is"):
-        convolution(x, layer.weight, layer.bias[0])
-    with pytest.raises(ValueError, match="out is"):
-        convolution(x, layer.weight, layer.bias, out=x)
-    with pytest.raises(ValueError, match="place is"):
-        gather_taps(products, place.long(), packed.taps_bias, template_tokens=4)
-    with pytest.raises(ValueError, match="columns"):
-        gather_taps(products[..., :-1], place, packed.taps_bias, template_tokens=4)
-    with pytest.raises(ValueError, match="map_weight is"):
-        last_convolution(x, layer.weight, layer.bias, packed.map_weight, packed.map_bias)
+    with pytest.raises(ValueError, match=r"x is \(1, 49, 119\) .* expected \[B, cells, 3 C\]"):
+        convolution(x[..., :-1], layer)
+    with pytest.raises(TypeError, match=r"weight is torch\.float16: expected torch\.float32"):
+        convolution(x, PlainLayer(layer.weight.half(), layer.bias))
+    with pytest.raises(ValueError, match=r"bias is torch\.float32 \(20,\)"):
+        convolution(x, PlainLayer(layer.weight, layer.bias[0]))
+    with pytest.raises(ValueError, match=r"token_of_cell is torch\.int64"):
+        gather_taps(products, token_of_cell.long(), packed.taps_bias, template_tokens=4)
+    with pytest.raises(ValueError, match="products have 1079 columns"):
+        gather_taps(products[..., :-1], token_of_cell, packed.taps_bias, template_tokens=4)
+    with pytest.raises(ValueError, match=r"maps\.weight is torch.float32 \(3, 2, 5\)"):
+        last_convolution(x, layer, packed.maps)
+    with pytest.raises(ValueError, match=r"maps\.bias is non-contiguous torch\.float32 \(3, 1\)"):
+        last_convolution(x, layer, PlainLayer(torch.zeros(3, 2, 20, device=device), packed.maps.bias[:, :1]))

@@ -7,18 +7,16 @@ import dataclasses
 
 import pytest
 import torch
-from support import assert_as_exact, big
+from support import DTYPES, PoisonedRoom, assert_as_exact, big, fixed, poison
 from torch import Tensor
 
-from ckd_fast.kernels.linear import FoldedLinear, RowStatistics, Tiles, fold_norm, linear
-from ckd_fast.reference import fused
+from ckd_fast.kernels.launch import LaunchSettings, Tiles
+from ckd_fast.kernels.linear import FoldedLayer, PlainLayer, Rows, RowStatistics, fold_norm, linear
+from ckd_fast.reference import twins
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 LARGE = big(128, 128, 128)
-
-
-def ids(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+SETTINGS = fixed(LARGE)
+EPS = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +30,36 @@ class Layer:
     beta: Tensor
     residual: Tensor
 
+    @property
+    def plain(self) -> PlainLayer:
+        return PlainLayer(self.weight, self.bias)
+
+    @property
+    def folded(self) -> FoldedLayer:
+        return fold_norm(self.weight, self.bias, self.gamma, self.beta, EPS, self.x.dtype)
+
+    def rows(self, tile: int) -> Rows:
+        """x with statistics in tiles of so many columns."""
+        return Rows(self.x, RowStatistics(twins.row_statistics(self.x, tile).float().contiguous(), tile))
+
     def to(self, dtype: torch.dtype) -> Layer:
         return Layer(*(getattr(self, f.name).to(dtype) for f in dataclasses.fields(self)))
+
+    def twin_and_exact(
+        self, *, norm: bool = False, gelu: bool = False, residual: Tensor | None = None,
+        token_index: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Plain PyTorch in the precision of x, and in float64."""
+        both = []
+        for given in (self, self.to(torch.float64)):
+            around = {"gamma": given.gamma, "beta": given.beta, "eps": EPS} if norm else {}
+            added = None if residual is None else residual.to(given.x.dtype)
+            both.append(
+                twins.linear(
+                    given.x, given.weight, given.bias, gelu=gelu, residual=added, token_index=token_index, **around
+                )
+            )
+        return both[0], both[1]
 
 
 def layer(
@@ -54,161 +80,170 @@ def layer(
     )
 
 
-def poisoned(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.full(shape, float("nan"), dtype=dtype, device=device)
-
-
-def statistics_of(x: Tensor, tile: int) -> RowStatistics:
-    return RowStatistics(fused.row_statistics(x, tile).float().contiguous(), tile)
-
-
-def folded(given: Layer, eps: float = 1e-6) -> FoldedLinear:
-    return fold_norm(given.weight, given.bias, given.gamma, given.beta, eps, given.x.dtype)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("split_k", [1, 3])
 def test_bias_gelu_residual(device: torch.device, dtype: torch.dtype, split_k: int) -> None:
-    given = layer(device, dtype)
-    out = poisoned(2, 3, 53, 160, dtype=dtype, device=device)
-    returned = linear(
-        given.x, given.weight, given.bias, gelu=True, residual=given.residual, out=out, split_k=split_k, tiles=LARGE
+    given, room = layer(device, dtype), PoisonedRoom(device)
+    operation = linear(
+        Rows(given.x), given.plain, gelu=True, residual=given.residual, room=room, settings=fixed(LARGE, split_k)
     )
-    assert returned is out
-    twin, exact = (
-        fused.linear(g.x, g.weight, g.bias, gelu=True, residual=g.residual) for g in (given, given.to(torch.float64))
-    )
-    assert_as_exact(out, twin, exact)
+    assert operation.run().tokens is room.buffers["tokens"]
+    assert set(room.buffers) == ({"tokens"} if split_k == 1 else {"tokens", "partial"})
+    assert not room.unwritten()
+    assert_as_exact(operation.out.tokens, *given.twin_and_exact(gelu=True, residual=given.residual))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("offset", [0.0, 30.0], ids=["centred", "mean-30-std"])
 def test_folded_norm(device: torch.device, dtype: torch.dtype, offset: float) -> None:
     """With statistics in tiles of 40 of 96 columns; the mean may be 30 standard deviations."""
     given = layer(device, dtype)
     given = dataclasses.replace(given, x=(given.x.float() + offset).to(dtype))
-    norm = folded(given)
-    out = poisoned(2, 3, 53, 160, dtype=dtype, device=device)
-    linear(given.x, norm.weight, norm.bias, norm=norm, statistics=statistics_of(given.x, 40), out=out, tiles=LARGE)
-    twin, exact = (
-        fused.linear(g.x, g.weight, g.bias, gamma=g.gamma, beta=g.beta, eps=1e-6)
-        for g in (given, given.to(torch.float64))
-    )
-    assert_as_exact(out, twin, exact)
+    out = linear(given.rows(40), given.folded, room=PoisonedRoom(device), settings=SETTINGS).run()
+    assert_as_exact(out.tokens, *given.twin_and_exact(norm=True))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_folded_norm_with_one_huge_channel(device: torch.device, dtype: torch.dtype) -> None:
     given = layer(device, dtype)
     x = given.x.clone()
     x[..., 7] *= 1000
     given = dataclasses.replace(given, x=x)
-    norm = folded(given)
-    out = linear(given.x, norm.weight, norm.bias, norm=norm, statistics=statistics_of(x, 96), tiles=LARGE)
-    twin, exact = (
-        fused.linear(g.x, g.weight, g.bias, gamma=g.gamma, beta=g.beta, eps=1e-6)
-        for g in (given, given.to(torch.float64))
-    )
-    assert_as_exact(out, twin, exact)
+    out = linear(given.rows(96), given.folded, room=PoisonedRoom(device), settings=SETTINGS).run()
+    assert_as_exact(out.tokens, *given.twin_and_exact(norm=True))
 
 
 @pytest.mark.parametrize("split_k", [1, 2])
-def test_row_index_on_input_statistics_and_residual(device: torch.device, split_k: int) -> None:
-    given = layer(device, torch.float32)
-    norm = folded(given)
+def test_index_into_input_statistics_and_residual(device: torch.device, split_k: int) -> None:
+    given, room = layer(device, torch.float32), PoisonedRoom(device)
     chosen = torch.stack([torch.randperm(53)[:31] for _ in range(6)]).reshape(2, 3, 31).int().to(device)
-    out = poisoned(2, 3, 31, 160, dtype=torch.float32, device=device)
-    linear(
-        given.x, norm.weight, norm.bias, norm=norm, statistics=statistics_of(given.x, 64), residual=given.residual,
-        rows=chosen, out=out, split_k=split_k, tiles=LARGE,
-    )  # fmt: skip
-    twin, exact = (
-        fused.linear(g.x, g.weight, g.bias, gamma=g.gamma, beta=g.beta, eps=1e-6, residual=g.residual, rows=chosen)
-        for g in (given, given.to(torch.float64))
-    )
-    assert_as_exact(out, twin, exact)
+    out = linear(
+        given.rows(64), given.folded, residual=given.residual, token_index=chosen, room=room,
+        settings=fixed(LARGE, split_k),
+    ).run()  # fmt: skip
+    assert not room.unwritten()
+    assert_as_exact(out.tokens, *given.twin_and_exact(norm=True, residual=given.residual, token_index=chosen))
 
 
 @pytest.mark.parametrize("split_k", [1, 2])
-@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_statistics_for_the_next_norm(device: torch.device, dtype: torch.dtype, split_k: int) -> None:
     """Of the rounded result, in tiles of 64 of 160 columns, even where the mean is large."""
-    given = layer(device, dtype)
+    given, room = layer(device, dtype), PoisonedRoom(device)
     given = dataclasses.replace(given, bias=given.bias + 50)
-    out = poisoned(2, 3, 53, 160, dtype=dtype, device=device)
-    stats = RowStatistics(poisoned(2, 3, 53, 3, 2, dtype=torch.float32, device=device), 64)
     tiles = dataclasses.replace(LARGE, columns=64)
-    linear(given.x, given.weight, given.bias, out=out, out_statistics=stats, split_k=split_k, tiles=tiles)
-    assert_as_exact(stats.values, fused.row_statistics(out, 64), fused.row_statistics(out.double(), 64))
+    out = linear(
+        Rows(given.x), given.plain, write_statistics=True, room=room, settings=fixed(tiles, split_k)
+    ).run()  # fmt: skip
+    assert not room.unwritten()
+    assert out.statistics is not None
+    assert out.statistics.tile == 64
+    assert out.statistics.values is room.buffers["statistics"]
+    tokens = out.tokens
+    assert_as_exact(
+        out.statistics.values, twins.row_statistics(tokens, 64), twins.row_statistics(tokens.double(), 64)
+    )  # fmt: skip
 
 
-def test_patch_embedding_into_the_middle(device: torch.device) -> None:
+@pytest.mark.parametrize("split_k", [1, 2])
+def test_patch_embedding_into_the_middle(device: torch.device, split_k: int) -> None:
     """Positions as a residual for all targets, written behind the template tokens, which stay untouched."""
-    given = layer(device, torch.float32)
+    given, room = layer(device, torch.float32), PoisonedRoom(device)
     positions = torch.randn(2, 53, 160, device=device)
-    out = torch.full((2, 3, 70, 160), 7.0, device=device)
     tile = LARGE.columns
-    stats = RowStatistics(torch.full((2, 3, 70, -(-160 // tile), 2), 9.0, device=device), tile)
-    linear(
-        given.x, given.weight, given.bias, residual=positions, out=out, out_offset=17, out_statistics=stats, tiles=LARGE
-    )
-    exact = fused.linear(given.x.double(), given.weight.double(), given.bias.double(), residual=positions.double())
-    twin = fused.linear(given.x, given.weight, given.bias, residual=positions)
-    assert_as_exact(out[:, :, 17:], twin, exact)
-    assert (out[:, :, :17] == 7).all()
-    assert (stats.values[:, :, :17] == 9).all()
-    assert_as_exact(stats.values[:, :, 17:], fused.row_statistics(out[:, :, 17:], tile),
-                    fused.row_statistics(out[:, :, 17:].double(), tile))  # fmt: skip
+    statistics = RowStatistics(torch.full((2, 3, 70, -(-160 // tile), 2), 9.0, device=device), tile)
+    into = Rows(torch.full((2, 3, 70, 160), 7.0, device=device), statistics)
+    poison(into.tokens[:, :, 17:], statistics.values[:, :, 17:])
+    operation = linear(
+        Rows(given.x), given.plain, residual=positions, into=into, out_offset=17, room=room,
+        settings=fixed(LARGE, split_k),
+    )  # fmt: skip
+    assert operation.run() is into
+    assert set(room.buffers) == (set() if split_k == 1 else {"partial"}), "there is memory for the result already"
+    assert not room.unwritten()
+    found, stats = into.tokens, statistics.values
+    assert_as_exact(found[:, :, 17:], *given.twin_and_exact(residual=positions))
+    assert (found[:, :, :17] == 7).all()
+    assert (stats[:, :, :17] == 9).all()
+    written = found[:, :, 17:]
+    assert_as_exact(
+        stats[:, :, 17:], twins.row_statistics(written, tile), twins.row_statistics(written.double(), tile)
+    )  # fmt: skip
 
 
 def test_two_runs_are_bit_identical(device: torch.device) -> None:
     given = layer(device, torch.float32)
-    first, second = (linear(given.x, given.weight, given.bias, split_k=3, tiles=LARGE) for _ in range(2))
+    first, second = (linear(Rows(given.x), given.plain, settings=fixed(LARGE, 3)).run().tokens for _ in range(2))
     assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("split_k", [1, 2])
 def test_memory_accesses(device: torch.device, guard: contextlib.AbstractContextManager, split_k: int) -> None:
     """Small odd sizes under the guard; every option on."""
-    given = layer(device, torch.float32, tokens=11, k=20, f=23)
-    norm = folded(given)
+    given, room = layer(device, torch.float32, tokens=11, k=20, f=23), PoisonedRoom(device)
     chosen = torch.tensor([[[3, 0, 10], [1, 2, 9], [5, 5, 5]]] * 2, dtype=torch.int32, device=device)
-    stats = RowStatistics(torch.empty(2, 3, 5, 2, 2, device=device), 16)
-    out = torch.empty(2, 3, 5, 23, device=device)
-    with guard:
-        linear(
-            given.x, norm.weight, norm.bias, norm=norm, statistics=statistics_of(given.x, 16), gelu=True,
-            residual=given.residual, rows=chosen, out=out, out_offset=2, out_statistics=stats, split_k=split_k,
-            tiles=Tiles(16, 16, 16),
-        )  # fmt: skip
-    exact = fused.linear(
-        given.x.double(), given.weight.double(), given.bias.double(), gamma=given.gamma.double(),
-        beta=given.beta.double(), eps=1e-6, gelu=True, residual=given.residual.double(), rows=chosen,
+    operation = linear(
+        given.rows(16), given.folded, gelu=True, residual=given.residual, token_index=chosen, out_offset=2,
+        write_statistics=True, room=room, settings=fixed(Tiles(16, 16, 16), split_k),
     )  # fmt: skip
-    assert torch.allclose(out[:, :, 2:].double(), exact, atol=1e-4)
+    with guard:
+        out = operation.run()
+    _, exact = given.twin_and_exact(norm=True, gelu=True, residual=given.residual, token_index=chosen)
+    assert torch.allclose(out.tokens[:, :, 2:].double(), exact, atol=1e-4)
+    # Two of five tokens lie in front of the offset: nothing else stays unwritten.
+    assert room.unwritten() == {"tokens": 2 * 3 * 2 * 23, "statistics": 2 * 3 * 2 * 2 * 2}
+
+
+def test_settings_reach_the_launches(device: torch.device) -> None:
+    """Tiles as chosen for the request; precision and overlap as options of every launch."""
+    given = layer(device, torch.float32)
+    asked = []
+
+    def choose(request: object) -> object:
+        asked.append(request)
+        return fixed(Tiles(32, 64, 16, warps=8, stages=2), 2).choose(request)  # type: ignore[arg-type]
+
+    settings = LaunchSettings(choose, tf32=True, overlap=True)  # type: ignore[arg-type]
+    product, join = linear(Rows(given.x), given.plain, settings=settings, kernel="patch").launches
+    assert [vars(request) for request in asked] == [
+        {"kernel": "patch", "dtype": "float32", "groups": 2, "rows": 159, "columns": 160, "depth": 96}
+    ]
+    assert (product.name, product.request, join.name, join.request) == ("patch", asked[0], "join", None)
+    assert product.grid == (5 * 3, 2, 2)
+    assert product.programs == 60
+    assert product.options == {"num_warps": 8, "num_stages": 2, "launch_pdl": True}
+    assert join.options["launch_pdl"]
+    for name, value in {"PRECISION": "tf32", "ROWS": 32, "COLUMNS": 64, "DEPTH": 16, "OVERLAP": True}.items():
+        assert product.arguments[name] == value
+    assert LaunchSettings().precision == "ieee"
+    assert not LaunchSettings().options
 
 
 def test_what_does_not_fit_is_refused(device: torch.device) -> None:
     given = layer(device, torch.float32)
-    norm = folded(given)
+    weight, bias = given.weight, given.bias
+    few = Rows(given.residual[:, :, :5].contiguous())
+    wrong = Rows(given.residual, RowStatistics(torch.empty(2, 3, 53, 1, 2, device=device), 16))
     for arguments, error, message in (
-        ({"weight": given.weight[:, :, :-1]}, ValueError, "do not fit"),
-        ({"weight": given.weight.half()}, TypeError, "expected torch.float32"),
-        ({"x": given.x.transpose(1, 2)}, ValueError, "contiguous"),
-        ({"norm": norm}, ValueError, "come together"),
-        ({"rows": torch.zeros(2, 3, 4, device=device)}, ValueError, "expected int32"),
-        ({"out": given.residual[:, :, :5]}, ValueError, "no room"),
-        ({"residual": given.residual[:, :1]}, ValueError, "residual is"),
-        ({"out_statistics": RowStatistics(given.bias, 64)}, ValueError, "out_statistics"),
+        ({"layer": PlainLayer(weight[:, :, :-1], bias)}, ValueError, r"weight \(2, 160, 95\) .* do not fit"),
+        ({"layer": PlainLayer(weight, bias[:, :-1])}, ValueError, r"bias \(2, 159\) do not fit"),
+        ({"layer": PlainLayer(weight.half(), bias)}, TypeError, "weight is torch.float16 .* expected torch.float32"),
+        ({"x": Rows(given.x.transpose(1, 2))}, ValueError, "contiguous"),
+        ({"layer": given.folded}, ValueError, "needs the statistics"),
+        ({"token_index": torch.zeros(2, 3, 4, device=device)}, ValueError, "is torch.float32 .* expected int32"),
+        ({"into": few}, ValueError, r"\(2, 3, 5, 160\) has no room for 53 tokens"),
+        ({"residual": given.residual[:, :1]}, ValueError, r"residual is \(2, 1, 53, 160\)"),
+        ({"into": wrong}, ValueError, r"statistics are \(2, 3, 53, 1, 2\) in tiles of 16: expected"),
     ):
         with pytest.raises(error, match=message):
-            linear(**({"x": given.x, "weight": given.weight, "bias": given.bias} | arguments))
+            linear(**({"x": Rows(given.x), "layer": given.plain, "settings": SETTINGS} | arguments))
 
 
 def test_branches_that_share_weights(device: torch.device) -> None:
     given = layer(device, torch.float32)
-    one, both = given.weight[:1], given.weight[:1].expand_as(given.weight)
-    out = linear(given.x, one.contiguous(), given.bias[:1], gelu=True, split_k=2, tiles=LARGE)
-    exact = fused.linear(given.x.double(), both.double(), given.bias[:1].double().expand(2, -1), gelu=True)
-    twin = fused.linear(given.x, both, given.bias[:1].expand(2, -1), gelu=True)
-    assert_as_exact(out, twin, exact)
+    shared = PlainLayer(given.weight[:1].contiguous(), given.bias[:1])
+    out = linear(Rows(given.x), shared, gelu=True, room=PoisonedRoom(device), settings=fixed(LARGE, 2)).run()
+    both = dataclasses.replace(
+        given, weight=given.weight[:1].expand_as(given.weight), bias=given.bias[:1].expand_as(given.bias)
+    )
+    assert_as_exact(out.tokens, *both.twin_and_exact(gelu=True))

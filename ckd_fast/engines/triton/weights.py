@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ckd_fast.kernels.head import TOWERS, WIDEST_MAP, fold_batch_norm
-from ckd_fast.kernels.linear import FoldedLinear, fold_norm
+from ckd_fast.kernels.linear import FoldedLayer, PlainLayer, fold_norm
 from ckd_fast.reference.head import Tower
 from ckd_fast.reference.model import Student
 from ckd_fast.reference.preprocess import PIXEL_MEAN, PIXEL_STD
@@ -23,21 +23,13 @@ PIXEL_CENTRE = 128  # the crop kernel writes (pixel - 128) / 128, exact in every
 
 
 @dataclass(frozen=True)
-class PlainLinear:
-    """A layer without a norm in front: weight [S, F, K], bias [S, F] float32."""
-
-    weight: Tensor
-    bias: Tensor
-
-
-@dataclass(frozen=True)
 class PackedBlock:
     """One transformer block of all branches."""
 
-    qkv: FoldedLinear
-    proj: PlainLinear
-    fc1: FoldedLinear
-    fc2: PlainLinear
+    qkv: FoldedLayer
+    proj: PlainLayer
+    fc1: FoldedLayer
+    fc2: PlainLayer
 
 
 @dataclass(frozen=True)
@@ -51,18 +43,17 @@ class PackedStudent:
         taps: final norm and first convolutions: a layer [2, 9 * 3 * F, C], taps outermost, towers side by side.
         taps_bias: [3 * F] float32.
         convolutions: the second to fourth convolution, weight [3, F, 9, C] and bias [3, F] float32.
-        map_weight, map_bias: the 1x1 convolutions [3, 2, F] and [3, 2] float32; the score's second output is zero.
+        maps: the 1x1 convolutions, weight [3, 2, F] and bias [3, 2] float32; the score's second output is zero.
     """
 
-    patch: PlainLinear
+    patch: PlainLayer
     template_positions: Tensor
     search_positions: Tensor
     blocks: tuple[PackedBlock, ...]
-    taps: FoldedLinear
+    taps: FoldedLayer
     taps_bias: Tensor
-    convolutions: tuple[PlainLinear, PlainLinear, PlainLinear]
-    map_weight: Tensor
-    map_bias: Tensor
+    convolutions: tuple[PlainLayer, PlainLayer, PlainLayer]
+    maps: PlainLayer
 
     @property
     def bytes(self) -> int:
@@ -88,31 +79,31 @@ def pack(student: Student, device: torch.device, dtype: torch.dtype) -> PackedSt
     both = student.branches
     branches = both[:1] if student.config.share_students else both
 
-    def plain(weight: Tensor, bias: Tensor) -> PlainLinear:
-        return PlainLinear(weight.to(device, dtype).contiguous(), bias.to(device, torch.float32).contiguous())
+    def plain(weight: Tensor, bias: Tensor) -> PlainLayer:
+        return PlainLayer(weight.to(device, dtype).contiguous(), bias.to(device, torch.float32).contiguous())
 
-    def folded(layer: FoldedLinear) -> FoldedLinear:
-        return FoldedLinear(
+    def folded(layer: FoldedLayer) -> FoldedLayer:
+        return FoldedLayer(
             layer.weight.to(device), layer.bias.to(device), layer.column_sum.to(device), layer.eps
         )  # fmt: skip
 
-    def stacked(pick: Callable[[Branch], Tensor], of: tuple[Branch, ...] = branches) -> Tensor:
-        return torch.stack([pick(branch).detach().double() for branch in of])
+    def stacked(pick: Callable[[Branch], Tensor], across: tuple[Branch, ...] = branches) -> Tensor:
+        return torch.stack([pick(branch).detach().double() for branch in across])
 
     def block(index: int) -> PackedBlock:
-        def of(pick: Callable[[Block], Tensor]) -> Tensor:
+        def of_block(pick: Callable[[Block], Tensor]) -> Tensor:
             return stacked(lambda branch: pick(branch.blocks[index]))  # type: ignore[arg-type]
 
-        def normed(linear: Callable[[Block], nn.Linear], norm: Callable[[Block], nn.LayerNorm]) -> FoldedLinear:
-            weight, bias = of(lambda b: linear(b).weight), of(lambda b: linear(b).bias)
-            gamma, beta = of(lambda b: norm(b).weight), of(lambda b: norm(b).bias)
+        def normed(linear: Callable[[Block], nn.Linear], norm: Callable[[Block], nn.LayerNorm]) -> FoldedLayer:
+            weight, bias = of_block(lambda b: linear(b).weight), of_block(lambda b: linear(b).bias)
+            gamma, beta = of_block(lambda b: norm(b).weight), of_block(lambda b: norm(b).bias)
             return folded(fold_norm(weight, bias, gamma, beta, LAYER_NORM_EPS, dtype))
 
         return PackedBlock(
             qkv=normed(lambda b: b.qkv, lambda b: b.norm1),
-            proj=plain(of(lambda b: b.proj.weight), of(lambda b: b.proj.bias)),
+            proj=plain(of_block(lambda b: b.proj.weight), of_block(lambda b: b.proj.bias)),
             fc1=normed(lambda b: b.fc1, lambda b: b.norm2),
-            fc2=plain(of(lambda b: b.fc2.weight), of(lambda b: b.fc2.bias)),
+            fc2=plain(of_block(lambda b: b.fc2.weight), of_block(lambda b: b.fc2.bias)),
         )
 
     towers: tuple[Tower, ...] = (student.head.score, student.head.offset, student.head.size)
@@ -141,17 +132,16 @@ def pack(student: Student, device: torch.device, dtype: torch.dtype) -> PackedSt
         taps=folded(fold_norm(tap_weight, no_bias, gamma, beta, LAYER_NORM_EPS, dtype)),
         taps_bias=first_bias.to(device, torch.float32).contiguous(),
         convolutions=(convolutions[0], convolutions[1], convolutions[2]),
-        map_weight=map_weight.to(device),
-        map_bias=map_bias.to(device),
+        maps=PlainLayer(map_weight.to(device), map_bias.to(device)),
     )
 
 
-def unfolded_patch(student: Student, device: torch.device, dtype: torch.dtype) -> PlainLinear:
+def unfolded_patch(student: Student, device: torch.device, dtype: torch.dtype) -> PlainLayer:
     """The patch embedding for crops that are normalised already."""
     both = student.branches
     weight = torch.stack([branch.patch_embed.weight.detach().flatten(1) for branch in both])
     bias = torch.stack([_bias(branch.patch_embed) for branch in both])
-    return PlainLinear(weight.to(device, dtype).contiguous(), bias.to(device, torch.float32).contiguous())
+    return PlainLayer(weight.to(device, dtype).contiguous(), bias.to(device, torch.float32).contiguous())
 
 
 def _bias(convolution: nn.Conv2d) -> Tensor:

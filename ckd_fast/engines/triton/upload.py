@@ -1,7 +1,7 @@
 """Frames and boxes on their way to the device: which part of the frames is needed, and the memory it goes through.
 
-What says which part may say too much, never too little; `tests/engines/test_upload.py` compares crops from the part
-with crops from the whole.
+The functions that choose the part may take too much, never too little; `tests/engines/test_upload.py` compares crops
+from the part with crops from the whole frame.
 """
 
 from __future__ import annotations
@@ -18,10 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ckd_fast.config import Homography
+from ckd_fast.engines.base import Search
 from ckd_fast.frames import RawPair, Size
-from ckd_fast.kernels.crop import GEOMETRY, GIVEN, FrameKind
+from ckd_fast.kernels.layout import (
+    GEOMETRY,
+    INVERSE,
+    POOL_ROW,
+    REQUEST,
+    FrameKind,
+    Uploaded,
+)
 from ckd_fast.reference.preprocess import Window, crop_window
-from ckd_fast.types import Box
 
 if TYPE_CHECKING:
     from ckd_fast.frames import RawFrame
@@ -133,15 +140,15 @@ def kind_of(frames: RawPair, like: FrameKind) -> FrameKind:
     if frames.tir is not None:
         channels = frames.tir.shape[2]
         if frames.config.tir_to_rgb is not None:
-            place: Literal["same", "scaled", "homography"] = "homography"
+            tir_map: Literal["same", "scaled", "homography"] = "homography"
         else:
-            place = "same" if frames.form.tir_size == frames.form.rgb_size else "scaled"
+            tir_map = "same" if frames.form.tir_size == frames.form.rgb_size else "scaled"
         kind = FrameKind(
             rgb_flipped=kind.rgb_flipped,
             tir_channels=channels,
             tir_flipped=channels == 3 and flipped != _reversed(frames.tir),
             tir_wide=frames.form.tir_range is not None,
-            tir_map=place,
+            tir_map=tir_map,
         )
     return kind
 
@@ -151,53 +158,37 @@ def _reversed(frame: RawFrame) -> bool:
     return isinstance(frame, np.ndarray) and frame.shape[2] == 3 and frame.strides[2] < 0
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """One target's place in a call.
-
-    Attributes:
-        box: None to carry on from the device's state.
-        factor: of the crop, with a box.
-        lost_threshold, lost_scale: for the next crop without a box.
-    """
-
-    box: Box | None
-    factor: float
-    lost_threshold: float = 0.0
-    lost_scale: float = 1.0
-
-
 class FrameBuffer:
-    """Host and device memory for the frames, boxes and geometry of one call.
+    """Host and device memory for the frames, requests and geometry of one call.
 
-    On a GPU the host side is pinned, so that copies run beside computation. Control values and the visible frame lie
-    side by side and go up together.
+    On a GPU the host side is pinned, so that copies run beside computation. Tables and visible frame lie side by side
+    and go up together.
 
     Args:
         rgb_bytes, tir_bytes: room for frames.
-        lanes: room for targets.
+        targets: room for requests.
         device: where to.
     """
 
-    def __init__(self, rgb_bytes: int, tir_bytes: int, lanes: int, device: torch.device) -> None:
+    def __init__(self, rgb_bytes: int, tir_bytes: int, targets: int, device: torch.device) -> None:
         self.capacity = (rgb_bytes, tir_bytes)
-        self.lanes = lanes
-        pinned = device.type == "cuda"
-        given_at = 2 * GEOMETRY * 8
-        present_at = given_at + lanes * GIVEN * 8
-        self._rgb_at = -(-(present_at + 2 * lanes * 4) // 256) * 256
+        columns, fields = REQUEST.value, GEOMETRY.value
+        requests_at = 2 * fields * 8
+        present_at = requests_at + targets * columns * 8
+        present_end = present_at + 2 * targets * 4
+        self._rgb_at = -(-present_end // 256) * 256
         self._tir_at = -(-(self._rgb_at + rgb_bytes) // 256) * 256
         total = self._tir_at + -(-tir_bytes // 16) * 16  # it may be read as 16-bit values
-        self._host = torch.zeros(total, dtype=torch.uint8, pin_memory=pinned)
+        self._host = torch.zeros(total, dtype=torch.uint8, pin_memory=device.type == "cuda")
         self._device = torch.zeros(total, dtype=torch.uint8, device=device)
         self._bytes = self._host.numpy()
-        self._geometry = self._bytes[:given_at].view(np.float64).reshape(2, GEOMETRY)
-        self._given = self._bytes[given_at:present_at].view(np.float64).reshape(lanes, GIVEN)
-        self._present = self._bytes[present_at : present_at + 2 * lanes * 4].view(np.int32)
-        self.geometry = self._device[:given_at].view(torch.float64).view(2, GEOMETRY)
-        self._device_given = self._device[given_at:present_at].view(torch.float64).view(lanes, GIVEN)
-        self._device_present = self._device[present_at : present_at + 2 * lanes * 4].view(torch.int32)
-        self.rgb = self._device[self._rgb_at : self._rgb_at + rgb_bytes]
+        self._geometry = self._bytes[:requests_at].view(np.float64).reshape(2, fields)
+        self._requests = self._bytes[requests_at:present_at].view(np.float64).reshape(targets, columns)
+        self._present = self._bytes[present_at:present_end].view(np.int32)
+        self._device_geometry = self._device[:requests_at].view(torch.float64).view(2, fields)
+        self._device_requests = self._device[requests_at:present_at].view(torch.float64).view(targets, columns)
+        self._device_present = self._device[present_at:present_end].view(torch.int32)
+        self._rgb = self._device[self._rgb_at : self._rgb_at + rgb_bytes]
         self._tir = self._device[self._tir_at :]
         self._inverse: tuple[object, NDArray[np.float64]] = (None, np.eye(3))
         self._rgb_used = self._tir_used = 0
@@ -208,44 +199,51 @@ class FrameBuffer:
         """Device memory."""
         return self._device.numel()
 
-    def given(self, targets: int) -> Tensor:
-        """Boxes and factors of the first lanes [targets, GIVEN], on the device."""
-        return self._device_given[:targets]
+    def uploaded(self, targets: int, kind: FrameKind) -> Uploaded:
+        """What kernels read of a call with so many targets."""
+        return Uploaded(
+            rgb=self._rgb,
+            tir=self._tir.view(torch.uint16) if kind.tir_wide else self._tir,
+            geometry=self._device_geometry,
+            requests=self._device_requests[:targets],
+            present=self._device_present[: 2 * targets].view(2, targets),
+            kind=kind,
+        )
 
-    def present(self, targets: int) -> Tensor:
-        """Which modalities are there [2, targets], on the device."""
-        return self._device_present[: 2 * targets].view(2, targets)
+    def fill(self, frames: RawPair, searches: Sequence[Search], pool_rows: Sequence[int], targets: int) -> None:
+        """Copy one call's requests and the part of the frames that they need.
 
-    def tir(self, kind: FrameKind) -> Tensor:
-        """The thermal frame's memory, on the device."""
-        return self._tir.view(torch.uint16) if kind.tir_wide else self._tir
-
-    def fill(self, frames: RawPair, wanted: Sequence[Wanted], lanes: int) -> None:
-        """Copy one call's values and the part of the frames that it needs; `lanes` - len(wanted) lanes stay empty."""
-        given = self._given[:lanes]
-        given[:] = 0.0
-        for row, want in zip(given, wanted, strict=False):
-            x, y, w, h = want.box or (0.0, 0.0, 0.0, 0.0)
-            row[:] = (x, y, w, h, want.factor, want.box is None, want.lost_threshold, want.lost_scale)
-        self._present[:lanes] = frames.rgb is not None
-        self._present[lanes : 2 * lanes] = frames.tir is not None
+        Args:
+            frames: the pair.
+            searches: where to look.
+            pool_rows: of the searches' targets.
+            targets: rows of the batch; those beyond the searches stay empty.
+        """
+        requests = self._requests[:targets]
+        requests[:] = 0.0
+        requests[:, POOL_ROW] = -1.0
+        for row, search, pool_row in zip(requests, searches, pool_rows, strict=False):
+            x, y, w, h = search.box or (0.0, 0.0, 0.0, 0.0)
+            carry = search.box is None
+            row[:] = (x, y, w, h, search.factor, carry, search.lost_threshold, search.lost_scale, pool_row)
+        self._present[:targets] = frames.rgb is not None
+        self._present[targets : 2 * targets] = frames.tir is not None
         size, thermal_size = frames.form.rgb_size, frames.form.tir_size
-        if any(want.box is None for want in wanted):
-            part = _whole(size)  # the host does not know where the crops will be
-        else:
-            part = rectangle_of([crop_window(want.box, want.factor) for want in wanted if want.box is not None], size)
+        windows = [crop_window(search.box, search.factor) for search in searches if search.box is not None]
+        # Where a box is carried over on the device, the host does not know where the crop will be.
+        part = rectangle_of(windows, size) if len(windows) == len(searches) else _whole(size)
         thermal_part = part
         geometry = self._geometry
-        geometry[0, :8] = (*size, part.row, part.column, part.rows, part.columns, 0, 0)
+        geometry[0, :INVERSE] = (*size, part.row, part.column, part.rows, part.columns, 0, 0)
         if frames.config.tir_to_rgb is not None:
             inverse = self._inverse_of(frames.config.tir_to_rgb)
             thermal_part = warped_rectangle(part, inverse, thermal_size)
-            geometry[1, 8:17] = inverse.ravel()
+            geometry[1, INVERSE:] = inverse.ravel()
         elif thermal_size != size:
             thermal_part = scaled_rectangle(part, size, thermal_size)
         low, high = frames.form.tir_range or (0, 255)
-        place = (thermal_part.row, thermal_part.column, thermal_part.rows, thermal_part.columns)
-        geometry[1, :8] = (*thermal_size, *place, low, high)
+        rectangle = (thermal_part.row, thermal_part.column, thermal_part.rows, thermal_part.columns)
+        geometry[1, :INVERSE] = (*thermal_size, *rectangle, low, high)
         self._on_device.clear()
         self._rgb_used = self._copy(frames.rgb, part, self._rgb_at)
         self._tir_used = self._copy(frames.tir, thermal_part, self._tir_at)

@@ -16,11 +16,11 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def take_rows(x: Tensor, rows: Tensor | None) -> Tensor:
+def take_tokens(x: Tensor, token_index: Tensor | None) -> Tensor:
     """[S, B, N, C] and an index [S, B, M] -> [S, B, M, C]."""
-    if rows is None:
+    if token_index is None:
         return x
-    return x.gather(2, rows.long().unsqueeze(-1).expand(*rows.shape, x.shape[-1]))
+    return x.gather(2, token_index.long().unsqueeze(-1).expand(*token_index.shape, x.shape[-1]))
 
 
 def linear(
@@ -33,7 +33,7 @@ def linear(
     eps: float = 0.0,
     gelu: bool = False,
     residual: Tensor | None = None,
-    rows: Tensor | None = None,
+    token_index: Tensor | None = None,
 ) -> Tensor:
     """One layer of S branches: [LayerNorm,] linear, [GELU,] [residual]; see `kernels/linear.py`.
 
@@ -43,9 +43,9 @@ def linear(
         gamma, beta, eps: of a LayerNorm in front [S, K].
         gelu: apply it.
         residual: [S, B, N, F], or [S, M, F] for all targets.
-        rows: [S, B, M] tokens to take from x and from a residual per target.
+        token_index: [S, B, M] tokens to take from x and from a residual per target.
     """
-    a = take_rows(x, rows)
+    a = take_tokens(x, token_index)
     if gamma is not None and beta is not None:
         normed = [
             functional.layer_norm(wide(one), (x.shape[-1],), wide(g), wide(b), eps)
@@ -56,7 +56,7 @@ def linear(
     if gelu:
         y = functional.gelu(y)
     if residual is not None:
-        y = y + (take_rows(residual, rows) if residual.dim() == 4 else residual[:, None])
+        y = y + (take_tokens(residual, token_index) if residual.dim() == 4 else residual[:, None])
     return y
 
 

@@ -17,14 +17,15 @@ import pytest
 import torch
 from interpreter import repair_bf16, repair_fma
 from support import INTERPRETED, large_tiles
-from triton.runtime import interpreter
 
 from ckd_fast import EngineError, TrackerConfig, load_model
 from ckd_fast.engines import Engine, Search, registry
 from ckd_fast.engines.host import ReferenceEngine
-from ckd_fast.engines.runners import MOST_GRAPHS, GraphRunner
 from ckd_fast.engines.triton import TritonEngine
+from ckd_fast.engines.triton.graph import MOST_GRAPHS, GraphRunner
+from ckd_fast.engines.triton.plan import Plan
 from ckd_fast.frames import FrameForm, RawPair
+from ckd_fast.kernels.launch import Launch, LaunchSettings
 from ckd_fast.reference.config import ModelConfig
 
 if not INTERPRETED:
@@ -57,13 +58,13 @@ class StandIn:
         self.graphs: list[Graph] = []
         self.log: list[str] = []
         self.capturing: Graph | None = None
-        launch, copy, empty = interpreter.GridExecutor.__call__, torch.Tensor.copy_, torch.empty
+        run, copy, empty = Launch.run, torch.Tensor.copy_, torch.empty
 
-        def launched(executor: Any, *arguments: Any, **named: Any) -> object:
+        def launched(launch: Launch) -> None:
             if self.capturing is None:
-                return launch(executor, *arguments, **named)
-            self.capturing.work.append(lambda: launch(executor, *arguments, **named))
-            return None
+                run(launch)
+            else:
+                self.capturing.work.append(lambda: run(launch))
 
         def copied(target: torch.Tensor, source: torch.Tensor, **named: Any) -> torch.Tensor:
             named.pop("non_blocking", None)
@@ -76,7 +77,7 @@ class StandIn:
             named.pop("pin_memory", None)
             return empty(*arguments, **named)
 
-        monkeypatch.setattr(interpreter.GridExecutor, "__call__", launched)
+        monkeypatch.setattr(Launch, "run", launched)
         monkeypatch.setattr(torch.Tensor, "copy_", copied)
         monkeypatch.setattr(torch, "empty", pageable)
         for name in ("Stream", "Event", "CUDAGraph", "graph", "stream", "device", "current_stream"):
@@ -144,16 +145,17 @@ def frames(seed: int, size: tuple[int, int] = (72, 96)) -> RawPair:
 
 def engines() -> tuple[Engine, Engine]:
     model = load_model("random", CONFIG, seed=2)
-    ours = TritonEngine(model, CPU, torch.float32, choose=large_tiles, runner=GraphRunner(CPU))
+    ours = TritonEngine(model, CPU, torch.float32, settings=LaunchSettings(large_tiles), runner=GraphRunner(CPU))
     return ours, ReferenceEngine(model, CPU, torch.float32)
 
 
 def test_two_graphs_serve_all_frames_of_a_target(cuda: StandIn) -> None:
     ours, plain = engines()
-    slots = [engine.make_target(frames(0), BOX) for engine in (ours, plain)]
+    targets = [engine.make_target(frames(0), BOX) for engine in (ours, plain)]
     for seed in range(1, 7):
         one, other = (
-            e.start([Search(s, BOX, 4.0)], frames(seed)).result()[0] for e, s in zip((ours, plain), slots, strict=True)
+            e.start([Search(s, BOX, 4.0)], frames(seed)).result()[0]
+            for e, s in zip((ours, plain), targets, strict=True)
         )
         assert one.cell == other.cell
         assert one.box == pytest.approx(other.box, abs=1e-2)
@@ -164,11 +166,11 @@ def test_two_graphs_serve_all_frames_of_a_target(cuda: StandIn) -> None:
 def test_frames_are_taken_in_before_the_last_result_is_there(cuda: StandIn) -> None:
     """The box is carried on the device, through launches, captures and replays alike."""
     ours, plain = engines()
-    slot, other = (engine.make_target(frames(0), BOX) for engine in (ours, plain))
-    pending = [ours.start([Search(slot, BOX, 4.0)], frames(1))]
+    target, other = (engine.make_target(frames(0), BOX) for engine in (ours, plain))
+    pending = [ours.start([Search(target, BOX, 4.0)], frames(1))]
     box = BOX
     for seed in range(2, 8):
-        pending.append(ours.start([Search(slot, None, 4.0)], frames(seed)))
+        pending.append(ours.start([Search(target, None, 4.0)], frames(seed)))
         (expected,) = plain.start([Search(other, box, 4.0)], frames(seed - 1)).result()
         (found,) = pending.pop(0).result()
         assert found.box == pytest.approx(expected.box, abs=1e-2)
@@ -179,10 +181,10 @@ def test_frames_are_taken_in_before_the_last_result_is_there(cuda: StandIn) -> N
 def test_a_result_outlives_its_memory(cuda: StandIn) -> None:
     """Asked for late, after its buffer went to other frames, from several threads."""
     ours, plain = engines()
-    slot, other = (engine.make_target(frames(0), BOX) for engine in (ours, plain))
-    first = ours.start([Search(slot, BOX, 4.0)], frames(1))
+    target, other = (engine.make_target(frames(0), BOX) for engine in (ours, plain))
+    first = ours.start([Search(target, BOX, 4.0)], frames(1))
     for seed in range(2, 6):
-        ours.start([Search(slot, BOX, 4.0)], frames(seed))
+        ours.start([Search(target, BOX, 4.0)], frames(seed))
     (expected,) = plain.start([Search(other, BOX, 4.0)], frames(1)).result()
     found: list[Any] = []
     threads = [threading.Thread(target=lambda: found.append(first.result()[0].box)) for _ in range(3)]
@@ -198,11 +200,11 @@ def test_a_result_outlives_its_memory(cuda: StandIn) -> None:
 def test_larger_frames_take_new_memory_and_new_graphs(cuda: StandIn) -> None:
     ours, plain = engines()
     for size in ((72, 96), (100, 120), (72, 96)):
-        slots = [engine.make_target(frames(0, size), BOX) for engine in (ours, plain)]
+        targets = [engine.make_target(frames(0, size), BOX) for engine in (ours, plain)]
         for seed in range(1, 4):
             both = [
                 e.start([Search(s, BOX, 4.0)], frames(seed, size)).result()
-                for e, s in zip((ours, plain), slots, strict=True)
+                for e, s in zip((ours, plain), targets, strict=True)
             ]
             assert both[0][0].box == pytest.approx(both[1][0].box, abs=1e-2)
     assert cuda.log.count("capture") == 4  # smaller frames again go through the large buffers' graphs
@@ -212,17 +214,16 @@ def test_larger_frames_take_new_memory_and_new_graphs(cuda: StandIn) -> None:
 
 def test_graphs_are_bounded(cuda: StandIn) -> None:
     runner = GraphRunner(CPU)
-    done = []
-    for key in range(MOST_GRAPHS + 5):
-        runner.network(key, lambda key=key: done.append(key))
+    for _ in range(MOST_GRAPHS + 5):
+        runner.measure(Plan((), {}, None, torch.zeros(1)))
     assert len(runner._graphs) == MOST_GRAPHS
     assert len(cuda.graphs) == MOST_GRAPHS + 5
 
 
 def test_the_network_alone(cuda: StandIn) -> None:
     ours, plain = engines()
-    for targets in (3, 1, 3, 1):
-        template, search = torch.randn(2, targets, 3, 32, 32), torch.randn(2, targets, 3, 64, 64)
+    for count in (3, 1, 3, 1):
+        template, search = torch.randn(2, count, 3, 32, 32), torch.randn(2, count, 3, 64, 64)
         expected = plain.run_network(template, search)
         found = ours.run_network(template, search)
         for name in ("score", "size", "offset"):
@@ -233,14 +234,14 @@ def test_the_network_alone(cuda: StandIn) -> None:
 def test_an_engine_goes_when_its_last_user_goes(cuda: StandIn) -> None:  # noqa: ARG001
     """Without waiting for the collector of cycles: it holds a GPU's memory."""
     ours, _ = engines()
-    slot = ours.make_target(frames(0), BOX)
-    ours.start([Search(slot, BOX, 4.0)], frames(1)).result()
-    pending = ours.start([Search(slot, None, 4.0)], frames(2))
+    target = ours.make_target(frames(0), BOX)
+    ours.start([Search(target, BOX, 4.0)], frames(1)).result()
+    pending = ours.start([Search(target, None, 4.0)], frames(2))
     pending.result()
     gone = weakref.ref(ours)
     gc.disable()
     try:
-        del ours, slot, pending
+        del ours, target, pending
         assert gone() is None
     finally:
         gc.enable()
@@ -249,14 +250,14 @@ def test_an_engine_goes_when_its_last_user_goes(cuda: StandIn) -> None:  # noqa:
 def test_errors_of_the_device_are_errors_of_the_engine(cuda: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     """What failed is not in the tables: the next call copies and runs everything again."""
     ours, plain = engines()
-    slot, other = (engine.make_target(frames(0), BOX) for engine in (ours, plain))
+    target, other = (engine.make_target(frames(0), BOX) for engine in (ours, plain))
     for what in ("current_stream", "CUDAGraph"):
         with monkeypatch.context() as patch:
             patch.setattr(torch.cuda, what, fail)
             with pytest.raises(EngineError, match="triton on cpu, float32 could not run: CUDA error: out of memory"):
-                ours.start([Search(slot, BOX, 4.0)], frames(1)).result()
+                ours.start([Search(target, BOX, 4.0)], frames(1)).result()
         (found,), (expected,) = (
-            e.start([Search(s, BOX, 4.0)], frames(2)).result() for e, s in ((ours, slot), (plain, other))
+            e.start([Search(s, BOX, 4.0)], frames(2)).result() for e, s in ((ours, target), (plain, other))
         )
         assert found.box == pytest.approx(expected.box, abs=1e-2)
     assert [graph.replays for graph in cuda.graphs] == [1]
@@ -291,7 +292,7 @@ def test_what_a_gpu_lacks_is_said(
     monkeypatch.setattr("triton.knobs.runtime.interpret", False)
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr("pathlib.Path.exists", lambda _: True)
-    monkeypatch.setattr("ckd_fast.engines.runners.GraphRunner", lambda _: None)
+    monkeypatch.setattr("ckd_fast.engines.triton.graph.GraphRunner", lambda _: None)
     made = {}
 
     def engine(_model: object, device: torch.device, precision: torch.dtype, note: str, **more: Any) -> str:
@@ -299,11 +300,11 @@ def test_what_a_gpu_lacks_is_said(
         told = f"triton on {device}, {str(precision).removeprefix('torch.')}"
         return told + (f" ({note})" if note else "")
 
-    monkeypatch.setattr("ckd_fast.engines.triton.TritonEngine", engine)
+    monkeypatch.setattr("ckd_fast.engines.triton.engine.TritonEngine", engine)
     model = load_model("random", CONFIG, seed=2)
     if expected.startswith("triton"):
         assert registry.build_engine("triton", model, "cuda", dtype) == expected
-        assert made["overlap"] == (capability >= (9, 0))
+        assert made["settings"].overlap == (capability >= (9, 0))
         assert registry.build_engine("auto", model, "cuda", dtype) == expected
     else:
         with pytest.raises(EngineError, match=expected):

@@ -1,0 +1,88 @@
+"""Plans of a frame for programs that look at launches: on a GPU with random weights, elsewhere on empty memory.
+
+The plan is the engine's own (`ckd_fast/engines/triton/plan.py`), so what is tuned, compiled, counted and timed is what
+a frame launches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ckd_fast.engines.triton.plan import Build, FrameMemory, Plan, Workspace, frame_memory, plan_frame, rehearsed
+from ckd_fast.engines.triton.upload import FrameBuffer
+from ckd_fast.engines.triton.weights import PackedStudent, pack
+from ckd_fast.kernels.launch import Choose, LaunchSettings
+from ckd_fast.kernels.layout import STATE, FrameKind
+from ckd_fast.reference.config import ModelConfig
+from ckd_fast.reference.elimination import template_mask
+from ckd_fast.reference.model import Student
+from ckd_fast.weights import load_model
+
+FRAME_BYTES = 640 * 480 * 3
+
+
+@dataclass(frozen=True)
+class FramePlanner:
+    """Weights and memory for so many targets, on which frames can be planned with any settings.
+
+    Attributes:
+        build: weights, sizes, and the settings to start from.
+        memory, buffer, state: what a plan reads and writes beside its workspace.
+    """
+
+    build: Build
+    memory: FrameMemory
+    buffer: FrameBuffer
+    state: torch.Tensor
+
+    def plan(self, choose: Choose | None = None, kind: FrameKind | None = None) -> Plan:
+        """A frame's launches, perhaps with other tiles."""
+        build = self.build
+        if choose is not None:
+            build = dataclasses.replace(build, settings=dataclasses.replace(build.settings, choose=choose))
+        uploaded = self.buffer.uploaded(self.memory.targets, kind or FrameKind())
+
+        def planned(workspace: Workspace) -> Plan:
+            return plan_frame(build, self.memory, workspace, uploaded, self.state)
+
+        return planned(rehearsed(build, planned))
+
+
+def frame_planner(build: Build, targets: int = 1) -> FramePlanner:
+    """Room for so many targets."""
+    config, device = build.config, build.device
+    gt_box = config.template_range == "GT_BOX"
+    most = config.template_tokens if gt_box else int(template_mask(config).sum())
+    buffer = FrameBuffer(FRAME_BYTES, 2 * FRAME_BYTES, targets, device)
+    state = torch.zeros(targets, STATE.value, dtype=torch.float64, device=device)
+    return FramePlanner(build, frame_memory(build, targets, most), buffer, state)
+
+
+def random_build(config: ModelConfig, dtype: torch.dtype, settings: LaunchSettings, device: torch.device) -> Build:
+    """What an engine with random weights builds."""
+    student = load_model("random", config).student()
+    return Build(config, pack(student, device, dtype), device, dtype, settings)
+
+
+def empty_build(config: ModelConfig, dtype: torch.dtype, settings: LaunchSettings) -> Build:
+    """The same without weights, for launches that are only looked at."""
+    with torch.device("meta"):
+        student = Student(config).eval().requires_grad_(requires_grad=False)
+        packed: PackedStudent = _on_cpu(pack(student, torch.device("meta"), dtype))
+    return Build(config, packed, torch.device("cpu"), dtype, settings)
+
+
+def _on_cpu(packed: Any) -> Any:
+    """The same nested dataclasses with memory in place of meta tensors."""
+    if isinstance(packed, torch.Tensor):
+        return torch.empty(packed.shape, dtype=packed.dtype)
+    if isinstance(packed, tuple):
+        return tuple(_on_cpu(part) for part in packed)
+    if dataclasses.is_dataclass(packed) and not isinstance(packed, type):
+        values = {field.name: _on_cpu(getattr(packed, field.name)) for field in dataclasses.fields(packed)}
+        return type(packed)(**values)
+    return packed

@@ -1,0 +1,297 @@
+"""The fast path: the whole frame, from raw frames to boxes, as our kernels; on a GPU in one captured graph.
+
+The host prepares nothing but bytes: it copies the part of the frames that this call's crops can touch, and requests,
+into pinned memory, replays a graph and reads a few floats. Two frame buffers alternate, so that the next pair is copied
+while the network runs on the last one. Between frames a target's box stays on the device too, for callers that do not
+wait for it (`Search.box` None).
+
+Targets live in a pool. A call's targets fill the rows of a batch; there is memory for each power of two of them up to
+32, and it keeps their template tokens until other targets come. Starting or dropping a target captures nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from ckd_fast.engines.base import FRAMES_IN_FLIGHT, Engine, Found, Search, Target
+from ckd_fast.errors import CkdFastError, EngineError, InputError
+from ckd_fast.frames import RawPair
+from ckd_fast.kernels.attention import deciding_tokens
+from ckd_fast.kernels.launch import LaunchSettings, run_all
+from ckd_fast.kernels.layout import FrameKind
+from ckd_fast.kernels.requirements import launch_errors
+from ckd_fast.pending import Pending
+from ckd_fast.reference import track, twins
+from ckd_fast.reference.elimination import template_mask
+from ckd_fast.reference.head import HeadMaps
+from ckd_fast.reference.model import OnStep
+from ckd_fast.types import Box
+from ckd_fast.weights import LoadedModel
+
+from .graph import PlainRunner, ResultRows, Runner
+from .plan import (
+    BRANCHES,
+    Build,
+    Crops,
+    FrameMemory,
+    Plan,
+    Workspace,
+    frame_memory,
+    head_maps,
+    plan_frame,
+    plan_measured,
+    plan_template,
+    rehearsed,
+    take_in,
+)
+from .pool import PooledTarget, TargetPool
+from .upload import FrameBuffer, kind_of
+from .weights import pack, unfolded_patch
+
+MOST_TARGETS = 32
+
+
+@dataclass
+class _Batch:
+    """Memory for so many targets, whose targets are in it, and the plans on it, by frame buffer and kind of frames."""
+
+    memory: FrameMemory
+    workspace: Workspace
+    holds: tuple[int, ...] = ()
+    plans: dict[tuple[int, FrameKind], Plan] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the device."""
+
+    weights: int
+    targets: int
+    batches: int
+    frames: int
+
+
+class TritonEngine(Engine):
+    """Our kernels.
+
+    Args:
+        model: weights.
+        device, dtype: where and in which precision; products add up in float32 in each.
+        note: what a reader of `str(engine)` should know.
+        runner: how launches reach the device.
+        settings: tiles, tf32 and overlap of every launch.
+    """
+
+    name = "triton"
+    carries_boxes = True
+    most_targets = MOST_TARGETS
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        device: torch.device,
+        dtype: torch.dtype,
+        note: str = "",
+        *,
+        settings: LaunchSettings,
+        runner: Runner | None = None,
+    ) -> None:
+        super().__init__(model, device, dtype, note)
+        self._model = model
+        self._runner = runner or PlainRunner()
+        with torch.inference_mode():
+            self._build = Build(model.config, pack(model.student(), device, dtype), device, dtype, settings)
+            self._pool = TargetPool(self._build)
+        gt_box = model.config.template_range == "GT_BOX"
+        self._most_deciding = model.config.template_tokens if gt_box else int(template_mask(model.config).sum())
+        self._batches: dict[int, _Batch] = {}
+        self._measured: dict[int, tuple[Crops, Plan]] = {}
+        self._buffers: list[FrameBuffer] = []
+        self._turn = 0
+        self._flying: list[Pending[ResultRows] | None] = [None] * FRAMES_IN_FLIGHT  # by buffer
+        self._kind = FrameKind()
+
+    @torch.inference_mode()
+    def make_target(self, frames: RawPair, box: Box) -> Target:
+        deciding = deciding_tokens(track.deciding_tokens(self.config, box))
+        with self._lock, self._launching():
+            buffer, _ = self._next_buffer(frames)
+            self._kind = kind = kind_of(frames, self._kind)
+            if self._pool.full:
+                self._land_all()
+                self._runner.prepare(self._pool.grow, wait=True)
+                self._forget_plans()  # they know where the pool's state was
+            target = self._pool.add()
+            search = Search(target, box, self.config.template_factor)
+            buffer.fill(frames, [search], [target.row], 1)
+
+            def embed() -> None:
+                buffer.upload()
+                uploaded, template = buffer.uploaded(1, kind), self._pool.template(target)
+                run_all(plan_template(self._build, uploaded, self._pool.state, template))
+                self._pool.set_deciding(target, deciding)
+
+            self._runner.prepare(embed, wait=True)  # the buffer goes to the next frame
+            return target
+
+    @torch.inference_mode()
+    def start(self, searches: Sequence[Search], frames: RawPair, on_step: OnStep | None = None) -> Pending[list[Found]]:
+        if not 0 < len(searches) <= MOST_TARGETS:
+            raise ValueError(f"{len(searches)} targets in one call: expected 1 to {MOST_TARGETS}")
+        targets = [self._own(search.target) for search in searches]
+        if len(set(targets)) < len(targets):
+            raise ValueError("a target is searched twice in one call: expected each at most once")
+        started = time.perf_counter()
+        with self._lock, self._launching():
+            buffer, turn = self._next_buffer(frames)
+            self._kind = kind = kind_of(frames, self._kind)
+            batch = self._batch(1 << (len(targets) - 1).bit_length())
+            buffer.fill(frames, searches, [target.row for target in targets], batch.memory.targets)
+            uploaded = time.perf_counter()
+            self._hold(batch, targets)
+            rows = self._runner.run(self._plan(batch, buffer, turn, kind), buffer, on_step)
+            self._flying[turn] = rows
+        return Pending(partial(self._found, rows, len(targets), uploaded, (uploaded - started) * 1e3))
+
+    @torch.inference_mode()
+    def run_network(self, template_images: torch.Tensor, search_images: torch.Tensor) -> HeadMaps:
+        """The maps are overwritten by the next call."""
+        targets, patch = template_images.shape[1], self.config.patch_size
+        with self._lock, self._launching():
+            if targets not in self._measured:
+                self._measured[targets] = self._plan_measured(targets)
+            crops, plan = self._measured[targets]
+
+            def lay_out() -> None:
+                # Part of what is measured, as a convolution does the same inside.
+                crops.template.copy_(twins.patches(template_images, patch))
+                crops.search.copy_(twins.patches(search_images, patch))
+
+            self._runner.prepare(lay_out)
+            self._runner.measure(plan)
+        return head_maps(plan.maps)
+
+    def memory(self) -> Memory:
+        """Device memory that this engine holds now."""
+        return Memory(
+            weights=self._build.packed.bytes,
+            targets=self._pool.bytes,
+            batches=sum(b.workspace.bytes + b.memory.embedded.tokens.nbytes for b in self._batches.values()),
+            frames=sum(buffer.bytes for buffer in self._buffers),
+        )
+
+    def _plan_measured(self, targets: int) -> tuple[Crops, Plan]:
+        """The network alone on normalised crops, all template tokens of which decide."""
+        build, config = self._build, self.config
+        values, template = 3 * config.patch_size**2, config.template_tokens
+
+        def patches(tokens: int) -> torch.Tensor:
+            return torch.zeros(BRANCHES, targets, tokens, values, dtype=self.dtype, device=self.device)
+
+        present = torch.ones(BRANCHES, targets, dtype=torch.int32, device=self.device)
+        crops = Crops(patches(template), patches(config.search_tokens), present)
+        memory = frame_memory(build, targets, template)
+        memory.deciding.order.copy_(torch.arange(template, dtype=torch.int32, device=self.device).expand(targets, -1))
+        memory.deciding.counts.fill_(template)
+        patch = unfolded_patch(self._model.student(), self.device, self.dtype)
+
+        def plan(workspace: Workspace) -> Plan:
+            return plan_measured(build, memory, workspace, patch, crops)
+
+        return crops, plan(rehearsed(build, plan))
+
+    def _own(self, target: Target) -> PooledTarget:
+        if not isinstance(target, PooledTarget) or target.pool is not self._pool:
+            raise InputError("this target belongs to another engine: call init on a tracker of this one")
+        return target
+
+    def _batch(self, targets: int) -> _Batch:
+        if targets not in self._batches:
+            memory = frame_memory(self._build, targets, self._most_deciding)
+            buffer = self._buffers[0].uploaded(targets, FrameKind())
+            workspace = rehearsed(
+                self._build, lambda room: plan_frame(self._build, memory, room, buffer, self._pool.state)
+            )
+            self._batches[targets] = _Batch(memory, workspace)
+        return self._batches[targets]
+
+    def _plan(self, batch: _Batch, buffer: FrameBuffer, turn: int, kind: FrameKind) -> Plan:
+        if (turn, kind) not in batch.plans:
+            uploaded = buffer.uploaded(batch.memory.targets, kind)
+            batch.plans[turn, kind] = plan_frame(self._build, batch.memory, batch.workspace, uploaded, self._pool.state)
+        return batch.plans[turn, kind]
+
+    def _hold(self, batch: _Batch, targets: Sequence[PooledTarget]) -> None:
+        """Have these targets' template tokens in the batch; those of the last call cost nothing."""
+        numbers = tuple(target.number for target in targets)
+        if batch.holds == numbers:
+            return
+        batch.holds = ()  # should copying fail, nothing is known to be there
+        template = [self._pool.template(target) for target in targets]
+        order, counts = self._pool.deciding([target.row for target in targets])
+        self._runner.prepare(partial(take_in, batch.memory, template, order, counts))
+        batch.holds = numbers
+
+    def _found(self, rows: Pending[ResultRows], count: int, started: float, upload_ms: float) -> list[Found]:
+        with self._launching():
+            values = rows.result()[:count]
+        network_ms = (time.perf_counter() - started) * 1e3
+        found = [
+            Found((x, y, w, h), score, int(cell), 0.0, upload_ms, network_ms, 0.0) for x, y, w, h, score, cell in values
+        ]
+        if any(target.score != target.score for target in found):
+            raise self.not_finite()
+        return found
+
+    @contextmanager
+    def _launching(self) -> Iterator[None]:
+        """Errors of the device as errors of the engine."""
+        try:
+            yield
+        except CkdFastError:
+            raise
+        except launch_errors() as error:
+            lines = str(error).strip().splitlines()
+            reason = lines[0] if lines else type(error).__name__
+            raise EngineError(f"engine {self} could not run: {reason}") from error
+
+    def _next_buffer(self, frames: RawPair) -> tuple[FrameBuffer, int]:
+        """The buffer whose turn it is, free and large enough."""
+        self._turn = turn = (self._turn + 1) % FRAMES_IN_FLIGHT
+        self._land(turn)
+        (height, width), (tir_height, tir_width) = frames.form.rgb_size, frames.form.tir_size
+        need = (height * width * 3, tir_height * tir_width * 3 * (1 if frames.form.tir_range is None else 2))
+        had = self._buffers[0].capacity if self._buffers else (0, 0)
+        if any(n > h for n, h in zip(need, had, strict=True)):
+            self._land_all()
+            self._forget_plans()
+            rgb_bytes, tir_bytes = (max(n, h) for n, h in zip(need, had, strict=True))
+
+            def allocate() -> None:
+                self._buffers = [
+                    FrameBuffer(rgb_bytes, tir_bytes, MOST_TARGETS, self.device) for _ in range(FRAMES_IN_FLIGHT)
+                ]
+
+            self._runner.prepare(allocate, wait=True)  # cleared before another stream writes to it
+        return self._buffers[turn], turn
+
+    def _forget_plans(self) -> None:
+        self._runner.forget()
+        for batch in self._batches.values():
+            batch.plans.clear()
+
+    def _land(self, turn: int) -> None:
+        """Fetch the result of the frame in a buffer; the buffer may be used anew."""
+        flying, self._flying[turn] = self._flying[turn], None
+        if flying is not None:
+            flying.result()
+
+    def _land_all(self) -> None:
+        for turn in range(FRAMES_IN_FLIGHT):
+            self._land(turn)

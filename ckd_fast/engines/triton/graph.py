@@ -1,0 +1,159 @@
+"""How a plan's launches reach the device: one after the other, or as one captured graph."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ckd_fast.pending import Pending
+from ckd_fast.reference.model import OnStep
+
+from .plan import Plan
+from .upload import FrameBuffer
+
+# CUDA allows one capture at a time in a process, whichever engine and thread it is for.
+CAPTURING = threading.Lock()
+MOST_GRAPHS = 24  # two frame buffers x six numbers of targets, and other kinds of frames; the oldest goes
+ResultRows = list[list[float]]
+
+
+class Runner(ABC):
+    """Sends a buffer to the device, runs a plan there and brings its small result back."""
+
+    @abstractmethod
+    def prepare(self, work: Callable[[], None], *, wait: bool = False) -> None:
+        """Run something small on the device, in order with the frames; perhaps wait until it is done."""
+
+    @abstractmethod
+    def run(self, plan: Plan, buffer: FrameBuffer, on_step: OnStep | None = None) -> Pending[ResultRows]:
+        """Upload, launch, download. A plan that is observed runs launch by launch and is awaited."""
+
+    @abstractmethod
+    def measure(self, plan: Plan) -> None:
+        """Run a plan without frames and without waiting."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Let go of memory that was used: it is about to be replaced."""
+
+
+class PlainRunner(Runner):
+    """Launch by launch, awaited; on any device."""
+
+    def prepare(self, work: Callable[[], None], *, wait: bool = False) -> None:  # noqa: ARG002 - it always waits
+        work()
+
+    def run(self, plan: Plan, buffer: FrameBuffer, on_step: OnStep | None = None) -> Pending[ResultRows]:
+        buffer.upload()
+        plan.run(on_step)
+        return Pending.of(result_of(plan).tolist())
+
+    def measure(self, plan: Plan) -> None:
+        plan.run()
+
+    def forget(self) -> None:
+        """Nothing is kept."""
+
+
+class GraphRunner(Runner):
+    """One CUDA graph per plan on a stream of its own; uploads on another, so that they overlap with computation.
+
+    A plan's first run goes launch by launch, which compiles what is not compiled yet; the graph is captured right after
+    it. Uploads wait for what the caller's stream still does to frames that lie on the device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        with torch.cuda.device(device):
+            self._compute = torch.cuda.Stream(device)
+            self._copy = torch.cuda.Stream(device)
+        self._graphs: OrderedDict[Plan, torch.cuda.CUDAGraph] = OrderedDict()
+        self._results: dict[Plan, Tensor] = {}  # pinned memory, where each graph leaves its result
+
+    def prepare(self, work: Callable[[], None], *, wait: bool = False) -> None:
+        with torch.cuda.device(self._device):
+            caller = torch.cuda.current_stream(self._device)
+            self._compute.wait_stream(caller)
+            with torch.cuda.stream(self._compute):
+                work()
+            caller.wait_stream(self._compute)
+            if wait:
+                self._compute.synchronize()
+
+    def run(self, plan: Plan, buffer: FrameBuffer, on_step: OnStep | None = None) -> Pending[ResultRows]:
+        with torch.cuda.device(self._device):
+            caller = torch.cuda.current_stream(self._device)
+            if buffer.from_device:
+                self._copy.wait_stream(caller)
+            with torch.cuda.stream(self._copy):
+                buffer.upload()
+            if buffer.from_device:  # the caller may write to its frames once they are copied
+                caller.wait_stream(self._copy)
+            self._compute.wait_stream(self._copy)
+            with torch.cuda.stream(self._compute):
+                if on_step is not None:
+                    plan.run(on_step)
+                    return Pending.of(result_of(plan).tolist())
+                host = self._results.get(plan)
+                if host is None:
+                    result = result_of(plan)
+                    host = self._results[plan] = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+                self._replay(plan, host)
+                done = torch.cuda.Event()
+                done.record()
+        return Pending(lambda: _downloaded(host, done))
+
+    def measure(self, plan: Plan) -> None:
+        with torch.cuda.device(self._device):
+            caller = torch.cuda.current_stream(self._device)
+            self._compute.wait_stream(caller)
+            with torch.cuda.stream(self._compute):
+                self._replay(plan, None)
+            caller.wait_stream(self._compute)
+
+    def forget(self) -> None:
+        self._compute.synchronize()
+        self._graphs.clear()
+        self._results.clear()
+
+    def _replay(self, plan: Plan, host: Tensor | None) -> None:
+        """Replay the plan's graph, or run the plan and capture it for the next time."""
+        graph = self._graphs.get(plan)
+        if graph is not None:
+            self._graphs.move_to_end(plan)
+            graph.replay()
+            return
+        _run_and_download(plan, host)
+        self._compute.synchronize()  # compiled and loaded: nothing of that may happen during a capture
+        graph = torch.cuda.CUDAGraph()
+        # Other threads of the caller may use the device meanwhile.
+        with CAPTURING, torch.cuda.graph(graph, stream=self._compute, capture_error_mode="thread_local"):
+            _run_and_download(plan, host)
+        self._graphs[plan] = graph
+        while len(self._graphs) > MOST_GRAPHS:
+            oldest, _ = self._graphs.popitem(last=False)
+            self._results.pop(oldest, None)
+
+
+def result_of(plan: Plan) -> Tensor:
+    if plan.result is None:
+        raise ValueError("this plan ends in maps, not in boxes: use `measure`")
+    return plan.result
+
+
+def _run_and_download(plan: Plan, host: Tensor | None) -> None:
+    plan.run()
+    if host is not None:
+        host.copy_(result_of(plan), non_blocking=True)
+
+
+def _downloaded(host: Tensor, done: torch.cuda.Event) -> ResultRows:
+    """The rows, once they are there. The next frame in this memory asks for them first, so none is overwritten."""
+    done.synchronize()
+    rows: ResultRows = host.tolist()
+    return rows

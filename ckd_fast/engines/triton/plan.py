@@ -1,0 +1,397 @@
+"""One frame as a list of launches: made once, run for every frame.
+
+    crop ─► patch ─► [ qkv ─► attention (─► rank) ─► proj ─► fc1 ─► fc2 ] x depth
+         ─► taps ─► gather ─► three convolutions ─► decode
+
+A plan is a tuple of `kernels.launch.Launch` on buffers that never move. Running a frame is a loop over it, and so are
+capturing it in a graph, observing its steps, tuning, costing and compiling. What changes from frame to frame lies in
+the `FrameBuffer`, in the pool's state and in the template tokens of `FrameMemory`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ckd_fast.kernels.attention import DecidingTokens, attention
+from ckd_fast.kernels.crop import crop
+from ckd_fast.kernels.decode import constants, decode
+from ckd_fast.kernels.elimination import decide
+from ckd_fast.kernels.head import convolution, gather_taps, last_convolution
+from ckd_fast.kernels.launch import Launch, LaunchSettings, Operation, Room, TileRequest
+from ckd_fast.kernels.layout import Uploaded
+from ckd_fast.kernels.linear import PlainLayer, Rows, RowStatistics, linear
+from ckd_fast.reference.boxes import hann_window
+from ckd_fast.reference.config import ModelConfig
+from ckd_fast.reference.head import HeadMaps
+from ckd_fast.reference.model import OnStep
+from ckd_fast.reference.preprocess import PIXEL_MEAN, PIXEL_STD
+
+from .weights import PIXEL_CENTRE, PackedBlock, PackedStudent
+
+BRANCHES = 2
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Build:
+    """What all plans of an engine have in common.
+
+    Attributes:
+        config: sizes.
+        packed: weights.
+        device, dtype: where and in which precision.
+        settings: of every launch.
+    """
+
+    config: ModelConfig
+    packed: PackedStudent
+    device: torch.device
+    dtype: torch.dtype
+    settings: LaunchSettings
+
+    @property
+    def patch_tile(self) -> int:
+        """Columns per tile of the patch embedding's row statistics: one width, since template tokens are embedded once
+        and read beside search tokens."""
+        config, weight = self.config, self.packed.patch.weight
+        name = str(self.dtype).removeprefix("torch.")
+        request = TileRequest("patch", name, BRANCHES, config.template_tokens, weight.shape[1], weight.shape[2])
+        return self.settings.choose(request).tiles.columns
+
+    def embedded(self, *lead: int) -> Rows:
+        """Room for embedded tokens [*lead, C] and their statistics; zeros, so that nobody computes with NaN."""
+        tiles = -(-self.config.dim // self.patch_tile)
+        values = torch.zeros(*lead, tiles, 2, dtype=torch.float32, device=self.device)
+        tokens = torch.zeros(*lead, self.config.dim, dtype=self.dtype, device=self.device)
+        return Rows(tokens, RowStatistics(values, self.patch_tile))
+
+
+class Workspace:
+    """Buffers by name; launches that need one at different times share it, and it is as large as the largest.
+
+    Sizes depend on the tiles, so a plan is made twice: a rehearsal without memory says what it needs.
+    """
+
+    def __init__(self, device: torch.device, needs: Mapping[str, int] | None = None) -> None:
+        self.needs: dict[str, int] = dict(needs or {})
+        self._memory: Mapping[str, Tensor] | None = None
+        if needs is not None:
+            self._memory = {name: torch.zeros(size, dtype=torch.uint8, device=device) for name, size in needs.items()}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A buffer of this shape: the front of the named one."""
+        if self._memory is None:
+            tensor = torch.empty(shape, dtype=dtype, device="meta")
+            self.needs[name] = max(self.needs.get(name, 0), tensor.nbytes)
+            return tensor
+        size = torch.empty(shape, dtype=dtype, device="meta").nbytes
+        return self._memory[name][:size].view(dtype).view(shape)
+
+    @property
+    def bytes(self) -> int:
+        """Device memory."""
+        return sum(self.needs.values())
+
+
+@dataclass(frozen=True, eq=False)
+class FrameMemory:
+    """What lives as long as the plans for so many targets, and longer than a frame.
+
+    Attributes:
+        targets: rows of the batch.
+        embedded: template and search tokens in front of the first block [2, B, T + L, C].
+        deciding: template tokens that decide.
+        cells: of the search grid, as the positions of all search tokens [2, B, L] int32.
+        token_of_cell: see `kernels.elimination.Decision` [2, B, L] int32.
+        live: the last block's search tokens [2, B, live] int32.
+        window: prior on the score [L].
+        fixed: of `kernels.decode`.
+    """
+
+    targets: int
+    embedded: Rows
+    deciding: DecidingTokens
+    cells: Tensor
+    token_of_cell: Tensor
+    live: Tensor
+    window: Tensor
+    fixed: Tensor
+
+
+def frame_memory(build: Build, targets: int, most_deciding: int) -> FrameMemory:
+    """Memory for so many targets, at most `most_deciding` template tokens of each of which decide."""
+    config, device = build.config, build.device
+    template, search = config.template_tokens, config.search_tokens
+    live = config.search_tokens_after(config.depth - 1)
+
+    def counted(start: int, count: int) -> Tensor:
+        numbers = torch.arange(start, start + count, dtype=torch.int32, device=device)
+        return numbers.expand(BRANCHES, targets, count).contiguous()
+
+    order = torch.full((targets, template), -1, dtype=torch.int32, device=device)
+    order[:, 0] = 0  # an empty row of the batch has something to decide with
+    return FrameMemory(
+        targets=targets,
+        embedded=build.embedded(BRANCHES, targets, template + search),
+        deciding=DecidingTokens(order, torch.ones(targets, dtype=torch.int32, device=device), most_deciding),
+        cells=counted(0, search),
+        token_of_cell=counted(template, search),
+        live=counted(template, live),
+        window=hann_window(config.search_grid).flatten().to(device),
+        fixed=constants(config.search_factor, device),
+    )
+
+
+@dataclass(frozen=True)
+class Step:
+    """A value that can be watched, by the names of `engines.step_names`."""
+
+    name: str
+    value: Callable[[], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A frame's launches.
+
+    Attributes:
+        launches: in order.
+        steps: what can be watched, by the number of launches that must have run.
+        result: where decoding leaves its rows [B, RESULT]; None for the network alone.
+        maps: where the head leaves its maps [B, 3, 2, cells].
+    """
+
+    launches: tuple[Launch, ...]
+    steps: Mapping[int, tuple[Step, ...]]
+    result: Tensor | None
+    maps: Tensor
+
+    def run(self, on_step: OnStep | None = None) -> None:
+        """Send all launches to the current stream."""
+        for count, launch in enumerate(self.launches, 1):
+            launch.run()
+            if on_step is not None:
+                for step in self.steps.get(count, ()):
+                    on_step(step.name, step.value())
+
+    @property
+    def requests(self) -> tuple[TileRequest, ...]:
+        """Tiles that the launches asked for, each once."""
+        return tuple(dict.fromkeys(launch.request for launch in self.launches if launch.request is not None))
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """Takes launches in order, under the names of their places in the frame."""
+
+    workspace: Workspace
+    launches: list[Launch] = field(default_factory=list)
+    steps: dict[int, tuple[Step, ...]] = field(default_factory=dict)
+
+    def room(self, owner: str) -> Room:
+        """Buffers of one operation. Equal owners share theirs; parts of split sums are everybody's."""
+
+        def take(what: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            return self.workspace.take(what if what == "partial" else f"{owner}.{what}", shape, dtype)
+
+        return take
+
+    def add(self, name: str, operation: Operation[T]) -> T:
+        """List an operation's launches; its result's place."""
+        for launch in operation.launches:
+            self.launches.append(replace(launch, name=f"{name}.join" if launch.name == "join" else name))
+        return operation.out
+
+    def show(self, name: str, value: Callable[[], Tensor]) -> None:
+        """Let a value be watched once what is listed so far has run."""
+        self.steps[len(self.launches)] = (*self.steps.get(len(self.launches), ()), Step(name, value))
+
+    def plan(self, maps: Tensor, result: Tensor | None = None) -> Plan:
+        """What was listed."""
+        return Plan(tuple(self.launches), self.steps, result, maps)
+
+
+def plan_frame(build: Build, memory: FrameMemory, workspace: Workspace, uploaded: Uploaded, state: Tensor) -> Plan:
+    """From uploaded frames and requests to boxes, and the pool's next state."""
+    config, settings, planner = build.config, build.settings, _Planner(workspace)
+    patches = planner.add(
+        "crop",
+        crop(
+            uploaded, state, size=config.search_size, patch=config.patch_size, dtype=build.dtype,
+            room=planner.room("crop"), settings=settings,
+        ),
+    )  # fmt: skip
+    planner.show("crop", partial(_normalised, patches, config))
+    maps = _plan_network(planner, build, memory, patches, build.packed.patch, uploaded.present)
+    result = planner.add(
+        "decode",
+        decode(
+            maps, memory.window, uploaded, state, memory.fixed, search_size=config.search_size,
+            room=planner.room("decode"), settings=settings,
+        ),
+    )  # fmt: skip
+    planner.show("decode", lambda: result[:, :4])
+    return planner.plan(maps, result)
+
+
+def plan_measured(build: Build, memory: FrameMemory, workspace: Workspace, patch: PlainLayer, crops: Crops) -> Plan:
+    """The network alone, for measuring: from patches of normalised crops to maps, the template embedded anew."""
+    planner = _Planner(workspace)
+    planner.add("template", _embed(build, crops.template, patch, memory.embedded, 0))
+    maps = _plan_network(planner, build, memory, crops.search, patch, crops.present)
+    return planner.plan(maps)
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Inputs of the network alone: patches [2, B, T or L, 3 P^2] and which modalities are there [2, B] int32."""
+
+    template: Tensor
+    search: Tensor
+    present: Tensor
+
+
+def plan_template(build: Build, uploaded: Uploaded, state: Tensor, embedded: Rows) -> tuple[Launch, ...]:
+    """From uploaded frames and one request to a new target's template tokens [2, 1, T, C]."""
+    config = build.config
+    cropped = crop(
+        uploaded, state, size=config.template_size, patch=config.patch_size, dtype=build.dtype, settings=build.settings
+    )
+    return (*cropped.launches, *_embed(build, cropped.out, build.packed.patch, embedded, 0).launches)
+
+
+def _embed(build: Build, patches: Tensor, layer: PlainLayer, embedded: Rows, offset: int) -> Operation[Rows]:
+    """Patches to tokens with their positions added; template tokens lie in front of search tokens."""
+    packed = build.packed
+    positions = packed.search_positions if offset else packed.template_positions
+    return linear(
+        Rows(patches), layer, residual=positions, into=embedded, out_offset=offset, kernel="patch",
+        settings=build.settings,
+    )  # fmt: skip
+
+
+def _plan_network(
+    planner: _Planner, build: Build, memory: FrameMemory, patches: Tensor, patch: PlainLayer, present: Tensor
+) -> Tensor:
+    """From search patches, beside the template tokens in memory, to maps [B, 3, 2, cells]."""
+    config, packed, settings = build.config, build.packed, build.settings
+    rows = planner.add("patch", _embed(build, patches, patch, memory.embedded, config.template_tokens))
+    planner.show("patch_embed", lambda: memory.embedded.tokens)
+    positions = memory.cells
+    for index, block in enumerate(packed.blocks):
+        rows, positions = _plan_block(planner, build, memory, index, block, rows, positions, present)
+    products = planner.add(
+        "head.taps",
+        linear(rows, packed.taps, token_index=memory.live, room=planner.room("head.taps"), settings=settings),
+    )
+    cells = planner.add(
+        "head.gather",
+        gather_taps(
+            products.tokens, memory.token_of_cell, packed.taps_bias, template_tokens=config.template_tokens,
+            room=planner.room("head.gather"), settings=settings,
+        ),
+    )  # fmt: skip
+    *middle, last = packed.convolutions
+    for number, layer in enumerate(middle, 2):
+        name = f"head.convolution{number}"
+        cells = planner.add(name, convolution(cells, layer, room=planner.room(name), settings=settings))
+    maps = planner.add(
+        "head.maps", last_convolution(cells, last, packed.maps, room=planner.room("head.maps"), settings=settings)
+    )
+    planner.show("head.score", lambda: head_maps(maps).score)
+    planner.show("head.size", lambda: head_maps(maps).size)
+    planner.show("head.offset", lambda: head_maps(maps).offset)
+    return maps
+
+
+def _plan_block(
+    planner: _Planner,
+    build: Build,
+    memory: FrameMemory,
+    index: int,
+    weights: PackedBlock,
+    before: Rows,
+    positions: Tensor,
+    present: Tensor,
+) -> tuple[Rows, Tensor]:
+    """One transformer block; its output and the cells of the search tokens that are left."""
+    config, settings, room, name = build.config, build.settings, planner.room, f"block{index}"
+    eliminates = config.eliminates_at(index)
+    qkv = planner.add(f"{name}.qkv", linear(before, weights.qkv, room=room("qkv"), settings=settings)).tokens
+    q, k, v = qkv.unflatten(-1, (3, config.heads, config.head_dim)).permute(3, 0, 1, 4, 2, 5)
+    attended = planner.add(
+        f"{name}.attention",
+        attention(q, k, v, deciding=memory.deciding if eliminates else None, room=room("attention"), settings=settings),
+    )
+    kept = None
+    if attended.probabilities is not None:
+        decision = planner.add(
+            f"{name}.rank",
+            decide(
+                attended.probabilities, memory.deciding, positions, config.search_tokens_after(index),
+                elimination="ce" if config.elimination == "ce" else "mce", present=present,
+                token_of_cell=memory.token_of_cell, room=room(f"{name}.rank"), settings=settings,
+            ),
+        )  # fmt: skip
+        planner.show(f"{name}.scores", lambda: decision.scores)
+        planner.show(f"{name}.eliminate", lambda: decision.kept)
+        kept, positions = decision.token_index, decision.kept
+    between = planner.add(
+        f"{name}.proj",
+        linear(
+            Rows(attended.tokens), weights.proj, residual=before.tokens, token_index=kept, write_statistics=True,
+            room=room("proj"), settings=settings,
+        ),
+    )  # fmt: skip
+    planner.show(f"{name}.attention", lambda: between.tokens)
+    hidden = planner.add(f"{name}.fc1", linear(between, weights.fc1, gelu=True, room=room("fc1"), settings=settings))
+    after = planner.add(
+        f"{name}.fc2",
+        linear(
+            hidden, weights.fc2, residual=between.tokens, write_statistics=True, room=room("fc2"), settings=settings
+        ),
+    )
+    planner.show(f"{name}.mlp", lambda: after.tokens)
+    return after, positions
+
+
+def head_maps(maps: Tensor) -> HeadMaps:
+    """What the head's kernels leave [B, 3, 2, cells] as the reference's maps."""
+    grid = round(maps.shape[-1] ** 0.5)
+    square = maps.unflatten(-1, (grid, grid))
+    return HeadMaps(score=square[:, 0, :1], size=square[:, 2], offset=square[:, 1])
+
+
+def rehearsed(build: Build, plan: Callable[[Workspace], object]) -> Workspace:
+    """Memory for what a plan needs."""
+    rehearsal = Workspace(build.device)
+    plan(rehearsal)
+    return Workspace(build.device, rehearsal.needs)
+
+
+def take_in(memory: FrameMemory, template: Sequence[Rows], order: Tensor, counts: Tensor) -> None:
+    """Put targets into the rows of the batch, in order: their template tokens [2, 1, T, C] and which of them decide."""
+    tokens, moments = memory.embedded.tokens, memory.embedded.moments
+    for row, rows in enumerate(template):
+        length = rows.tokens.shape[2]
+        tokens[:, row : row + 1, :length] = rows.tokens
+        moments[:, row : row + 1, :length] = rows.moments
+    memory.deciding.order[: len(template)] = order
+    memory.deciding.counts[: len(template)] = counts
+
+
+def _normalised(patches: Tensor, config: ModelConfig) -> Tensor:
+    """What the crop kernel wrote as the images that `reference` normalises, for comparing [2, B, 3, H, W]."""
+    grid, size = config.search_grid, config.patch_size
+    images = patches.unflatten(-1, (3, size, size)).unflatten(2, (grid, grid))  # [2, B, g, g, 3, P, P]
+    pixels = images.permute(0, 1, 4, 2, 5, 3, 6).flatten(-2).flatten(-3, -2).float() * PIXEL_CENTRE + PIXEL_CENTRE
+    mean = torch.tensor(PIXEL_MEAN, device=patches.device)[:, None, None]
+    std = torch.tensor(PIXEL_STD, device=patches.device)[:, None, None]
+    normalised: Tensor = (pixels / 255 - mean) / std
+    return normalised

@@ -1,0 +1,82 @@
+"""Columns of the tables of numbers that host and kernels share; all are float64.
+
+    geometry [2, GEOMETRY]   a row per modality: the frame, and the rectangle of it that was uploaded
+    requests [B, REQUEST]    a row per target of this call: where to search
+    state    [targets in the pool, STATE]   where the last search of a target ended
+    result   [B, RESULT]     a row per target of this call: what was found
+
+They are constexpr values, since kernels read no other global. The host takes `.value`; numpy takes them as indices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import triton.language as tl
+from torch import Tensor
+
+
+def _columns(count: int) -> tuple[tl.constexpr, ...]:
+    return tuple(tl.constexpr(column) for column in range(count))
+
+
+# geometry: the whole frame; the uploaded rectangle; the 16-bit values that become 0 and 255; from INVERSE on, row by
+# row, the nine values of the matrix from visible pixels (x, y, 1) to thermal ones.
+HEIGHT, WIDTH, ORIGIN_ROW, ORIGIN_COLUMN, ROWS, COLUMNS, LOW, HIGH, INVERSE = _columns(9)
+GEOMETRY = tl.constexpr(17)
+
+# A box, and the side of the crop around it in multiples of sqrt(w h).
+X, Y, W, H, FACTOR = _columns(5)
+
+# requests: X to FACTOR as above; whether to search where the target's state says instead; the score below which the
+# next such search is wider, and by how much; the target's row in the pool, -1 for an empty row of the batch.
+CARRY, LOST_THRESHOLD, LOST_SCALE, POOL_ROW = (tl.constexpr(column) for column in range(5, 9))
+REQUEST = tl.constexpr(9)
+
+STATE = tl.constexpr(5)  # X to FACTOR
+
+# result: X, Y, W, H, then the score at the peak and the peak's cell.
+SCORE, CELL = tl.constexpr(4), tl.constexpr(5)
+RESULT = tl.constexpr(6)
+
+
+@dataclass(frozen=True)
+class FrameKind:
+    """What uploaded frames look like; part of what the crop kernel is compiled for.
+
+    Attributes:
+        rgb_flipped: the visible frame's channels are B, G, R in memory.
+        tir_channels: 1 or 3; one channel is shown three times.
+        tir_flipped: three thermal channels are B, G, R in memory.
+        tir_wide: thermal values have 16 bits.
+        tir_map: how a thermal frame lies on the visible grid: it has its size, is scaled to it, or is warped.
+    """
+
+    rgb_flipped: bool = False
+    tir_channels: int = 3
+    tir_flipped: bool = False
+    tir_wide: bool = False
+    tir_map: Literal["same", "scaled", "homography"] = "same"
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """One call's frames and requests on the device.
+
+    Attributes:
+        rgb: uint8, one-dimensional; begins with a rectangle [rows, columns, 3] of the visible frame.
+        tir: uint8 or uint16, likewise of the raw thermal frame.
+        geometry: [2, GEOMETRY]. The visible frame's height and width must be there even where the modality is missing:
+            crops are places of its grid.
+        requests: [B, REQUEST].
+        present: int32 [2, B], 0 where a modality is missing.
+        kind: what the frames look like.
+    """
+
+    rgb: Tensor
+    tir: Tensor
+    geometry: Tensor
+    requests: Tensor
+    present: Tensor
+    kind: FrameKind
