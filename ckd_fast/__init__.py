@@ -8,93 +8,73 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from .config import TrackerConfig
+from .errors import (
+    CkdFastError,
+    CorruptWeightsError,
+    EngineError,
+    InputError,
+    MissingModelError,
+    NotInitialisedError,
+    OutputError,
+    TrainingError,
+    WeightsError,
+    WeightsMismatchError,
+)
+from .pending import Pending
+from .reference.config import PRESETS, ModelConfig
+from .types import Timings, TrackResult
 
-# Public name -> module that defines it.
+# Names whose modules import torch or numpy. Type checkers see the imports, Python looks into the table.
+if TYPE_CHECKING:
+    from .datasets import open_dataset as open_dataset
+    from .evaluation import ScoringOptions as ScoringOptions
+    from .evaluation import evaluate as evaluate
+    from .multi import MultiTracker as MultiTracker
+    from .tracker import Tracker as Tracker
+    from .weights import LoadedModel as LoadedModel
+    from .weights import load_model as load_model
+    from .weights import save_model as save_model
+
 _HOMES = {
-    "CkdFastError": "ckd_fast.errors",
-    "CorruptWeightsError": "ckd_fast.errors",
-    "EngineError": "ckd_fast.errors",
-    "InputError": "ckd_fast.errors",
-    "LoadedModel": "ckd_fast.weights",
-    "MissingModelError": "ckd_fast.errors",
-    "ModelConfig": "ckd_fast.reference.config",
-    "MultiTracker": "ckd_fast.multi",
-    "NotInitialisedError": "ckd_fast.errors",
-    "OutputError": "ckd_fast.errors",
-    "PRESETS": "ckd_fast.reference.config",
-    "Pending": "ckd_fast.pending",
-    "ScoringOptions": "ckd_fast.evaluation",
-    "Timings": "ckd_fast.types",
-    "TrackResult": "ckd_fast.types",
-    "Tracker": "ckd_fast.tracker",
-    "TrackerConfig": "ckd_fast.config",
-    "TrainingError": "ckd_fast.errors",
-    "WeightsError": "ckd_fast.errors",
-    "WeightsMismatchError": "ckd_fast.errors",
-    "evaluate": "ckd_fast.evaluation",
-    "load_model": "ckd_fast.weights",
-    "open_dataset": "ckd_fast.datasets",
-    "save_model": "ckd_fast.weights",
+    "LoadedModel": "weights",
+    "MultiTracker": "multi",
+    "ScoringOptions": "evaluation",
+    "Tracker": "tracker",
+    "evaluate": "evaluation",
+    "load_model": "weights",
+    "open_dataset": "datasets",
+    "save_model": "weights",
 }
 
+__version__ = "0.1.0"
 __all__ = [
     "PRESETS",
     "CkdFastError",
     "CorruptWeightsError",
     "EngineError",
     "InputError",
-    "LoadedModel",
     "MissingModelError",
     "ModelConfig",
-    "MultiTracker",
     "NotInitialisedError",
     "OutputError",
     "Pending",
-    "ScoringOptions",
     "Timings",
     "TrackResult",
-    "Tracker",
     "TrackerConfig",
     "TrainingError",
     "WeightsError",
     "WeightsMismatchError",
     "__version__",
-    "evaluate",
-    "load_model",
-    "open_dataset",
-    "save_model",
 ]
-
-if TYPE_CHECKING:
-    from .config import TrackerConfig
-    from .datasets import open_dataset
-    from .errors import (
-        CkdFastError,
-        CorruptWeightsError,
-        EngineError,
-        InputError,
-        MissingModelError,
-        NotInitialisedError,
-        OutputError,
-        TrainingError,
-        WeightsError,
-        WeightsMismatchError,
-    )
-    from .evaluation import ScoringOptions, evaluate
-    from .multi import MultiTracker
-    from .pending import Pending
-    from .reference.config import PRESETS, ModelConfig
-    from .tracker import Tracker
-    from .types import Timings, TrackResult
-    from .weights import LoadedModel, load_model, save_model
+__all__ += list(_HOMES)
 
 
 def __getattr__(name: str) -> object:
     """Import a public name on first use (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module 'ckd_fast' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value
     return value
 
