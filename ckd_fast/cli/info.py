@@ -7,6 +7,8 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
+from ckd_fast.reference.config import PRESETS
+
 from .parsing import add_command
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ def add_info(commands: Commands) -> None:
         "  ckd-fast info --model base --elimination none\n"
         "  ckd-fast info --model tiny --json",
     )
-    parser.add_argument("--model", default="base", help="preset: base, base-shared, small, tiny (default: base)")
+    parser.add_argument("--model", default="base", help=f"preset: {', '.join(PRESETS)} (default: base)")
     parser.add_argument(
         "--elimination", choices=("mce", "ce", "none"), help="how to drop search tokens (default: as the preset)"
     )

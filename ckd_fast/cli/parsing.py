@@ -7,6 +7,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeAlias, TypeVar
 
+from ckd_fast.reference.config import PRESETS
+
 if TYPE_CHECKING:
     from ckd_fast.config import TrackerConfig
     from ckd_fast.datasets.sequences import Dataset
@@ -143,7 +145,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="weights file (.safetensors, .pth.tar), or 'random' (default: the small packaged model)",
     )
-    group.add_argument("--model", metavar="PRESET", help="base, base-shared, small or tiny, if the file does not say")
+    group.add_argument("--model", metavar="PRESET", help=f"{', '.join(PRESETS)}; if the file does not say")
     group.add_argument("--seed", type=not_negative, metavar="N", help="seed of random weights (default: 0)")
     group.add_argument(
         "--engine", choices=("auto", "reference", "compiled", "triton"), default="auto",
