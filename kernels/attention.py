@@ -2,10 +2,10 @@
 
     out[s, b, n] = softmax(q[s, b, h, n] . k[s, b, h, :] / sqrt(d)) v[s, b, h, :]      heads side by side
 
-over all current keys, template and search. The softmax runs over tiles of keys with a running maximum and sum, so no
-N x N map exists. Where tokens are dropped afterwards, the template tokens that decide are needed as rows of
-probabilities over the search tokens: the few programs that hold such rows walk over the keys a second time, with the
-final maximum and sum, and write just these rows, compactly: probabilities[s, b, h, order[b, t], l].
+over all current keys, template and search. The softmax runs over tiles of keys with a running maximum and sum, so there
+is never an N x N map. If tokens are dropped afterwards, the probabilities of the deciding template tokens over the
+search tokens are needed. The few programs that hold these rows go over the keys a second time, with the final maximum
+and sum, and write only them: probabilities[s, b, h, order[b, t], l].
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ LOG2_E = 1.4426950408889634
 
 @dataclass(frozen=True)
 class DecidingTokens:
-    """The template tokens that decide what is dropped; made once per target.
+    """The template tokens that decide which search tokens are dropped; made once per target.
 
     Attributes:
-        order: of every template token its number among those that decide, -1 for the others [B, T] int32.
+        order: number of each template token among the deciding ones, -1 for the others [B, T] int32.
         counts: how many decide [B] int32.
-        most: the largest count that may come, known to the host.
+        most: upper bound of the counts, known to the host.
     """
 
     order: Tensor
@@ -57,12 +57,12 @@ def deciding_tokens(mask: Tensor) -> DecidingTokens:
 
 @dataclass(frozen=True)
 class Attended:
-    """What attention leaves behind.
+    """The result of attention.
 
     Attributes:
         tokens: [S, B, N, H * D].
-        probabilities: of the deciding tokens, [S, B, H, most, N - T] float32, if any were asked for; rows beyond a
-            target's count stay as they were.
+        probabilities: of the deciding tokens [S, B, H, most, N - T] float32, if asked for. Rows beyond a target's count
+            are not written.
     """
 
     tokens: Tensor

@@ -1,4 +1,4 @@
-"""From frames as a camera gives them to the patches of all crops: both modalities, all targets, one launch.
+"""From raw frames to the patches of all crops: both modalities and all targets in one launch.
 
 For modality s, target b and a crop's pixel (i, j):
 
@@ -7,23 +7,22 @@ For modality s, target b and a crop's pixel (i, j):
     v[i, j] = u cut to the window, zero outside the frame, resized bilinearly to size x size, 8 bits
     out[s, b, token of (i, j), place of (i, j) in the patch] = (v[i, j] - 128) / 128
 
-Nothing of u exists in memory: every pixel of it that a crop's pixel needs is made from the raw frame where it is
-needed. The order of a patch's values is that of a convolution's weight [C, 3, patch, patch], flattened, so that the
-patch embedding is a plain product; (v - 128) / 128 is exact in 16 bits too, mean and deviation belong into its weights.
+u is never in memory: each pixel of it is computed from the raw frame where a crop needs it. The values of a patch are
+in the order of a convolution's flattened weight [C, 3, patch, patch], so the patch embedding is a plain product. The
+values (v - 128) / 128 are exact in 16 bits too; mean and deviation of the normalisation are folded into the weights.
 
-Every v equals the host's. What OpenCV does to 8 bits is arithmetic in integers: along each axis, output d of D from n
-pixels lies at
+Every v equals the host's. OpenCV resizes 8 bits in integers: along each axis, output d of D from n pixels lies at
 
     t = float32((d + 0.5) * (1 / (D / n)) - 0.5),   pixels floor(t) and floor(t) + 1,   weights in units of 1 / 2048
 
-and the vertical sum drops four bits before and sixteen after its product, then two with rounding. A homography is
-followed in float32 with fused multiply-adds, as OpenCV 5 does on processors that have them. There the thermal values
-are bit-identical too, but in the last (W mod vector length) columns of the visible grid, which OpenCV computes in
-another order: those, and other processors' values, differ by one of 255 levels at most, in about one pixel of a
+and the vertical sum drops four bits before its product, sixteen after it, then two with rounding. A homography is
+applied in float32 with fused multiply-adds, as OpenCV 5 does on processors that have them. There the thermal values are
+bit-identical too, except in the last (W mod vector length) columns of the visible grid, which OpenCV computes in
+another order. Those, and the values of other processors, differ by at most one of 255 levels, in about one pixel of a
 thousand.
 
-Positions are made in float64 in the order of the host's operations, without contraction (`enable_fp_fusion=False`):
-one rounding elsewhere would move a whole window by a pixel.
+Positions are computed in float64 in the order of the host's operations, without contraction (`enable_fp_fusion=False`),
+because one other rounding could move a whole window by a pixel.
 """
 
 from __future__ import annotations
@@ -57,13 +56,13 @@ from .layout import (
     Y,
 )
 
-# What a missing modality shows: the means that the network's inputs are normalised with.
+# A missing modality shows the mean colour, which becomes zero when the input is normalised.
 _RED, _GREEN, _BLUE = (tl.constexpr((255 * mean - 128) / 128) for mean in (0.485, 0.456, 0.406))
 
 
 @triton.jit
 def _half_even(value):
-    """The nearest whole number, of two equally near ones the even one."""
+    """The nearest whole number; the even one if two are equally near."""
     whole = tl.floor(value)
     rest = value - whole
     odd = whole - 2 * tl.floor(whole * 0.5)
@@ -72,7 +71,7 @@ def _half_even(value):
 
 @triton.jit
 def target_state(requests_ptr, state_ptr, target):
-    """Box x, y, w, h and factor of a target (float64): what the frame before left behind, or what the host says."""
+    """Box x, y, w, h and factor of a target (float64): from its last search on the device, or from the host."""
     request = requests_ptr + target * REQUEST
     pool_row = tl.load(request + POOL_ROW).to(tl.int32)
     carried = (tl.load(request + CARRY) != 0) & (pool_row >= 0)
@@ -90,7 +89,7 @@ def window_of(x, y, w, h, factor):
     """The square around a box: left, top, side (int32); side 1 where the box is empty or not finite."""
     area = w * h
     side = tl.ceil(tl.sqrt(tl.where(area > 0, area, 0.0)) * factor)
-    # Boxes that are not finite must not become undefined integers; frames are far smaller than the bounds.
+    # A box that is not finite must not become an undefined integer. Frames are far smaller than the bounds.
     side = tl.where((side >= 1.0) & (side < 1e9), side, 1.0)
     left, top = x + 0.5 * w - 0.5 * side, y + 0.5 * h - 0.5 * side
     left = _half_even(tl.where((left > -1e9) & (left < 1e9), left, -1e9))
@@ -100,14 +99,14 @@ def window_of(x, y, w, h, factor):
 
 @triton.jit
 def _taps(position, size, source, HORIZONTAL: tl.constexpr):
-    """Both pixels of `source` along an axis that make up an output at `position` of `size`, and their weights."""
+    """Along an axis: the two pixels of `source` that the output at `position` of `size` mixes, and their weights."""
     scale = 1.0 / (size.to(tl.float64) / source.to(tl.float64))
     at = ((position.to(tl.float64) + 0.5) * scale - 0.5).to(tl.float32)
     whole = tl.floor(at)
     part = at - whole
     low = whole.to(tl.int32)
     if HORIZONTAL:
-        # Past the first and last column there is one pixel; past the first and last row, twice the same one.
+        # Beyond the first and last column OpenCV takes one pixel; beyond the first and last row, the same one twice.
         part = tl.where((low < 0) | (low >= source - 1), 0.0, part)
     weight_low = _half_even((1.0 - part) * 2048.0).to(tl.int32)
     weight_high = _half_even(part * 2048.0).to(tl.int32)
@@ -117,13 +116,13 @@ def _taps(position, size, source, HORIZONTAL: tl.constexpr):
 
 @triton.jit
 def _window_taps(position, size, start, side, length, HORIZONTAL: tl.constexpr):
-    """Both pixels of the visible grid along an axis that make up a crop's row or column, -1 for black; weights."""
+    """Along an axis: the two pixels of the visible grid that a crop's row or column mixes, -1 for black; weights."""
     end = start + side
     before = tl.maximum(-start, 0)
-    after = tl.maximum(end - length + 1, 0)  # the last pixel goes as soon as the window reaches past it
+    after = tl.maximum(end - length + 1, 0)  # the authors drop the last pixel once the window reaches past it
     first = tl.maximum(start, 0)
     stop = end - after
-    stop = tl.where(stop < 0, tl.maximum(stop + length, 0), stop)  # a slice's negative end counts from the far side
+    stop = tl.where(stop < 0, tl.maximum(stop + length, 0), stop)  # as a negative end of a slice does in Python
     count = tl.maximum(stop - first, 0)
     low, high, weight_low, weight_high = _taps(position, size, before + count + after, HORIZONTAL)
     low, high = low - before, high - before
@@ -217,7 +216,7 @@ def _warped(
         tl.math.div_rn(tl.math.fma(x, inverse[0], y * inverse[1] + inverse[2]), depth),
         tl.math.div_rn(tl.math.fma(x, inverse[3], y * inverse[4] + inverse[5]), depth),
     )
-    # Bounded while they are floats: far outside there is no integer of them.
+    # Bounded while they are floats: far outside, they fit no integer.
     seen = seen & (y >= -1.0) & (y < thermal[0]) & (x >= -1.0) & (x < thermal[1])
     x, y = tl.where(seen, x, 0.0), tl.where(seen, y, 0.0)
     west, top = tl.floor(x), tl.floor(y)
@@ -367,12 +366,12 @@ def crop(
 ) -> Operation[Tensor]:
     """Patches of the crops around all targets: [2, B, (size / patch)^2, 3 * patch^2].
 
-    An empty box gives a crop of one pixel, a missing modality the mean image, up to rounding. What a crop needs outside
-    an uploaded rectangle is taken as 0.
+    An empty box gives a crop of one pixel; a missing modality gives the mean image, up to rounding. Pixels outside the
+    uploaded rectangle count as 0.
 
     Args:
         uploaded: frames and requests.
-        state: of the pool [rows, STATE] float64, read where a request says to carry on.
+        state: of the pool [rows, STATE] float64, read by requests with CARRY.
         size: side of the crops in pixels.
         patch: side of a patch in pixels.
         dtype: of the patches, any floating type.
@@ -427,7 +426,7 @@ def crop(
             "TILE_COLUMNS": tiles.columns,
             "COLUMN_TILES": column_tiles,
         },
-        # The first launch of a frame waits for a copy, not for a launch: there is nothing to overlap with.
+        # The first launch of a frame waits for a copy, so there is no launch to overlap with.
         options={"num_warps": tiles.warps, "enable_fp_fusion": False},
         reads=(uploaded.rgb, uploaded.tir, uploaded.geometry, uploaded.requests, state, uploaded.present),
         writes=(out,),

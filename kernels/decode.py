@@ -1,6 +1,6 @@
-"""From maps to boxes in the frame and to the next search, all on the device.
+"""From maps to boxes in the frame, and to the next search, all on the device.
 
-For each target, with the state (x, y, w, h, factor) that its crop was taken with:
+For each target, with the box and factor (x, y, w, h, factor) of its crop:
 
     cell    = first argmax of score * window
     centre  = ((column, row) + offset[cell]) / grid                            float32, as the maps are
@@ -9,8 +9,8 @@ For each target, with the state (x, y, w, h, factor) that its crop was taken wit
     box     = frame's corner and size, at least 10 pixels of it and in it inside the frame
     factor' = lost ? max(f, min(f * lost_scale, 2 * longest side of the frame / sqrt(w h))) : f     f: the model's
 
-The operations and their order are those of `reference/boxes.py`; nothing is contracted, divisions are rounded
-correctly. The box stays in float64 on the device, where the next crop reads it; the host gets a copy.
+Operations and their order are those of `reference/boxes.py`. Nothing is contracted, and divisions round correctly. The
+box stays in float64 on the device, where the next crop reads it; the host gets a copy.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ def _decode_kernel(
     maps = maps_ptr + target.to(tl.int64) * 6 * cells
     score = tl.load(maps + cell, mask=ok, other=0.0)
     ranked = tl.where(ok, score * tl.load(window_ptr + cell, mask=ok, other=0.0), float("-inf"))
-    best = tl.minimum(tl.argmax(ranked, 0, tie_break_left=True), cells - 1)  # NaN everywhere may choose a lane beyond
+    best = tl.minimum(tl.argmax(ranked, 0, tie_break_left=True), cells - 1)  # if all is NaN, it may lie beyond
     chosen = tl.load(maps + best)
     dx, dy = tl.load(maps + 2 * cells + best), tl.load(maps + 3 * cells + best)
     across, down = tl.load(maps + 4 * cells + best), tl.load(maps + 5 * cells + best)
-    # What is not finite makes the result meaningless and shows as a score of NaN; comparing and clipping could hide it.
+    # If anything is not finite, the score becomes NaN: comparing and clipping could hide it otherwise.
     astray = _not_finite(dx) | _not_finite(dy) | _not_finite(across) | _not_finite(down)
     strange = tl.sum((ok & _not_finite(ranked)).to(tl.int32), 0) + astray.to(tl.int32)
     chosen = tl.where(strange > 0, float("nan"), chosen)
@@ -132,7 +132,7 @@ def _decode_kernel(
 
 
 def constants(search_factor: float, device: torch.device) -> Tensor:
-    """What `decode` needs in float64 and Triton would pass in float32: the model's search factor, the margin [2]."""
+    """The model's search factor and the clipping margin [2]: a tensor, because Triton would pass floats as float32."""
     return torch.tensor([search_factor, CLIP_MARGIN_PX], dtype=torch.float64, device=device)
 
 
@@ -147,13 +147,13 @@ def decode(
     room: Room | None = None,
     settings: LaunchSettings = SETTINGS,
 ) -> Operation[Tensor]:
-    """Boxes of B targets: [B, RESULT] float64; a score of NaN says that maps were not finite.
+    """Boxes of B targets: [B, RESULT] float64. A score of NaN means that the maps were not finite.
 
     Args:
         maps: of the head [B, 3, 2, cells] float32: score, offset, size.
         window: the prior on the score [cells] float32.
-        uploaded: the call's frames and requests, which the crops were taken with.
-        state: of the pool [rows, STATE] float64; the rows of this call's targets are replaced by the next search.
+        uploaded: frames and requests of the call, from which the crops were made.
+        state: of the pool [rows, STATE] float64; the next search replaces the rows of this call's targets.
         fixed: from `constants`.
         search_size: side of the search crop.
         room: for "result".

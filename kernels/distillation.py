@@ -1,4 +1,4 @@
-"""Style and content statistics of one block, forward and backward, each in one pass over the features.
+"""Style and content terms of one block, forward and backward, each in one pass over the features.
 
 For features F of the rgb teacher, tir teacher, rgb student and tir student, [4, B, N, C]; per sample and channel over
 the N tokens, with mean mu, M2 = sum (F - mu)^2, sigma = sqrt(M2 / (N - correction)), r = 1 / sqrt(M2 / N + eps) and
@@ -7,10 +7,10 @@ z = (F - mu) r:
     style      = mean over B, C of (mu_rgb - mu_tir)^2 + (sigma_rgb - sigma_tir)^2           of the students
     content_m  = mean over B, C, N of d_m^2,   d_m = z_student - z_teacher                    m = rgb, tir
 
-A program holds all tokens of a few channels of all four tensors on chip, so nothing is read twice and nothing cancels:
-values are shifted by the first token before they are summed, and d is formed as a difference of features, not of sums.
+A program holds all tokens of a few channels of all four tensors on chip, so nothing is read twice. Nothing cancels
+either: values are shifted by the first token before they are summed, and d is a difference of features, not of sums.
 
-The backward is an affine map per channel of what the forward read. With upstream gradients g, n = B C and
+Per channel, the gradient is an affine function of the features. With upstream gradients g, n = B C and
 q = mean over tokens of d z:
 
     dF_rgb  = g_style/n (2 (mu_rgb - mu_tir) / N + 2 (sigma_rgb - sigma_tir) (F - mu) / ((N - correction) sigma_rgb))
@@ -34,13 +34,13 @@ FEATURES = 4  # rgb teacher, tir teacher, rgb student, tir student
 
 @dataclass(frozen=True)
 class Reading:
-    """What is computed, as numbers; see `LossConfig` in the reference.
+    """Which variant of the terms to compute; see `LossConfig` in the reference.
 
     Attributes:
         correction: 1 for the unbiased sigma, 0 for the biased one.
         eps: inside the root of the instance norm.
-        move_rgb, move_tir: which students the style term moves.
-        move_teachers: whether the content term moves the teachers.
+        move_rgb, move_tir: which students get gradients of the style term.
+        move_teachers: whether teachers get gradients of the content term.
     """
 
     correction: int = 1
@@ -52,7 +52,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Moments:
-    """What the backward needs [4, B, C] float32 each: mean less the first token, M2, and q of the formula."""
+    """What the backward needs, [4, B, C] float32 each: mean minus first token, M2, and q of the formula."""
 
     shift: Tensor
     m2: Tensor
@@ -61,7 +61,7 @@ class Moments:
 
 @triton.jit
 def _centred(x_ptr, which, sample, samples, token, channel, tokens, channels, ok):
-    """First token, mean less the first token, M2 and centred values of all tokens of a few channels."""
+    """First token, mean minus first token, M2, and centred values of all tokens of a few channels."""
     base = (which * samples + sample).to(tl.int64) * tokens * channels
     first = tl.load(x_ptr + base + channel, mask=channel < channels, other=0.0).to(tl.float32)
     x = tl.load(x_ptr + base + token[:, None] * channels + channel[None, :], mask=ok, other=0.0).to(tl.float32)
@@ -161,7 +161,7 @@ def _backward_kernel(
         base_t = (modality * samples + sample).to(tl.int64) * stride
         base_s = ((modality + 2) * samples + sample).to(tl.int64) * stride
         inside = token[:, None] * channels + channel[None, :]
-        # Centred as the forward centred them: less the first token, less what the mean is beyond it.
+        # Centred as in the forward: minus the first token, minus the mean of what is left.
         first_t = tl.load(x_ptr + base_t + channel, mask=ok_channel, other=0.0).to(tl.float32)
         first_s = tl.load(x_ptr + base_s + channel, mask=ok_channel, other=0.0).to(tl.float32)
         shift_t = tl.load(shift_ptr + modality * plane + at, mask=ok_channel, other=0.0)
@@ -180,7 +180,7 @@ def _backward_kernel(
             sigma = sigma_rgb if modality == 0 else sigma_tir
             other = sigma_tir if modality == 0 else sigma_rgb
             gap = mean_rgb - mean_tir if modality == 0 else mean_tir - mean_rgb
-            # A channel without spread has no direction in which sigma grows.
+            # Where sigma is 0 it has no gradient.
             spread = tl.where(sigma > 0, sigma, 1.0)
             slope = tl.where(sigma > 0, (sigma - other) / ((tokens - CORRECTION) * spread), 0.0)
             grad += g_style * 2.0 * (gap[None, :] / tokens + slope[None, :] * student)
@@ -203,10 +203,10 @@ def _check(features: Tensor) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of one block: what the loss is made of, and what the backward needs.
+    """The forward's result for one block.
 
     Attributes:
-        sums: of style, content_rgb and content_tir over all samples and channels [3, B, column tiles] float32.
+        sums: style, content_rgb and content_tir, summed per sample and tile of channels [3, B, column tiles] float32.
         moments: for the backward.
     """
 
@@ -227,8 +227,8 @@ def distillation_forward(
     Args:
         features: rgb teacher, tir teacher, rgb student, tir student [4, B, N, C].
         reading: what is computed.
-        tile_columns: channels per program, all tokens of which it holds.
-        warps: per program.
+        tile_columns: channels of one program, which holds all of their tokens.
+        warps: of one program.
     """
     samples, tokens, channels = _check(features)
     column_tiles = triton.cdiv(channels, tile_columns)
@@ -248,7 +248,7 @@ def distillation_forward(
             "tokens": tokens, "channels": channels, "eps": reading.eps, "CORRECTION": reading.correction,
             "TOKENS": triton.next_power_of_2(tokens), "COLUMNS": tile_columns,
         },
-        options={"num_warps": warps, "enable_fp_fusion": False},  # equal features differ by nothing, also rounded
+        options={"num_warps": warps, "enable_fp_fusion": False},  # equal features differ by exactly 0
         reads=(features,),
         writes=(shift, m2, q, sums),
         flops=12.0 * features.numel(),

@@ -1,4 +1,4 @@
-"""Which search tokens stay, decided on the device; and attention to gather as one operation, `attend_score_gather`.
+"""Decides on the device which search tokens stay. `attend_score_gather` is attention, decision and gather in one.
 
 From the attention kernel's rows p[s, b, h, r, l] (probabilities of the deciding template tokens r over the L current
 search tokens, softmax over all keys):
@@ -7,14 +7,14 @@ search tokens, softmax over all keys):
     rank[l]     = #{j : score[j] > score[l], or score[j] = score[l] and j < l}       a stable descending sort
     kept_index[rank[l]] = l   where rank[l] < K
 
-Joins across programs. A score needs the rows of both branches and of all heads, which different programs of the
-attention kernel wrote; a rank needs all scores. Both joins are the boundary between two launches on one stream, so the
-host waits for nothing. Inside the ranking launch no join is left: each program ranks some of the tokens and computes
-all scores anew, which costs a few kilobytes of reading; the same operations in the same order give every program the
-same bits, so equal scores are equal everywhere.
+Joins across programs. A score needs the rows of both branches and all heads, which different programs of the attention
+kernel wrote. A rank needs all scores. The first join is the boundary between the two launches, so the host never waits.
+The second needs none: each program of the ranking launch ranks some tokens but computes all scores itself, which costs
+a few kilobytes of reading. Every program does the same operations in the same order, so equal scores are equal
+everywhere.
 
-The gather is never a pass of its own in a frame: `token_index` is the index with which the next linear layer reads its
-input, and so skips what was dropped. `attend_score_gather` ends with a gather for those who want the tokens themselves.
+A frame has no separate gather: the next linear layer reads its input through `token_index` and so skips what was
+dropped. Only `attend_score_gather` ends with a gather.
 """
 
 from __future__ import annotations
@@ -36,15 +36,14 @@ RANKED_ROWS = 64
 
 @dataclass(frozen=True)
 class Decision:
-    """What stays, for S branches and B targets; all on the device.
+    """Which search tokens stay, for S branches and B targets; all on the device.
 
     Attributes:
         scores: of the current search tokens [S, B, L] float32.
-        kept_index: kept tokens in the current order, best first [S, B, K] int32.
-        kept: the same as raster positions [S, B, K] int32.
-        token_index: tokens of the kept sequence in the current one, template first [S, B, T + K] int32.
-        token_of_cell: of every cell of the search grid its token in the kept sequence, -1 where it was dropped
-            [S, B, cells] int32.
+        kept_index: indices of the kept ones among them, best first [S, B, K] int32.
+        kept: their cells of the search grid [S, B, K] int32.
+        token_index: index of each token that stays in the current sequence, template first [S, B, T + K] int32.
+        token_of_cell: for each cell its token in the new sequence, -1 if it was dropped [S, B, cells] int32.
     """
 
     scores: Tensor
@@ -87,8 +86,8 @@ def _scores(
                 value = tl.maximum(value, tl.load(probability_ptr + line * search + token, mask=ok & votes, other=0.0))
             total += value
     score = total / (count * heads).to(tl.float32)
-    # NaN has no rank, and a rank that nobody takes would send the gather astray: it comes last instead. The NaN
-    # itself lives on in the tokens and is found in the result.
+    # NaN has no rank, and a rank that no token takes would leave a hole in the index. So NaN comes last. It stays in
+    # the tokens, and is found in the result.
     return tl.where(score != score, -1.0, score)
 
 
@@ -168,10 +167,10 @@ def decide(
         deciding: template tokens that decide.
         positions: cells of the current search tokens [S, B, L] int32.
         keep: how many stay.
-        elimination: one decision for all branches, or one each.
+        elimination: "mce": one decision for all branches; "ce": one for each.
         present: [S, B] int32, 0 where a modality is missing.
-        token_of_cell: written to, see `Decision`; later eliminations go on with it.
-        room: for the rest of the decision, by the names of its fields.
+        token_of_cell: updated, see `Decision`; later eliminations update it again.
+        room: for the other fields of the decision, by their names.
         settings: of all launches.
     """
     branches, targets, heads, most, search = probabilities.shape

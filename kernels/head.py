@@ -6,10 +6,10 @@ With x[s, b, n] the tokens after the last block, LN the branch's final norm, and
     y2 .. y4    = relu(bias + sum over tap of y[b, cell] @ W[tower, tap]^T)                         cell = (r, c) + tap
     maps        = y4 @ W5[tower]^T + bias      clamp(sigmoid(.), 1e-4, 1 - 1e-4) for score and size
 
-The first convolutions of the three towers are one, since they read the same input, and it is turned around: a linear
-layer (linear.py, with the final norm folded in) multiplies every live token once with the weights of all nine taps,
-and `gather_taps` adds for each cell what its live neighbours have for it. A dropped token, zero in the restored map,
-costs nothing: at 89 of 256 tokens that is a third of the products, and restoring is a look-up in `token_of_cell`.
+The first convolutions of the three towers read the same input, so they are one. It is turned around: a linear layer
+(linear.py, with the final norm folded in) multiplies each live token once with the weights of all nine taps; then
+`gather_taps` adds, for each cell, the products of its live neighbours. A dropped token, zero in the restored map, costs
+nothing: with 89 of 256 tokens a third of the products is left. Restoring is a look-up in `token_of_cell`.
 Batch norms are folded into the convolutions by `fold_batch_norm`.
 """
 
@@ -38,14 +38,14 @@ from .overlap import await_producer
 
 TOWERS = 3  # score, offset, size
 TAPS = 9
-WIDEST_MAP = 2  # outputs of a tower; the score tower leaves its second one unused
+WIDEST_MAP = 2  # outputs of a tower; the score tower does not use its second one
 SCORE_MARGIN = 1e-4
 
 
 def fold_batch_norm(
     weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """A convolution [F, C, 3, 3] and the batch norm behind it as one convolution, in float64."""
+    """A convolution [F, C, 3, 3] and the batch norm after it as one convolution, in float64."""
     scale = gamma.double() / (variance.double() + eps).sqrt()
     return weight.double() * scale[:, None, None, None], (bias.double() - mean.double()) * scale + beta.double()
 
@@ -108,8 +108,8 @@ def gather_taps(
     """The first convolution's sum over taps and branches, its bias and relu: [B, cells, F].
 
     Args:
-        products: every live search token times the weights of every tap [S, B, live, 9 * F].
-        token_of_cell: of every cell its token in its sequence, template counted; -1 where dropped [S, B, cells] int32.
+        products: each live search token times the weights of each tap [S, B, live, 9 * F].
+        token_of_cell: for each cell its token in the sequence, template included; -1 if dropped [S, B, cells] int32.
         bias: [F] float32.
         template_tokens: tokens of the sequence that `products` leaves out.
         room: for "cells".
@@ -202,7 +202,7 @@ def _convolution_kernel(
             if tower != 1:  # score and size; an offset is as it is
                 chance = 1.0 / (1.0 + tl.exp(-answer))
                 bounded = tl.minimum(tl.maximum(chance, margin), 1.0 - margin)
-                answer = tl.where(chance != chance, chance, bounded)  # NaN stays visible
+                answer = tl.where(chance != chance, chance, bounded)  # NaN stays NaN
             tl.store(
                 maps_ptr + ((target.to(tl.int64) * TOWERS + tower) * 2 + output) * cells + cell, answer, mask=ok_cell
             )

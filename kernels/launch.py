@@ -1,8 +1,8 @@
 """A launch as a value: the kernel, its programs and arguments, the tiles it asked for, what it reads, writes and costs.
 
-Every kernel file has functions that check their tensors and return an `Operation`: where the result will be, and the
-launches that put it there. Nothing runs before `run`. An engine lists the launches of a whole frame this way; running
-the frame, capturing it in a graph, watching its steps, tuning, costing and compiling are loops over that one list.
+The functions of a kernel file check their tensors and return an `Operation`: where the result will be, and the launches
+that put it there. Nothing runs before `run`. An engine lists all launches of a frame this way. Running the frame,
+capturing it in a graph, watching its steps, tuning, costing and compiling are loops over this list.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ class Tiles:
     """One program's share of a launch.
 
     Attributes:
-        rows, columns: of the result. In attention queries and keys, in the head cells and features, in the crop pixels.
-        depth: of one step of the sums.
-        warps, stages: of the program, and of its pipeline of loads.
+        rows, columns: of the result; in attention queries and keys, in the head cells and features, in the crop pixels.
+        depth: how much of the sums one step takes.
+        warps: of the program.
+        stages: of its pipeline of loads.
     """
 
     rows: int = 64
@@ -38,14 +39,14 @@ class Tiles:
 
 @dataclass(frozen=True)
 class TileRequest:
-    """What a launch tells whoever chooses its tiles.
+    """What a launch says about itself when it asks for tiles.
 
     Attributes:
-        kernel: which one.
+        kernel: its name.
         dtype: "float32", "float16", "bfloat16".
-        groups: independent products side by side: branches; or towers and targets; or branches, targets and heads.
-        rows: of the result: tokens or cells of all targets; in attention queries.
-        columns: of the result: features; in attention keys.
+        groups: independent products side by side: one per branch; or per tower and target; or per branch, target, head.
+        rows: of the result: tokens or cells of all targets; in attention, queries.
+        columns: of the result: features; in attention, keys.
         depth: length of the sums.
     """
 
@@ -75,7 +76,7 @@ Room = Callable[[str, "tuple[int, ...]", torch.dtype], Tensor]  # a buffer by it
 
 
 def usual_tiles(request: TileRequest) -> Choice:
-    """Tiles that fit every GPU; `tiles.chooser` knows better ones."""
+    """Tiles that fit every GPU. `tiles.chooser` finds faster ones."""
     if request.kernel == "attention":
         return Choice(Tiles(stages=2))
     rows = {"crop": 8, "taps": 16, "last_convolution": 32}.get(request.kernel, 64)
@@ -85,12 +86,12 @@ def usual_tiles(request: TileRequest) -> Choice:
 
 @dataclass(frozen=True)
 class LaunchSettings:
-    """What all launches of an engine have in common.
+    """Settings of all launches of an engine.
 
     Attributes:
-        choose: tiles for every request.
-        tf32: let float32 products round their factors to tf32.
-        overlap: launches begin before the one in front has ended, see overlap.py.
+        choose: answers requests for tiles.
+        tf32: float32 products may round their factors to tf32.
+        overlap: a launch may begin before the one in front of it has ended, see overlap.py.
     """
 
     choose: Choose = usual_tiles
@@ -104,7 +105,7 @@ class LaunchSettings:
 
     @property
     def options(self) -> Mapping[str, bool]:
-        """For Triton; the interpreter does not know the option."""
+        """For Triton. Empty without overlap, because the interpreter does not know this option."""
         return {"launch_pdl": True} if self.overlap else {}
 
 
@@ -116,16 +117,16 @@ class Launch:
     """One launch.
 
     Attributes:
-        name: in a frame its place, such as "block3.qkv"; elsewhere the kernel's.
+        name: its place in a frame, such as "block3.qkv"; outside a frame, the kernel's name.
         what: its size and variant, for tables.
         kernel: the jit function.
-        grid: how many programs.
-        arguments: by the names of the kernel's parameters.
+        grid: number of programs along each axis.
+        arguments: of the kernel, by name.
         options: of the compiler: warps, stages, overlap.
-        reads, writes: memory it touches.
+        reads, writes: tensors it touches.
         flops: multiplications and additions.
-        bytes: that come from or go to memory at least once.
-        request, choice: the tiles it asked for and got; None where there is nothing to choose.
+        bytes: the least it must read from and write to memory.
+        request, choice: the tiles it asked for and got; None if there is nothing to choose.
     """
 
     name: str
@@ -143,7 +144,7 @@ class Launch:
 
     @property
     def programs(self) -> int:
-        """In all."""
+        """Number of programs."""
         return math.prod(self.grid)
 
     def run(self) -> None:
@@ -176,17 +177,17 @@ def fresh_room(device: torch.device) -> Room:
 
 
 def dtype_name(tensor: Tensor) -> str:
-    """As in requests."""
+    """A tensor's type as requests name it."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
 def bytes_of(*tensors: Tensor) -> float:
-    """All of their values, each once."""
+    """Bytes of all values of some tensors."""
     return float(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
 
 
 def check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    """An error where a tensor is not what a kernel reads without asking."""
+    """Raise a ValueError if a tensor has not the type and shape that a kernel takes for granted."""
     if tensor.dtype != dtype or tensor.shape != shape or not tensor.is_contiguous():
         layout = "" if tensor.is_contiguous() else "non-contiguous "
         raise ValueError(

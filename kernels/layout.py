@@ -1,11 +1,12 @@
-"""Columns of the tables of numbers that host and kernels share; all are float64.
+"""Columns of the tables that host and kernels share; all values are float64.
 
     geometry [2, GEOMETRY]   a row per modality: the frame, and the rectangle of it that was uploaded
     requests [B, REQUEST]    a row per target of this call: where to search
     state    [targets in the pool, STATE]   where the last search of a target ended
     result   [B, RESULT]     a row per target of this call: what was found
 
-They are constexpr values, since kernels read no other global. The host takes `.value`; numpy takes them as indices.
+They are `tl.constexpr`, because a kernel can read no other global. On the host use `.value`; numpy takes them as
+indices.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ GEOMETRY = tl.constexpr(17)
 # A box, and the side of the crop around it in multiples of sqrt(w h).
 X, Y, W, H, FACTOR = _columns(5)
 
-# requests: X to FACTOR as above; whether to search where the target's state says instead; the score below which the
-# next such search is wider, and by how much; the target's row in the pool, -1 for an empty row of the batch.
+# requests: X to FACTOR as above; CARRY: search where the state says instead of X to FACTOR; the score below which the
+# next search with CARRY is wider, and how much wider; the target's row in the pool, -1 for an empty row of the batch.
 CARRY, LOST_THRESHOLD, LOST_SCALE, POOL_ROW = (tl.constexpr(column) for column in range(5, 9))
 REQUEST = tl.constexpr(9)
 
@@ -43,7 +44,7 @@ RESULT = tl.constexpr(6)
 
 @dataclass(frozen=True)
 class FrameKind:
-    """What uploaded frames look like; part of what the crop kernel is compiled for.
+    """What uploaded frames look like. The crop kernel is compiled for each kind.
 
     Attributes:
         rgb_flipped: the visible frame's channels are B, G, R in memory.
@@ -66,9 +67,9 @@ class Uploaded:
 
     Attributes:
         rgb: uint8, one-dimensional; begins with a rectangle [rows, columns, 3] of the visible frame.
-        tir: uint8 or uint16, likewise of the raw thermal frame.
-        geometry: [2, GEOMETRY]. The visible frame's height and width must be there even where the modality is missing:
-            crops are places of its grid.
+        tir: the same of the raw thermal frame; uint8 or uint16.
+        geometry: [2, GEOMETRY]. Holds the visible frame's height and width even if that frame is missing, because boxes
+            are in its pixels.
         requests: [B, REQUEST].
         present: int32 [2, B], 0 where a modality is missing.
         kind: what the frames look like.

@@ -1,4 +1,4 @@
-"""Linear layers of both branches in one launch, with everything around them.
+"""A linear layer of both branches in one launch, with norm, bias, GELU and residual.
 
 For branch s, target b, token n, with W [S, F, K]:
 
@@ -12,13 +12,13 @@ and c = the row sums of the folded W,
 
     LN(a) @ W^T + bias = rstd * (a @ W'^T - mean * c) + bias'
 
-so the kernel multiplies the raw a and corrects the result. mean and rstd come from statistics that the kernel before
-wrote in its epilogue: (mean, M2) of every row over every tile of columns, merged here in a fixed order. c is summed
-from the rounded W', so what is large in a and constant along a row cancels but for float32's own rounding, far below
-that of 16-bit factors. Factors of float32 have no such room: there the mean is subtracted from a before the product.
+so the kernel multiplies the raw a and corrects the result. mean and rstd come from statistics that the launch before
+wrote: (mean, M2) of every row over every tile of columns, merged here in a fixed order. c is summed from the rounded
+W'. So a large constant along a row of a cancels up to the rounding of float32, far below that of 16-bit factors. With
+float32 factors this is not enough: there the mean is subtracted from a before the product.
 
-Narrow layers do not fill a GPU: with `split_k` each part of K has its own programs, which write float32 partial sums; a
-second launch adds them in a fixed order and runs the epilogue. No atomics: two runs are bit-identical.
+Narrow layers do not fill a GPU. With `split_k`, each part of K has its own programs, which write float32 partial sums;
+a second launch adds them in a fixed order and does the rest. There are no atomics, so two runs are bit-identical.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ class RowStatistics:
 
 @dataclass(frozen=True)
 class Rows:
-    """Tokens [S, B, N, C] and, where a norm comes next, the statistics of their rows."""
+    """Tokens [S, B, N, C], and the statistics of their rows if a norm comes next."""
 
     tokens: Tensor
     statistics: RowStatistics | None = None
 
     @property
     def moments(self) -> Tensor:
-        """The statistics' values [S, B, N, tiles, 2], where there must be some."""
+        """The values of the statistics [S, B, N, tiles, 2]; an error if there are none."""
         if self.statistics is None:
             raise ValueError(f"rows {tuple(self.tokens.shape)} have no statistics: a norm needs them")
         return self.statistics.values
@@ -97,7 +97,7 @@ class FoldedLayer(PlainLayer):
 
 
 def fold_norm(weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, eps: float, dtype: torch.dtype) -> FoldedLayer:
-    """Fold a LayerNorm into the layer behind it, in float64 from the weight as it will be rounded.
+    """Fold a LayerNorm into the layer after it, in float64; `column_sum` is that of the rounded weight.
 
     Args:
         weight: [S, F, K].
@@ -136,7 +136,7 @@ def _tile(
     INDEX: tl.constexpr, COLUMN_TILES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Where a program's tile lies: rows and columns of the result, each row's target, token and source row in x."""
-    # Neighbouring programs share rows of x: a tile of x is small, the weights stream.
+    # Neighbouring programs share rows of x. A tile of x is small, so it stays in the cache while the weights stream.
     row = tile // COLUMN_TILES * ROWS + tl.arange(0, ROWS)
     column = tile % COLUMN_TILES * COLUMNS + tl.arange(0, COLUMNS)
     rows_out = targets * tokens_out
@@ -158,7 +158,7 @@ def _finish(
     STATS_TILES: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr, SHARED_RESIDUAL: tl.constexpr,
     WRITE_STATS: tl.constexpr, COLUMN_TILES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The epilogue on a float32 tile [rows, columns]: norm, bias, GELU, residual, statistics."""
+    """After the product, on a float32 tile [rows, columns]: norm, bias, GELU, residual, statistics."""
     _, ok_row, column, ok_column, target, token, source = place
     bias_ptr, sum_ptr, stats_ptr, residual_ptr, out_ptr, out_stats_ptr = pointers
     targets, tokens_out, out_tokens, out_offset, depth, features, eps = sizes
@@ -184,7 +184,7 @@ def _finish(
     out_row = branch.to(tl.int64) * (targets * out_tokens) + target * out_tokens + out_offset + token
     tl.store(out_ptr + out_row[:, None] * features + column[None, :], rounded, mask=ok)
     if WRITE_STATS:
-        # Of the rounded values: the next kernel reads those.
+        # Statistics of the rounded values, because the next kernel reads those.
         seen = tl.where(ok, rounded.to(tl.float32), 0.0)
         count = tl.minimum(COLUMNS, features - column_tile * COLUMNS).to(tl.float32)
         mean_here = tl.sum(seen, 1) / count
@@ -277,7 +277,7 @@ def _join_kernel(
     INDEX: tl.constexpr, WRITE_STATS: tl.constexpr, COLUMN_TILES: tl.constexpr, SPLITS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Add the parts of one tile in order, then the epilogue; arguments as above."""
+    """Add the parts of one tile in order, then finish it; arguments as above."""
     await_producer(OVERLAP)
     tile, branch = tl.program_id(0), tl.program_id(1)
     place = _tile(tile, branch, index_ptr, targets, tokens_in, tokens_out, F, INDEX, COLUMN_TILES, ROWS, COLUMNS)
@@ -313,16 +313,16 @@ def linear(
     """Apply one layer of S branches to B targets.
 
     Args:
-        x: tokens [S, B, N, K], contiguous; with their statistics for a `FoldedLayer`.
+        x: tokens [S, B, N, K], contiguous. A `FoldedLayer` needs their statistics too.
         layer: its weights, in the type of x.
-        gelu: apply it.
-        residual: added last, [S, B, N, F]; or [S, M, F], the same for all targets, by token of the result.
-        token_index: [S, B, M] int32, tokens of x (and of a residual per target) to take; None: all N.
-        into: written to, tokens [S, B, at least out_offset + M, F], and their statistics if there are any, in tiles of
-            as many columns as the kernel's; made if None.
-        out_offset: token of the result's memory where the result begins.
-        write_statistics: of the result's rows, where `into` is None.
-        kernel: under what name tiles are asked for.
+        gelu: apply GELU.
+        residual: added last: [S, B, N, F]; or [S, M, F], the same for all targets.
+        token_index: [S, B, M] int32, the tokens to take from x and from a residual per target; None: all N.
+        into: where to write: tokens [S, B, at least out_offset + M, F], perhaps with statistics, whose tiles must be as
+            wide as the kernel's. None: new memory.
+        out_offset: first token of `into` that is written.
+        write_statistics: also write statistics of the result's rows; without `into`.
+        kernel: name under which to ask for tiles.
         room: for "tokens", "statistics" and "partial".
         settings: of all launches.
     """
@@ -376,7 +376,7 @@ def linear(
     if split > 1:
         partial = room("partial", (split, branches, targets, tokens_out, features), torch.float32)
     centred = norm is not None and dtype == torch.float32
-    unread = bias  # stands for pointers that the flags leave unread
+    unread = bias  # in place of pointers that the flags leave unread
     arguments = {
         "bias_ptr": bias,
         "sum_ptr": norm.column_sum if norm else unread,

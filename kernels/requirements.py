@@ -1,4 +1,4 @@
-"""What the kernels need of the machine, asked before anything is compiled."""
+"""Checks what the kernels need from the machine, before anything is compiled."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 OLDEST_TRITON = (3, 6)
-OLDEST_CAPABILITY = (8, 0)  # Triton's products use no tensor cores on older ones, and spill
+OLDEST_CAPABILITY = (8, 0)  # on older GPUs Triton uses no tensor cores, and spills
 
 
 def missing(device: torch.device) -> str | None:
-    """Why kernels cannot run on a CUDA device, None if they can."""
+    """Why kernels cannot run on this CUDA device; None if they can."""
     try:
         import triton
     except ImportError:
@@ -24,7 +24,7 @@ def missing(device: torch.device) -> str | None:
         return f"needs Triton {oldest} or newer, found {triton.__version__}: upgrade torch, which brings its own"
     if triton.knobs.runtime.interpret:
         return "cannot run while TRITON_INTERPRET is set, because kernels would not run on the GPU: unset it"
-    # Triton builds a few lines of C when it meets a GPU for the first time.
+    # Triton compiles a few lines of C when it first uses a GPU.
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None or shutil.which(compiler) is None:
         return "needs a C compiler, with which Triton talks to the driver (on Debian: apt-get install gcc)"
@@ -38,7 +38,7 @@ def missing(device: torch.device) -> str | None:
 
 
 def launch_errors() -> tuple[type[Exception], ...]:
-    """What a launch, a capture or a copy may raise."""
+    """The errors that a launch, a capture or a copy may raise."""
     from triton.runtime.errors import OutOfResources
 
     return (RuntimeError, OutOfResources)

@@ -1,12 +1,12 @@
-"""Which tiles a launch uses: a table of what was measured, and a computed default for everything else.
+"""Chooses the tiles of a launch: from a table of measurements, else by a small model of the chip.
 
-The table is data, `tiles.json`, written by `bench/tune.py` for one GPU, kernel, shape and precision at a time. The
-default is the candidate with the lowest estimate of a small model of the chip:
+`bench/tune.py` writes the table, `tiles.json`: a row per GPU, kernel, shape and precision. Without a row, a launch gets
+the candidate that this model estimates as fastest:
 
     time = start + max(products, traffic from L2, traffic into one multiprocessor, weights from memory) + join
 
-each over whole waves of programs, since at one target no launch has more than a few. `bench/model.py` prints the same
-numbers for every launch of a frame.
+in whole waves of programs, because at one target a launch has only a few waves. `bench/model.py` prints these numbers
+for every launch of a frame.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ SHARED_EVERYWHERE = 65536  # bytes that a program may use on every GPU of comput
 WIDE_TILES_BYTES = 200_000  # chips with that much shared memory have the instructions for 256 columns
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 PRODUCTS = ("patch", "linear", "convolution")  # kernels whose time `estimate` models
-# Template tokens are embedded once and read beside every frame's search tokens, whatever the number of targets: the
-# statistics of both are in tiles of one width.
+# Template tokens are embedded once and then read beside the search tokens of every frame, for any number of targets. So
+# the statistics of both must be in tiles of the same width.
 PATCH_COLUMNS = 64
 
 
 @dataclass(frozen=True)
 class Chip:
-    """What the estimate knows of a GPU; ratios matter more than values.
+    """What the estimate knows about a GPU. Ratios matter more than values.
 
     Attributes:
-        name: as the driver tells it.
-        multiprocessors: how many.
-        shared_bytes: that one program may use.
+        name: as the driver reports it.
+        multiprocessors: how many there are.
+        shared_bytes: shared memory that one program may use.
         tensor_tflops: dense 16-bit products.
         float_tflops: float32 products without tensor cores.
-        memory_tb: bytes from device memory, in 1e12 per second.
-        l2_tb: bytes from L2, all multiprocessors together.
-        port_tb: bytes into one multiprocessor.
-        start_us: of a launch inside a graph: draining the one before, filling the pipeline.
+        memory_tb: rate of device memory, in 1e12 bytes per second.
+        l2_tb: rate of L2, for all multiprocessors together.
+        port_tb: rate into one multiprocessor.
+        start_us: what a launch in a graph costs before it computes: draining the one before, filling the pipeline.
     """
 
     name: str
@@ -67,7 +67,7 @@ H200 = Chip(
 
 
 def scaled_chip(name: str, multiprocessors: int, shared_bytes: int) -> Chip:
-    """A GPU of which little is known: an H200 with another number of multiprocessors."""
+    """A GPU about which little is known, taken as an H200 with another number of multiprocessors."""
     share = multiprocessors / H200.multiprocessors
     return replace(
         H200, name=name, multiprocessors=multiprocessors, shared_bytes=shared_bytes,
@@ -77,15 +77,15 @@ def scaled_chip(name: str, multiprocessors: int, shared_bytes: int) -> Chip:
 
 
 def chip_of(device: torch.device) -> Chip:
-    """The GPU that is there."""
+    """The GPU at hand."""
     about = torch.cuda.get_device_properties(device)
-    # The name of the field for what a program may use, not what it may use unasked, is younger than torch 2.6.
+    # What a program may use if it asks. torch 2.6 does not report it yet.
     shared = int(getattr(about, "shared_memory_per_block_optin", SHARED_EVERYWHERE))
     return scaled_chip(about.name, about.multi_processor_count, shared)
 
 
 def estimate_us(request: TileRequest, choice: Choice, chip: Chip) -> float:
-    """Microseconds of a product of matrices in tiles, with the join of a split sum."""
+    """Estimated microseconds of a matrix product in these tiles, the join of a split sum included."""
     size = DTYPE_BYTES[request.dtype]
     tiles, split = choice.tiles, choice.split_k
     programs = math.ceil(request.rows / tiles.rows) * math.ceil(request.columns / tiles.columns)
@@ -107,7 +107,7 @@ def estimate_us(request: TileRequest, choice: Choice, chip: Chip) -> float:
 
 
 def _join_us(request: TileRequest, choice: Choice, chip: Chip) -> float:
-    """Of the launch that adds the parts of split sums."""
+    """Estimated microseconds of the launch that adds the parts of a split sum."""
     if choice.split_k == 1:
         return 0.0
     partial = float(choice.split_k * request.groups * request.rows * request.columns * 4)
@@ -119,8 +119,8 @@ class Cost:
     """One launch on paper.
 
     Attributes:
-        floor_us: the larger of products at the chip's rate and bytes at the memory's: nothing is faster.
-        estimate_us: with tiles, waves, traffic from L2 and the start of the launch.
+        floor_us: products at the chip's rate or bytes at the memory's, whichever takes longer; nothing can be faster.
+        estimate_us: the same with tiles, waves, traffic from L2 and the start of the launch.
         waves: programs per multiprocessor.
     """
 
@@ -130,13 +130,13 @@ class Cost:
 
 
 def cost_of(launch: Launch, chip: Chip) -> Cost:
-    """What the model of the chip says of a launch."""
+    """Floor and estimate of a launch."""
     request, choice = launch.request, launch.choice
     matrix = request is not None and request.kernel in (*PRODUCTS, "attention", "last_convolution")
     tensor_cores = matrix and request is not None and request.dtype != "float32"
     rate = chip.tensor_tflops if tensor_cores else chip.float_tflops
     floor = max(launch.flops / (rate * 1e6), launch.bytes / (chip.memory_tb * 1e6))
-    # What is no plain product takes twice its floor: exponentials, look-ups and sums stand between its steps.
+    # Other kernels take about twice their floor: between loads and products they compute exponentials and sums.
     estimate = chip.start_us + 2 * floor
     if request is not None and choice is not None and request.kernel in (*PRODUCTS, "last_convolution"):
         estimate = estimate_us(request, choice, chip) - _join_us(request, choice, chip)  # the join has a row of its own
@@ -144,7 +144,7 @@ def cost_of(launch: Launch, chip: Chip) -> Cost:
 
 
 def candidates(request: TileRequest, chip: Chip) -> Iterator[Choice]:
-    """Tiles worth measuring; all fit the chip's shared memory."""
+    """Tiles worth measuring, all within the chip's shared memory."""
     if request.kernel in PRODUCTS:
         yield from _product_candidates(request, chip)
         return
@@ -175,8 +175,8 @@ def _product_candidates(request: TileRequest, chip: Chip) -> Iterator[Choice]:
                 continue
             if request.kernel == "patch" and columns != PATCH_COLUMNS:
                 continue
-            # Without tensor cores everything is in registers: larger tiles spill, and so do the many statistics of
-            # narrower ones.
+            # Without tensor cores everything is in registers: larger tiles spill. Narrower ones spill too, because they
+            # have more statistics.
             if size == 4 and request.kernel != "convolution" and (rows, columns) != (64, 64):
                 continue
             if size == 4 and rows * columns > 64 * 64:
@@ -191,7 +191,7 @@ def _product_candidates(request: TileRequest, chip: Chip) -> Iterator[Choice]:
                     break
 
 
-# Until they are measured, kernels that `estimate_us` does not model have these.
+# Tiles of kernels that `estimate_us` does not model, unless measured.
 UNMODELLED = {
     "crop": Tiles(rows=8, columns=64),
     "attention": Tiles(rows=64, columns=64, stages=2),
@@ -202,13 +202,13 @@ UNMODELLED = {
 
 @lru_cache(maxsize=1024)
 def default_choice(request: TileRequest, chip: Chip) -> Choice:
-    """The candidate with the lowest estimate; of equal ones the first."""
+    """The candidate with the lowest estimate; the first of equal ones."""
     if request.kernel in UNMODELLED:
         tiles = UNMODELLED[request.kernel]
         if request.dtype == "float32" and request.kernel in ("attention", "last_convolution"):
             tiles = replace(tiles, rows=32, columns=min(tiles.columns, 32), depth=32, warps=8)
         return Choice(tiles)
-    # Larger tiles may spill where an epilogue needs registers: only a measurement may choose them.
+    # Larger tiles may spill in some epilogues, so they are used only where they were measured.
     safe = (c for c in candidates(request, chip) if c.tiles.rows * c.tiles.columns <= 128 * 128)
     return min(safe, key=lambda choice: estimate_us(request, choice, chip))
 
@@ -219,10 +219,10 @@ class Measured:
 
     Attributes:
         gpu: as the driver names it.
-        request: of launches in a frame.
-        choice: the fastest for them.
-        frame_us: a whole frame with it, everything else being equal.
-        triton: version that compiled it.
+        request: what launches asked for.
+        choice: the fastest answer.
+        frame_us: time of a whole frame with it, all other tiles being equal.
+        triton: version of the compiler.
     """
 
     gpu: str
@@ -248,14 +248,14 @@ def read_table(path: Path = TABLE) -> list[Measured]:
 
 
 def write_table(rows: list[Measured], path: Path = TABLE) -> None:
-    """Replace the table; of two rows for the same GPU and request the later one stays."""
+    """Replace the table. Of two rows for the same GPU and request, keep the later one."""
     latest = {(row.gpu, row.request): row for row in rows}
     ordered = sorted(latest.values(), key=lambda row: (row.gpu, *map(str, asdict(row.request).values())))
     path.write_text(json.dumps({"measured": [asdict(row) for row in ordered]}, indent=1) + "\n")
 
 
 def chooser(chip: Chip, table: list[Measured] | None = None) -> Choose:
-    """Choices for one GPU: measured where the table has the very request, else computed."""
+    """Chooses tiles for one GPU: measured ones if the table has this request, else computed ones."""
     known = {row.request: row.choice for row in (read_table() if table is None else table) if row.gpu == chip.name}
 
     def choose(request: TileRequest) -> Choice:

@@ -1,12 +1,12 @@
-"""The fast path: the whole frame, from raw frames to boxes, as our kernels; on a GPU in one captured graph.
+"""The fast path: our kernels do the whole frame, from raw frames to boxes; on a GPU as one captured graph.
 
-The host prepares nothing but bytes: it copies the part of the frames that this call's crops can touch, and requests,
-into pinned memory, replays a graph and reads a few floats. Two frame buffers alternate, so that the next pair is copied
-while the network runs on the last one. Between frames a target's box stays on the device too, for callers that do not
-wait for it (`Search.box` None).
+The host only moves bytes: it copies requests, and the part of the frames that the crops can touch, into pinned memory,
+replays a graph, and reads a few floats. Two frame buffers alternate, so the next pair is copied while the network works
+on the last one. A target's box also stays on the device, for callers that search on without waiting for it
+(`Search.box` is None).
 
-Targets live in a pool. A call's targets fill the rows of a batch; there is memory for each power of two of them up to
-32, and it keeps their template tokens until other targets come. Starting or dropping a target captures nothing.
+Targets live in a pool. The targets of a call fill the rows of a batch. There is a batch for each power of two up to 32;
+it keeps the template tokens until other targets come. Starting or dropping a target captures no graph.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ MOST_TARGETS = 32
 
 @dataclass
 class _Batch:
-    """Memory for so many targets, whose targets are in it, and the plans on it, by frame buffer and kind of frames."""
+    """Memory for so many targets, the numbers of those in it, and its plans by frame buffer and kind of frames."""
 
     memory: FrameMemory
     workspace: Workspace
@@ -69,7 +69,7 @@ class _Batch:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the device."""
+    """Bytes of device memory, by use."""
 
     weights: int
     targets: int
@@ -82,8 +82,8 @@ class TritonEngine(Engine):
 
     Args:
         model: weights.
-        device, dtype: where and in which precision; products add up in float32 in each.
-        note: what a reader of `str(engine)` should know.
+        device, dtype: where it runs, and in which precision. Products are summed in float32 in every precision.
+        note: shown by `str(engine)`.
         runner: how launches reach the device.
         settings: tiles, tf32 and overlap of every launch.
     """
@@ -126,7 +126,7 @@ class TritonEngine(Engine):
             if self._pool.full:
                 self._land_all()
                 self._runner.prepare(self._pool.grow, wait=True)
-                self._forget_plans()  # they know where the pool's state was
+                self._forget_plans()  # they point to the pool's old state
             target = self._pool.add()
             search = Search(target, box, self.config.template_factor)
             buffer.fill(frames, [search], [target.row], 1)
@@ -137,7 +137,7 @@ class TritonEngine(Engine):
                 run_all(plan_template(self._build, uploaded, self._pool.state, template))
                 self._pool.set_deciding(target, deciding)
 
-            self._runner.prepare(embed, wait=True)  # the buffer goes to the next frame
+            self._runner.prepare(embed, wait=True)  # the next frame will overwrite the buffer
             return target
 
     @torch.inference_mode()
@@ -169,7 +169,7 @@ class TritonEngine(Engine):
             crops, plan = self._measured[targets]
 
             def lay_out() -> None:
-                # Part of what is measured, as a convolution does the same inside.
+                # This is measured too, because the reference's convolution does the same inside.
                 crops.template.copy_(twins.patches(template_images, patch))
                 crops.search.copy_(twins.patches(search_images, patch))
 
@@ -178,7 +178,7 @@ class TritonEngine(Engine):
         return head_maps(plan.maps)
 
     def memory(self) -> Memory:
-        """Device memory that this engine holds now."""
+        """Device memory that this engine uses now."""
         return Memory(
             weights=self._build.packed.bytes,
             targets=self._pool.bytes,
@@ -187,7 +187,7 @@ class TritonEngine(Engine):
         )
 
     def _plan_measured(self, targets: int) -> tuple[Crops, Plan]:
-        """The network alone on normalised crops, all template tokens of which decide."""
+        """The network alone, on normalised crops; all template tokens decide."""
         build, config = self._build, self.config
         values, template = 3 * config.patch_size**2, config.template_tokens
 
@@ -228,11 +228,11 @@ class TritonEngine(Engine):
         return batch.plans[turn, kind]
 
     def _hold(self, batch: _Batch, targets: Sequence[PooledTarget]) -> None:
-        """Have these targets' template tokens in the batch; those of the last call cost nothing."""
+        """Bring these targets' template tokens into the batch. If they are in it already, this costs nothing."""
         numbers = tuple(target.number for target in targets)
         if batch.holds == numbers:
             return
-        batch.holds = ()  # should copying fail, nothing is known to be there
+        batch.holds = ()  # if copying fails, the batch holds nothing that we know
         template = [self._pool.template(target) for target in targets]
         order, counts = self._pool.deciding([target.row for target in targets])
         self._runner.prepare(partial(take_in, batch.memory, template, order, counts))
@@ -251,7 +251,7 @@ class TritonEngine(Engine):
 
     @contextmanager
     def _launching(self) -> Iterator[None]:
-        """Errors of the device as errors of the engine."""
+        """Turn errors of the device into errors of the engine."""
         try:
             yield
         except CkdFastError:
@@ -262,7 +262,7 @@ class TritonEngine(Engine):
             raise EngineError(f"engine {self} could not run: {reason}") from error
 
     def _next_buffer(self, frames: RawPair) -> tuple[FrameBuffer, int]:
-        """The buffer whose turn it is, free and large enough."""
+        """The buffer whose turn it is, free and large enough, and its number."""
         self._turn = turn = (self._turn + 1) % FRAMES_IN_FLIGHT
         self._land(turn)
         (height, width), (tir_height, tir_width) = frames.form.rgb_size, frames.form.tir_size
@@ -278,7 +278,7 @@ class TritonEngine(Engine):
                     FrameBuffer(rgb_bytes, tir_bytes, MOST_TARGETS, self.device) for _ in range(FRAMES_IN_FLIGHT)
                 ]
 
-            self._runner.prepare(allocate, wait=True)  # cleared before another stream writes to it
+            self._runner.prepare(allocate, wait=True)  # zeroed before another stream writes to it
         return self._buffers[turn], turn
 
     def _forget_plans(self) -> None:
@@ -287,7 +287,7 @@ class TritonEngine(Engine):
             batch.plans.clear()
 
     def _land(self, turn: int) -> None:
-        """Fetch the result of the frame in a buffer; the buffer may be used anew."""
+        """Wait for the frame in a buffer, so that the buffer can be used again."""
         flying, self._flying[turn] = self._flying[turn], None
         if flying is not None:
             flying.result()

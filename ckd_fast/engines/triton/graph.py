@@ -1,4 +1,4 @@
-"""How a plan's launches reach the device: one after the other, or as one captured graph."""
+"""How the launches of a plan reach the device: one by one, or as one captured graph."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ckd_fast.reference.model import OnStep
 from .plan import Plan
 from .upload import FrameBuffer
 
-# CUDA allows one capture at a time in a process, whichever engine and thread it is for.
+# CUDA allows only one capture at a time in a process, whatever the engine and thread.
 CAPTURING = threading.Lock()
-MOST_GRAPHS = 24  # two frame buffers x six numbers of targets, and other kinds of frames; the oldest goes
+MOST_GRAPHS = 24  # two frame buffers, six numbers of targets, two kinds of frames; then the oldest is dropped
 ResultRows = list[list[float]]
 
 
 class Runner(ABC):
-    """Sends a buffer to the device, runs a plan there and brings its small result back."""
+    """Sends a buffer to the device, runs a plan there, and fetches its small result."""
 
     @abstractmethod
     def prepare(self, work: Callable[[], None], *, wait: bool = False) -> None:
-        """Run something small on the device, in order with the frames; perhaps wait until it is done."""
+        """Run something small on the device, in order with the frames. With `wait`, return when it is done."""
 
     @abstractmethod
     def run(self, plan: Plan, buffer: FrameBuffer, on_step: OnStep | None = None) -> Pending[ResultRows]:
-        """Upload, launch, download. A plan that is observed runs launch by launch and is awaited."""
+        """Upload, launch, download. An observed plan runs launch by launch, and this waits for it."""
 
     @abstractmethod
     def measure(self, plan: Plan) -> None:
@@ -39,11 +39,11 @@ class Runner(ABC):
 
     @abstractmethod
     def forget(self) -> None:
-        """Let go of memory that was used: it is about to be replaced."""
+        """Drop graphs and results, because the memory that they use is about to be replaced."""
 
 
 class PlainRunner(Runner):
-    """Launch by launch, awaited; on any device."""
+    """Runs launch by launch and waits; on any device."""
 
     def prepare(self, work: Callable[[], None], *, wait: bool = False) -> None:  # noqa: ARG002 - it always waits
         work()
@@ -61,10 +61,10 @@ class PlainRunner(Runner):
 
 
 class GraphRunner(Runner):
-    """One CUDA graph per plan on a stream of its own; uploads on another, so that they overlap with computation.
+    """One CUDA graph per plan. Graphs run on one stream and uploads on another, so that they overlap.
 
-    A plan's first run goes launch by launch, which compiles what is not compiled yet; the graph is captured right after
-    it. Uploads wait for what the caller's stream still does to frames that lie on the device.
+    A plan first runs launch by launch, which compiles its kernels; then its graph is captured. If frames lie on the
+    device, uploads wait for what the caller's stream still does to them.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -92,7 +92,7 @@ class GraphRunner(Runner):
                 self._copy.wait_stream(caller)
             with torch.cuda.stream(self._copy):
                 buffer.upload()
-            if buffer.from_device:  # the caller may write to its frames once they are copied
+            if buffer.from_device:  # the caller may overwrite its frames only once they are copied
                 caller.wait_stream(self._copy)
             self._compute.wait_stream(self._copy)
             with torch.cuda.stream(self._compute):
@@ -129,9 +129,9 @@ class GraphRunner(Runner):
             graph.replay()
             return
         _run_and_download(plan, host)
-        self._compute.synchronize()  # compiled and loaded: nothing of that may happen during a capture
+        self._compute.synchronize()  # kernels are compiled and loaded now; neither may happen during a capture
         graph = torch.cuda.CUDAGraph()
-        # Other threads of the caller may use the device meanwhile.
+        # "thread_local", because other threads may use the device meanwhile.
         with CAPTURING, torch.cuda.graph(graph, stream=self._compute, capture_error_mode="thread_local"):
             _run_and_download(plan, host)
         self._graphs[plan] = graph
@@ -153,7 +153,7 @@ def _run_and_download(plan: Plan, host: Tensor | None) -> None:
 
 
 def _downloaded(host: Tensor, done: torch.cuda.Event) -> ResultRows:
-    """The rows, once they are there. The next frame in this memory asks for them first, so none is overwritten."""
+    """Wait for the rows. The next frame in this memory asks for them before it starts, so they are not overwritten."""
     done.synchronize()
     rows: ResultRows = host.tolist()
     return rows

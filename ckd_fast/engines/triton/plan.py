@@ -3,9 +3,9 @@
     crop ─► patch ─► [ qkv ─► attention (─► rank) ─► proj ─► fc1 ─► fc2 ] x depth
          ─► taps ─► gather ─► three convolutions ─► decode
 
-A plan is a tuple of `kernels.launch.Launch` on buffers that never move. Running a frame is a loop over it, and so are
-capturing it in a graph, observing its steps, tuning, costing and compiling. What changes from frame to frame lies in
-the `FrameBuffer`, in the pool's state and in the template tokens of `FrameMemory`.
+A plan is a tuple of `kernels.launch.Launch` on buffers that never move. Running a frame is a loop over it; so are
+capturing it in a graph, observing its steps, tuning, costing and compiling. Only three things change from frame to
+frame: the `FrameBuffer`, the state of the pool, and the template tokens in `FrameMemory`.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Build:
-    """What all plans of an engine have in common.
+    """What all plans of an engine share.
 
     Attributes:
         config: sizes.
         packed: weights.
-        device, dtype: where and in which precision.
+        device, dtype: where the network runs, and in which precision.
         settings: of every launch.
     """
 
@@ -57,15 +57,15 @@ class Build:
 
     @property
     def patch_tile(self) -> int:
-        """Columns per tile of the patch embedding's row statistics: one width, since template tokens are embedded once
-        and read beside search tokens."""
+        """Columns per tile of the patch embedding's row statistics: one width for all, because template tokens are
+        embedded once and then read beside search tokens."""
         config, weight = self.config, self.packed.patch.weight
         name = str(self.dtype).removeprefix("torch.")
         request = TileRequest("patch", name, BRANCHES, config.template_tokens, weight.shape[1], weight.shape[2])
         return self.settings.choose(request).tiles.columns
 
     def embedded(self, *lead: int) -> Rows:
-        """Room for embedded tokens [*lead, C] and their statistics; zeros, so that nobody computes with NaN."""
+        """Memory for embedded tokens [*lead, C] and their statistics; zeros, so that empty rows hold no NaN."""
         tiles = -(-self.config.dim // self.patch_tile)
         values = torch.zeros(*lead, tiles, 2, dtype=torch.float32, device=self.device)
         tokens = torch.zeros(*lead, self.config.dim, dtype=self.dtype, device=self.device)
@@ -73,9 +73,9 @@ class Build:
 
 
 class Workspace:
-    """Buffers by name; launches that need one at different times share it, and it is as large as the largest.
+    """Buffers by name. Launches that use a buffer at different times share it; it is as large as the largest needs.
 
-    Sizes depend on the tiles, so a plan is made twice: a rehearsal without memory says what it needs.
+    Sizes depend on the tiles, so a plan is made twice: first a rehearsal without memory, which notes the sizes.
     """
 
     def __init__(self, device: torch.device, needs: Mapping[str, int] | None = None) -> None:
@@ -85,7 +85,7 @@ class Workspace:
             self._memory = {name: torch.zeros(size, dtype=torch.uint8, device=device) for name, size in needs.items()}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A buffer of this shape: the front of the named one."""
+        """The front of the named buffer, in this shape."""
         if self._memory is None:
             tensor = torch.empty(shape, dtype=dtype, device="meta")
             self.needs[name] = max(self.needs.get(name, 0), tensor.nbytes)
@@ -101,17 +101,17 @@ class Workspace:
 
 @dataclass(frozen=True, eq=False)
 class FrameMemory:
-    """What lives as long as the plans for so many targets, and longer than a frame.
+    """Memory of the plans for one number of targets that outlives a frame.
 
     Attributes:
         targets: rows of the batch.
         embedded: template and search tokens in front of the first block [2, B, T + L, C].
-        deciding: template tokens that decide.
-        cells: of the search grid, as the positions of all search tokens [2, B, L] int32.
+        deciding: template tokens that decide which search tokens are dropped.
+        cells: cells of all search tokens before any elimination [2, B, L] int32.
         token_of_cell: see `kernels.elimination.Decision` [2, B, L] int32.
-        live: the last block's search tokens [2, B, live] int32.
-        window: prior on the score [L].
-        fixed: of `kernels.decode`.
+        live: indices of the search tokens that are left after the last block [2, B, live] int32.
+        window: multiplied with the score map [L].
+        fixed: see `kernels.decode.constants`.
     """
 
     targets: int
@@ -125,7 +125,7 @@ class FrameMemory:
 
 
 def frame_memory(build: Build, targets: int, most_deciding: int) -> FrameMemory:
-    """Memory for so many targets, at most `most_deciding` template tokens of each of which decide."""
+    """Memory for so many targets, each with at most `most_deciding` deciding tokens."""
     config, device = build.config, build.device
     template, search = config.template_tokens, config.search_tokens
     live = config.search_tokens_after(config.depth - 1)
@@ -135,7 +135,7 @@ def frame_memory(build: Build, targets: int, most_deciding: int) -> FrameMemory:
         return numbers.expand(BRANCHES, targets, count).contiguous()
 
     order = torch.full((targets, template), -1, dtype=torch.int32, device=device)
-    order[:, 0] = 0  # an empty row of the batch has something to decide with
+    order[:, 0] = 0  # an empty row of the batch needs a deciding token too
     return FrameMemory(
         targets=targets,
         embedded=build.embedded(BRANCHES, targets, template + search),
@@ -150,7 +150,7 @@ def frame_memory(build: Build, targets: int, most_deciding: int) -> FrameMemory:
 
 @dataclass(frozen=True)
 class Step:
-    """A value that can be watched, by the names of `engines.step_names`."""
+    """A value that can be observed, under a name of `engines.step_names`."""
 
     name: str
     value: Callable[[], Tensor]
@@ -162,9 +162,9 @@ class Plan:
 
     Attributes:
         launches: in order.
-        steps: what can be watched, by the number of launches that must have run.
-        result: where decoding leaves its rows [B, RESULT]; None for the network alone.
-        maps: where the head leaves its maps [B, 3, 2, cells].
+        steps: values that can be observed, by the number of launches after which they are there.
+        result: where `decode` writes its rows [B, RESULT]; None for the network alone.
+        maps: where the head writes its maps [B, 3, 2, cells].
     """
 
     launches: tuple[Launch, ...]
@@ -182,20 +182,20 @@ class Plan:
 
     @property
     def requests(self) -> tuple[TileRequest, ...]:
-        """Tiles that the launches asked for, each once."""
+        """What the launches asked tiles for, without repetitions."""
         return tuple(dict.fromkeys(launch.request for launch in self.launches if launch.request is not None))
 
 
 @dataclass(frozen=True)
 class _Planner:
-    """Takes launches in order, under the names of their places in the frame."""
+    """Collects launches in order, under the names of their places in the frame."""
 
     workspace: Workspace
     launches: list[Launch] = field(default_factory=list)
     steps: dict[int, tuple[Step, ...]] = field(default_factory=dict)
 
     def room(self, owner: str) -> Room:
-        """Buffers of one operation. Equal owners share theirs; parts of split sums are everybody's."""
+        """Buffers of one operation. Operations with the same owner share them; all share the parts of split sums."""
 
         def take(what: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
             return self.workspace.take(what if what == "partial" else f"{owner}.{what}", shape, dtype)
@@ -203,22 +203,22 @@ class _Planner:
         return take
 
     def add(self, name: str, operation: Operation[T]) -> T:
-        """List an operation's launches; its result's place."""
+        """Add an operation's launches; returns where its result will be."""
         for launch in operation.launches:
             self.launches.append(replace(launch, name=f"{name}.join" if launch.name == "join" else name))
         return operation.out
 
     def show(self, name: str, value: Callable[[], Tensor]) -> None:
-        """Let a value be watched once what is listed so far has run."""
+        """Let a value be observed after the launches added so far."""
         self.steps[len(self.launches)] = (*self.steps.get(len(self.launches), ()), Step(name, value))
 
     def plan(self, maps: Tensor, result: Tensor | None = None) -> Plan:
-        """What was listed."""
+        """The plan of all launches added."""
         return Plan(tuple(self.launches), self.steps, result, maps)
 
 
 def plan_frame(build: Build, memory: FrameMemory, workspace: Workspace, uploaded: Uploaded, state: Tensor) -> Plan:
-    """From uploaded frames and requests to boxes, and the pool's next state."""
+    """From uploaded frames and requests to boxes and the pool's next state."""
     config, settings, planner = build.config, build.settings, _Planner(workspace)
     patches = planner.add(
         "crop",
@@ -241,7 +241,7 @@ def plan_frame(build: Build, memory: FrameMemory, workspace: Workspace, uploaded
 
 
 def plan_measured(build: Build, memory: FrameMemory, workspace: Workspace, patch: PlainLayer, crops: Crops) -> Plan:
-    """The network alone, for measuring: from patches of normalised crops to maps, the template embedded anew."""
+    """The network alone, to measure it: from patches of normalised crops to maps. The template is embedded too."""
     planner = _Planner(workspace)
     planner.add("template", _embed(build, crops.template, patch, memory.embedded, 0))
     maps = _plan_network(planner, build, memory, crops.search, patch, crops.present)
@@ -250,7 +250,7 @@ def plan_measured(build: Build, memory: FrameMemory, workspace: Workspace, patch
 
 @dataclass(frozen=True)
 class Crops:
-    """Inputs of the network alone: patches [2, B, T or L, 3 P^2] and which modalities are there [2, B] int32."""
+    """Inputs of the network alone: patches [2, B, T or L, 3 P^2], and which modalities are present [2, B] int32."""
 
     template: Tensor
     search: Tensor
@@ -320,7 +320,7 @@ def _plan_block(
     positions: Tensor,
     present: Tensor,
 ) -> tuple[Rows, Tensor]:
-    """One transformer block; its output and the cells of the search tokens that are left."""
+    """One transformer block. Returns its output and the cells of the search tokens that are left."""
     config, settings, room, name = build.config, build.settings, planner.room, f"block{index}"
     eliminates = config.eliminates_at(index)
     qkv = planner.add(f"{name}.qkv", linear(before, weights.qkv, room=room("qkv"), settings=settings)).tokens
@@ -362,21 +362,21 @@ def _plan_block(
 
 
 def head_maps(maps: Tensor) -> HeadMaps:
-    """What the head's kernels leave [B, 3, 2, cells] as the reference's maps."""
+    """The head's maps [B, 3, 2, cells] in the reference's form."""
     grid = round(maps.shape[-1] ** 0.5)
     square = maps.unflatten(-1, (grid, grid))
     return HeadMaps(score=square[:, 0, :1], size=square[:, 2], offset=square[:, 1])
 
 
 def rehearsed(build: Build, plan: Callable[[Workspace], object]) -> Workspace:
-    """Memory for what a plan needs."""
+    """A workspace as large as a plan needs."""
     rehearsal = Workspace(build.device)
     plan(rehearsal)
     return Workspace(build.device, rehearsal.needs)
 
 
 def take_in(memory: FrameMemory, template: Sequence[Rows], order: Tensor, counts: Tensor) -> None:
-    """Put targets into the rows of the batch, in order: their template tokens [2, 1, T, C] and which of them decide."""
+    """Copy targets into the rows of the batch: their template tokens [2, 1, T, C], and which of these decide."""
     tokens, moments = memory.embedded.tokens, memory.embedded.moments
     for row, rows in enumerate(template):
         length = rows.tokens.shape[2]
@@ -387,7 +387,7 @@ def take_in(memory: FrameMemory, template: Sequence[Rows], order: Tensor, counts
 
 
 def _normalised(patches: Tensor, config: ModelConfig) -> Tensor:
-    """What the crop kernel wrote as the images that `reference` normalises, for comparing [2, B, 3, H, W]."""
+    """The crop kernel's patches as normalised images [2, B, 3, H, W], to compare with the reference."""
     grid, size = config.search_grid, config.patch_size
     images = patches.unflatten(-1, (3, size, size)).unflatten(2, (grid, grid))  # [2, B, g, g, 3, P, P]
     pixels = images.permute(0, 1, 4, 2, 5, 3, 6).flatten(-2).flatten(-3, -2).float() * PIXEL_CENTRE + PIXEL_CENTRE

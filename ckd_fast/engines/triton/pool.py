@@ -1,6 +1,6 @@
-"""All targets of an engine, on the device: template tokens, which of them decide, and where the last search ended.
+"""All targets of an engine, on the device: template tokens, which of these decide, and where the last search ended.
 
-A target is a row. Calls name rows; a row is free again when its target's handle is gone.
+A target is a row of the pool. Its row becomes free when the caller drops the `PooledTarget`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FIRST_ROWS = 32
 
 @dataclass(frozen=True, eq=False)
 class PooledTarget(Target):
-    """A target: its row, and a number that no other target of the engine ever has."""
+    """A target: its row, and a number that no other target of the engine ever gets."""
 
     row: int
     number: int
@@ -34,7 +34,7 @@ class PooledTarget(Target):
 
 @dataclass(frozen=True)
 class _Memory:
-    """Of so many rows: template tokens [rows, 2, 1, T, C], `DecidingTokens`, and kernels.layout's state."""
+    """For each row: template tokens [rows, 2, 1, T, C], `DecidingTokens`, and the state of `kernels.layout`."""
 
     embedded: Rows
     order: Tensor
@@ -46,7 +46,7 @@ class _Memory:
 
 
 class TargetPool:
-    """Rows for targets; grows by doubling."""
+    """Rows for targets; doubles when it is full."""
 
     def __init__(self, build: Build) -> None:
         self._build = build
@@ -65,11 +65,11 @@ class TargetPool:
 
     @property
     def full(self) -> bool:
-        """No row is free."""
+        """Whether no row is free."""
         return not self._free
 
     def grow(self) -> None:
-        """Make room; `state` and everything else moves to new memory."""
+        """Double the rows. Everything moves to new memory, `state` too."""
         before, rows = self._memory, len(self._memory.counts)
         self._memory = self._allocated(2 * rows)
         for new, old in zip(self._memory.tensors(), before.tensors(), strict=True):
@@ -78,11 +78,11 @@ class TargetPool:
 
     @property
     def state(self) -> Tensor:
-        """Where the last search of every target ended [rows, STATE] float64; decoding writes it."""
+        """Where the last search of each target ended [rows, STATE] float64; written by `decode`."""
         return self._memory.state
 
     def add(self) -> PooledTarget:
-        """A new target, whose row holds nothing yet."""
+        """A new target. Its row still has to be filled."""
         row = self._free.popleft()
         target = PooledTarget(row, next(self._numbers), self)
         weakref.finalize(target, self._free.append, row)
@@ -94,7 +94,7 @@ class TargetPool:
         return Rows(self._memory.embedded.tokens[target.row], statistics)
 
     def set_deciding(self, target: PooledTarget, deciding: DecidingTokens) -> None:
-        """Keep which template tokens of a new target decide."""
+        """Store which template tokens of a new target decide."""
         self._memory.order[target.row] = deciding.order[0]
         self._memory.counts[target.row] = deciding.counts[0]
 

@@ -1,7 +1,7 @@
-"""Frames and boxes on their way to the device: which part of the frames is needed, and the memory it goes through.
+"""Brings frames and requests to the device: which part of the frames is needed, and the memory that it goes through.
 
-The functions that choose the part may take too much, never too little; `tests/engines/test_upload.py` compares crops
-from the part with crops from the whole frame.
+Functions that choose a part may overestimate, never underestimate. `tests/engines/test_upload.py` compares crops from
+the part with crops from the whole frame.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from ckd_fast.reference.preprocess import Window, crop_window
 if TYPE_CHECKING:
     from ckd_fast.frames import RawFrame
 
-MARGIN_PX = 2  # a bilinear tap's neighbour, and the rounding of positions
-FLATTEST = 1e-3  # a homography's denominator, in units of its terms, under which the whole frame is taken
+MARGIN_PX = 2  # for the neighbour in bilinear mixing, and for the rounding of positions
+FLATTEST = 1e-3  # if a homography's denominator is below this share of its terms, take the whole frame
 
 
 @dataclass(frozen=True)
 class Rectangle:
-    """Rows row..row+rows and columns column..column+columns of a frame; possibly none."""
+    """A part of a frame: its first row and column, and how many of each; possibly none."""
 
     row: int
     column: int
@@ -55,7 +55,7 @@ def _whole(size: Size) -> Rectangle:
 
 
 def _between(row: int, column: int, end_row: int, end_column: int) -> Rectangle:
-    """From the first row and column to the last ones, exclusive."""
+    """From the first row and column up to, but without, the end row and column."""
     if end_row <= row or end_column <= column:
         return NOTHING
     return Rectangle(row, column, end_row - row, end_column - column)
@@ -64,8 +64,8 @@ def _between(row: int, column: int, end_row: int, end_column: int) -> Rectangle:
 def rectangle_of(windows: Iterable[Window], size: Size) -> Rectangle:
     """The pixels of a visible frame (height, width) that crops of some windows show.
 
-    A window wholly left of or above the frame shows content from its far side, see `reference.preprocess.crop`; the
-    whole frame is needed then.
+    A window entirely left of or above the frame shows content from the far side, see `reference.preprocess.crop`. Then
+    the whole frame is needed.
     """
     height, width = size
     shown = []
@@ -105,7 +105,7 @@ def scaled_rectangle(visible: Rectangle, visible_size: Size, thermal_size: Size)
 def warped_rectangle(visible: Rectangle, inverse: NDArray[np.float64], thermal_size: Size) -> Rectangle:
     """The pixels of a warped thermal frame that a rectangle of the visible grid needs.
 
-    A homography maps the rectangle into the hull of its mapped corners as long as no denominator in it nears zero.
+    A homography maps the rectangle into the hull of its mapped corners, unless a denominator comes close to zero.
 
     Args:
         visible: rectangle of the visible grid.
@@ -122,7 +122,7 @@ def warped_rectangle(visible: Rectangle, inverse: NDArray[np.float64], thermal_s
         return _whole(thermal_size)
     x, y = x / depth, y / depth
     height, width = thermal_size
-    # Bounded before they become whole numbers: corners may lie anywhere.
+    # Bounded before they become integers, because corners may lie anywhere.
     return _between(
         max(math.floor(max(y.min(), -1e6)) - MARGIN_PX, 0),
         max(math.floor(max(x.min(), -1e6)) - MARGIN_PX, 0),
@@ -132,7 +132,7 @@ def warped_rectangle(visible: Rectangle, inverse: NDArray[np.float64], thermal_s
 
 
 def kind_of(frames: RawPair, like: FrameKind) -> FrameKind:
-    """What the crop kernel must know of a pair; for a missing modality, which it does not read, as `like`."""
+    """The kind of a pair. A missing modality, which is not read, counts as in `like`."""
     flipped = frames.config.color == "bgr"
     kind = like
     if frames.rgb is not None:
@@ -200,7 +200,7 @@ class FrameBuffer:
         return self._device.numel()
 
     def uploaded(self, targets: int, kind: FrameKind) -> Uploaded:
-        """What kernels read of a call with so many targets."""
+        """The device memory that kernels read, for a call with so many targets."""
         return Uploaded(
             rgb=self._rgb,
             tir=self._tir.view(torch.uint16) if kind.tir_wide else self._tir,
@@ -211,13 +211,13 @@ class FrameBuffer:
         )
 
     def fill(self, frames: RawPair, searches: Sequence[Search], pool_rows: Sequence[int], targets: int) -> None:
-        """Copy one call's requests and the part of the frames that they need.
+        """Copy a call's requests, and the part of the frames that they need, into the host's memory.
 
         Args:
             frames: the pair.
             searches: where to look.
-            pool_rows: of the searches' targets.
-            targets: rows of the batch; those beyond the searches stay empty.
+            pool_rows: rows of their targets in the pool.
+            targets: rows of the batch; rows beyond the searches stay empty.
         """
         requests = self._requests[:targets]
         requests[:] = 0.0
@@ -230,7 +230,7 @@ class FrameBuffer:
         self._present[targets : 2 * targets] = frames.tir is not None
         size, thermal_size = frames.form.rgb_size, frames.form.tir_size
         windows = [crop_window(search.box, search.factor) for search in searches if search.box is not None]
-        # Where a box is carried over on the device, the host does not know where the crop will be.
+        # If a box is carried over on the device, the host does not know where the crop will be.
         part = rectangle_of(windows, size) if len(windows) == len(searches) else _whole(size)
         thermal_part = part
         geometry = self._geometry
@@ -249,7 +249,7 @@ class FrameBuffer:
         self._tir_used = self._copy(frames.tir, thermal_part, self._tir_at)
 
     def upload(self) -> None:
-        """Send what was filled in; on a GPU without waiting, on the current stream."""
+        """Send to the device what was filled in; on a GPU without waiting, on the current stream."""
         self._send(0, self._rgb_at + self._rgb_used)
         if self._tir_used:
             self._send(self._tir_at, self._tir_used)
@@ -258,20 +258,20 @@ class FrameBuffer:
 
     @property
     def from_device(self) -> bool:
-        """A frame of this call lies on the device already, perhaps unfinished on the caller's stream."""
+        """Whether a frame of this call lies on the device already, where the caller's stream may still write to it."""
         return bool(self._on_device)
 
     def _send(self, start: int, count: int) -> None:
         self._device[start : start + count].copy_(self._host[start : start + count], non_blocking=True)
 
     def _copy(self, frame: RawFrame | None, part: Rectangle, start: int) -> int:
-        """Put a part of a frame into the host's memory; returns the bytes to send."""
+        """Copy a part of a frame into the host's memory. Returns how many bytes to send."""
         if frame is None or part == NOTHING:
             return 0
         shown = frame[part.row : part.row + part.rows, part.column : part.column + part.columns]
         if isinstance(shown, Tensor):
             count = shown.numel() * shown.element_size()
-            # Types do not matter to a copy of bytes, and uint16 tensors can do little else.
+            # A plain copy of bytes, because torch can do little with uint16.
             target = self._device[start : start + count].view(shown.dtype).view(shown.shape)
             self._on_device.append((target, shown))
             return 0
@@ -282,7 +282,7 @@ class FrameBuffer:
         return shown.nbytes
 
     def _inverse_of(self, homography: Homography) -> NDArray[np.float64]:
-        """Inverted as OpenCV inverts it when it warps; the last one is kept."""
+        """The inverse as OpenCV computes it when it warps; the last one is remembered."""
         if self._inverse[0] is not homography:
             self._inverse = (homography, np.asarray(cv2.invert(np.array(homography, np.float64))[1], np.float64))
         return self._inverse[1]

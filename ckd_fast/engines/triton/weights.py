@@ -1,7 +1,7 @@
-"""A student's weights in the form that the kernels read: branches stacked, norms folded, pixels' normalisation folded.
+"""A student's weights as the kernels read them: branches stacked, norms and the normalisation of pixels folded in.
 
-Everything folded is computed in float64 from the weights as they will be rounded. A model whose branches share weights
-keeps them once, [1, ...].
+Folding is computed in float64; what must cancel against a product uses the rounded weights. If the branches share
+weights, they are stored once, [1, ...].
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class PackedStudent:
         patch: the patch embedding as a layer on centred pixels.
         template_positions, search_positions: [S, T, C] and [S, L, C] float32.
         blocks: in order.
-        taps: final norm and first convolutions: a layer [2, 9 * 3 * F, C], taps outermost, towers side by side.
+        taps: final norm and first convolutions as one layer [2, 9 * 3 * F, C], taps outermost, towers side by side.
         taps_bias: [3 * F] float32.
         convolutions: the second to fourth convolution, weight [3, F, 9, C] and bias [3, F] float32.
         maps: the 1x1 convolutions, weight [3, 2, F] and bias [3, 2] float32; the score's second output is zero.
@@ -74,8 +74,8 @@ def tensors_of(packed: object) -> list[Tensor]:
 
 def pack(student: Student, device: torch.device, dtype: torch.dtype) -> PackedStudent:
     """Pack a student (float32, evaluation mode) for one device and precision."""
-    # Positions are added per branch and the head's first convolution reads both modalities side by side, so these have
-    # two parts even where the branches share weights.
+    # Positions are added per branch, and the head's first convolution reads both modalities side by side. So both have
+    # two parts, even if the branches share weights.
     both = student.branches
     branches = both[:1] if student.config.share_students else both
 
@@ -137,7 +137,7 @@ def pack(student: Student, device: torch.device, dtype: torch.dtype) -> PackedSt
 
 
 def unfolded_patch(student: Student, device: torch.device, dtype: torch.dtype) -> PlainLayer:
-    """The patch embedding for crops that are normalised already."""
+    """The patch embedding without the normalisation, for crops that are normalised."""
     both = student.branches
     weight = torch.stack([branch.patch_embed.weight.detach().flatten(1) for branch in both])
     bias = torch.stack([_bias(branch.patch_embed) for branch in both])
@@ -163,7 +163,7 @@ def _merged(stages: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def _patch_embedding(stacked: Callable[..., Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(p / 255 - mean) / std in front of the convolution, for p = 128 q + 128."""
+    """Fold (p / 255 - mean) / std into the convolution, for pixels p = 128 q + 128."""
     weight = stacked(lambda b: b.patch_embed.weight)  # [S, C, 3, P, P]
     bias = stacked(lambda b: _bias(b.patch_embed))
     mean, std = torch.tensor(PIXEL_MEAN).double()[:, None, None], torch.tensor(PIXEL_STD).double()[:, None, None]
