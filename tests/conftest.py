@@ -1,9 +1,44 @@
 """Kernels run in Triton's interpreter where there is no GPU; that is decided before triton is imported."""
 
-import os
+from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING
+
+import pytest
 import torch
+
+if TYPE_CHECKING:
+    from commands import Command, Printed
 
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 # Plain PyTorch is what float32 is compared with: its convolutions must be float32 too.
 torch.backends.cudnn.allow_tf32 = False
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file of small random weights."""
+    from checkpoints import SMALL
+
+    from ckd_fast import load_model, save_model
+
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_model(load_model("random", SMALL, seed=3), path)
+    return str(path)
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Call the command line in this process."""
+    from commands import Printed, main
+
+    def call(*arguments: object) -> Printed:
+        capsys.readouterr()
+        try:
+            code: int | str | None = main([str(argument) for argument in arguments])
+        except SystemExit as stopped:  # raised by the parser
+            code = stopped.code
+        return Printed(code, *capsys.readouterr())
+
+    return call

@@ -11,20 +11,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from checkpoints import SMALL
 from numpy.typing import NDArray
 from support import shared_data
 
-from ckd_fast import (
-    InputError,
-    MultiTracker,
-    NotInitialisedError,
-    OutputError,
-    Tracker,
-    TrackerConfig,
-    load_model,
-    save_model,
-)
+from ckd_fast import InputError, MultiTracker, NotInitialisedError, OutputError, Tracker, TrackerConfig
 from ckd_fast.adapters import OpenCVTracker, SixChannelTracker, get_tracker_class, save_results
 from ckd_fast.adapters.vot import parse_region, track_vot_folder
 
@@ -40,13 +30,6 @@ def sequence() -> tuple[list[Path], list[Path], list[float]]:
     return rgb, tir, box
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_model(load_model("random", SMALL, seed=3), path)
-    return path
-
-
 def bgr(path: Path) -> NDArray[np.uint8]:
     image = cv2.imread(str(path))
     assert image is not None
@@ -58,23 +41,22 @@ def rgb(path: Path) -> NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="module")
-def expected(sequence: tuple, weights: Path) -> list[tuple]:
+def expected(sequence: tuple, weights: str) -> list[tuple]:
     """Boxes and scores of the tracker itself."""
     visible, thermal, box = sequence
     tracker = Tracker(weights, engine="reference", device="cpu")
     tracker.init(rgb(visible[0]), rgb(thermal[0]), box)
     results = [tracker.update(rgb(v), rgb(t)) for v, t in zip(visible[1:], thermal[1:], strict=True)]
     height, width = rgb(visible[0]).shape[:2]
-    for r in results:
-        assert r.box[0] >= 0
-        assert r.box[0] + r.box[2] <= width + 1e-9
-        assert r.box[1] + r.box[3] <= height + 1e-9
+    for x, y, w, h in (r.box for r in results):
+        assert 0 <= x <= x + w <= width + 1e-9
+        assert y + h <= height + 1e-9
     return [(list(r.box), r.score) for r in results]
 
 
-def test_the_authors_loop(sequence: tuple, weights: Path, expected: list, tmp_path: Path) -> None:
+def test_the_authors_loop(sequence: tuple, weights: str, expected: list, tmp_path: Path) -> None:
     visible, thermal, box = sequence
-    params = SimpleNamespace(checkpoint=str(weights), engine="reference", device="cpu", search_size=256, debug=0)
+    params = SimpleNamespace(checkpoint=weights, engine="reference", device="cpu", search_size=256, debug=0)
     tracker = get_tracker_class()(params, "lasher")
     out = tracker.initialize(rgb(visible[0]), rgb(thermal[0]), {"init_bbox": box}) or {}
     boxes, times, previous = [out.get("target_bbox", box)], [0.25], out
@@ -94,7 +76,7 @@ def test_the_authors_loop(sequence: tuple, weights: Path, expected: list, tmp_pa
     assert (tmp_path / "sequence_time.txt").read_text().splitlines() == ["0.250000"] + ["0.125000"] * (FRAMES - 1)
 
 
-def test_six_channels(sequence: tuple, weights: Path, expected: list) -> None:
+def test_six_channels(sequence: tuple, weights: str, expected: list) -> None:
     visible, thermal, box = sequence
     images = [cv2.merge((*cv2.split(rgb(v)), *cv2.split(rgb(t)))) for v, t in zip(visible, thermal, strict=True)]
     tracker = SixChannelTracker(Tracker(weights, engine="reference", device="cpu"))
@@ -106,7 +88,7 @@ def test_six_channels(sequence: tuple, weights: Path, expected: list) -> None:
 
 
 @pytest.mark.parametrize("shape", ["pair", "six"])
-def test_opencv(sequence: tuple, weights: Path, expected: list, shape: str) -> None:
+def test_opencv(sequence: tuple, weights: str, expected: list, shape: str) -> None:
     visible, thermal, box = sequence
     pairs = [(bgr(v), bgr(t)) for v, t in zip(visible, thermal, strict=True)]
     images = pairs if shape == "pair" else [np.concatenate(pair, axis=2) for pair in pairs]
@@ -124,11 +106,10 @@ def test_opencv(sequence: tuple, weights: Path, expected: list, shape: str) -> N
             assert tracker.getTrackingScore() == score
 
 
-def test_opencv_keeps_the_trusted_box_when_lost(sequence: tuple, weights: Path) -> None:
+def test_opencv_keeps_the_trusted_box_when_lost(sequence: tuple, weights: str) -> None:
     visible, thermal, _ = sequence
-    tracker = OpenCVTracker(
-        weights, engine="reference", device="cpu", config=TrackerConfig(lost_threshold=1.0, color="rgb")
-    )
+    config = TrackerConfig(lost_threshold=1.0, color="rgb")
+    tracker = OpenCVTracker(weights, engine="reference", device="cpu", config=config)
     tracker.init((bgr(visible[0]), bgr(thermal[0])), (100, 100, 40, 60))
     assert tracker.update((bgr(visible[1]), bgr(thermal[1]))) == (False, (100, 100, 40, 60))
     assert tracker.update((bgr(visible[2]), None)) == (False, (100, 100, 40, 60))
@@ -145,12 +126,12 @@ def vot_folder(folder: Path, sequence: tuple, **queries: str) -> Path:
     return folder
 
 
-def test_vot_folder_protocol(sequence: tuple, weights: Path, expected: list, tmp_path: Path) -> None:
+def test_vot_folder_protocol(sequence: tuple, weights: str, expected: list, tmp_path: Path) -> None:
     x, y, w, h = sequence[2]
     polygon = f"{x},{y},{x + w},{y},{x + w},{y + h},{x},{y + h}"
     first = f"0\n{x},{y},{w},{h}\nname=value\n"
     folder = vot_folder(tmp_path, sequence, b=f"2\n{polygon}\n", z=first)
-    command = [sys.executable, "-m", "ckd_fast.adapters.vot", "--weights", str(weights), "--device", "cpu"]
+    command = [sys.executable, "-m", "ckd_fast.adapters.vot", "--weights", weights, "--device", "cpu"]
     done = subprocess.run([*command, "--engine", "reference"], check=True, cwd=folder, capture_output=True, text=True)
     assert done.stderr == ""
     rows = np.loadtxt(folder / "output_z.txt", delimiter=",")
@@ -163,7 +144,7 @@ def test_vot_folder_protocol(sequence: tuple, weights: Path, expected: list, tmp
 
 
 @pytest.mark.parametrize("color", ["rgb", "bgr"])
-def test_vot_frames_keep_their_bits_and_colours(weights: Path, tmp_path: Path, color: str) -> None:
+def test_vot_frames_keep_their_bits_and_colours(weights: str, tmp_path: Path, color: str) -> None:
     seen: list[tuple[NDArray, NDArray]] = []
 
     class Notes(MultiTracker):
@@ -185,7 +166,7 @@ def test_vot_frames_keep_their_bits_and_colours(weights: Path, tmp_path: Path, c
     assert np.array_equal(thermal, warm)
 
 
-def test_vot_bad_folders(sequence: tuple, weights: Path, tmp_path: Path) -> None:
+def test_vot_bad_folders(sequence: tuple, weights: str, tmp_path: Path) -> None:
     tracker = MultiTracker(weights, engine="reference", device="cpu")
     with pytest.raises(InputError, match="is this a VOT folder"):
         track_vot_folder(tmp_path, tracker)
@@ -199,7 +180,7 @@ def test_vot_bad_folders(sequence: tuple, weights: Path, tmp_path: Path) -> None
     (tmp_path / "frames_ir.txt").write_text("one.jpg\n")
     with pytest.raises(InputError, match="6 color and 1 ir frames"):
         track_vot_folder(tmp_path, tracker)
-    command = [sys.executable, "-m", "ckd_fast.adapters.vot", "--weights", str(weights)]
+    command = [sys.executable, "-m", "ckd_fast.adapters.vot", "--weights", weights]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "6 color and 1 ir frames" in done.stderr

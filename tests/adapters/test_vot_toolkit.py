@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import SMALL
+from commands import sample
 from support import ROOT
 
-from ckd_fast import InputError, MultiTracker, Tracker, load_model, save_model
+from ckd_fast import InputError, MultiTracker, Tracker
 from ckd_fast.adapters.trax import follow
-from ckd_fast.cli import main
 from ckd_fast.datasets import open_dataset
 from ckd_fast.images import read_rgb, read_tir
 
@@ -30,16 +29,7 @@ PRINT = "print(json.dumps([[r.x, r.y, r.width, r.height] if hasattr(r, 'width') 
 
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
-    out = tmp_path / "clip"
-    assert main(["sample", str(out), "--frames", str(FRAMES), "--size", "160x120", "--seed", "4"]) == 0
-    return out
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> str:
-    path = tmp_path / "small.safetensors"
-    save_model(load_model("random", SMALL, seed=3), path)
-    return str(path)
+    return sample(tmp_path / "clip", FRAMES, seed=4)
 
 
 def expected(clip: Path, weights: str) -> tuple[list[tuple[float, ...]], list[float]]:

@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
+from commands import Command
 from runs import config
 
 from ckd_fast import load_model
-from ckd_fast.cli import main
 from ckd_fast.training import recipe, this_process
 from ckd_fast.training.config import read_config
 
 
-def test_a_run_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_from_a_file(tmp_path: Path, command: Command) -> None:
     file = tmp_path / "run.json"
     file.write_text(config().to_json())
-    arguments = ["train", str(file), "--out", str(tmp_path / "run"), "--device", "cpu", "--seed", "7", "--json"]
-    assert main([*arguments, "--quiet"]) == 0
-    printed = json.loads(capsys.readouterr().out)
-    assert printed["steps"] == 6
-    assert load_model(printed["final"]).provenance.kind == "trained by ckd-fast train"
+    arguments = ["train", file, "--out", tmp_path / "run", "--device", "cpu", "--seed", "7", "--json", "--quiet"]
+    told = command(*arguments)
+    assert (told.code, told.json["steps"]) == (0, 6)
+    assert load_model(told.json["final"]).provenance.kind == "trained by ckd-fast train"
     assert read_config((tmp_path / "run" / "config.json").read_text(), "stored") == config(seed=7)
-    assert main([*arguments, "--quiet"]) == 2
-    assert "go on with --resume" in capsys.readouterr().err
+    assert command(*arguments).refuses("go on with --resume")
 
 
-def test_recipes_can_be_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--list"]) == 0
-    assert capsys.readouterr().out.splitlines()[:2] == ["ckd", "ckd-paper"]
-    assert main(["train", "packaged", "--print", "--data", "somewhere", "--losses", "fused"]) == 0
-    printed = read_config(capsys.readouterr().out, "printed")
+def test_recipes_can_be_listed_and_printed(command: Command) -> None:
+    told = command("train", "--list")
+    assert (told.code, told.out.splitlines()[:2]) == (0, ["ckd", "ckd-paper"])
+    told = command("train", "packaged", "--print", "--data", "somewhere", "--losses", "fused")
+    assert told.code == 0
+    printed = read_config(told.out, "printed")
     assert printed.loss_engine == "fused"
     assert [source.root for source in printed.sources] == ["", "somewhere/sequences", "somewhere/pairs/msrs"]
     assert printed.stages == recipe("packaged").stages
@@ -48,17 +46,12 @@ def test_recipes_can_be_listed_and_printed(capsys: pytest.CaptureFixture[str]) -
     ],
 )
 def test_mistakes_are_one_line(
-    arguments: list[str],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], message: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    told = command(*arguments)
+    assert told.refuses(message)
+    assert told.err.count("\n") == 1
 
 
 def test_this_process_is_what_torchrun_says() -> None:

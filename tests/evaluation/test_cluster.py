@@ -15,11 +15,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from checkpoints import SMALL
+from commands import Command, by_module, called, descendants, looped, results, tracking_run
 from support import ROOT
 
-from ckd_fast import EngineError, load_model, save_model
-from ckd_fast.cli import main
+from ckd_fast import EngineError
 from ckd_fast.datasets import open_dataset
 from ckd_fast.evaluation.cluster import _RayPool, refuse_unreachable
 from ckd_fast.evaluation.running import Outcome, RunPlan, TrackerSetup
@@ -28,60 +27,18 @@ NAMES = tuple(f"clip{number}" for number in range(6))
 
 
 @pytest.fixture
-def weights(tmp_path: Path) -> str:
-    path = tmp_path / "small.safetensors"
-    save_model(load_model("random", SMALL, seed=3), path)
-    return str(path)
-
-
-@pytest.fixture
 def data(tmp_path: Path) -> Path:
     for seed, name in enumerate(NAMES):
-        out = tmp_path / "data" / name
-        assert main(["sample", str(out), "--frames", "12", "--size", "160x120", "--seed", str(seed)]) == 0
-        for folder in ("visible", "infrared"):
-            first = sorted((out / folder).iterdir())
-            for number in range(13, 120):
-                os.link(first[number % 12], first[0].with_name(f"{number:06d}.jpg"))
+        looped(tmp_path / "data" / name, 119, seed)
     return tmp_path / "data"
 
 
-def command(data: Path, weights: str, out: Path, *more: str) -> list[str]:
-    options = ["--dataset", "folder", "--root", str(data), "--weights", weights, "--out", str(out)]
-    return ["run", *options, "--engine", "reference", "--device", "cpu", "--quiet", *more]
-
-
-def results(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in folder.glob("*.txt") if not path.name.endswith("_time.txt")}
-
-
-def descendants(pid: int) -> list[int]:
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text().split()):
-            found += [child, *descendants(child)]
-    return found
-
-
-def busy_workers(pid: int) -> list[int]:
-    """Descendants that track at this moment; Ray names a worker's process after its task."""
-    found = []
-    for child in descendants(pid):
-        try:
-            title = Path(f"/proc/{child}/cmdline").read_bytes()
-        except OSError:
-            continue
-        if title.startswith(b"ray::TrackingWorker.track"):
-            found.append(child)
-    return found
-
-
 def test_without_ray_the_error_says_what_to_install(
-    data: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    data: Path, weights: str, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert main(command(data, weights, tmp_path / "out", "--ray", "local")) == 2
-    assert "--ray needs Ray: pip install 'ckd_fast[cluster]'" in capsys.readouterr().err
+    told = command(*tracking_run(data, weights, tmp_path / "out", "--ray", "local"))
+    assert told.refuses("--ray needs Ray: pip install 'ckd_fast[cluster]'")
 
 
 def test_an_address_where_nobody_listens_ends_at_once() -> None:
@@ -96,24 +53,22 @@ def test_an_address_where_nobody_listens_ends_at_once() -> None:
 
 @pytest.mark.integration
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
-def test_a_killed_worker_loses_nothing(
-    data: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_killed_worker_loses_nothing(data: Path, weights: str, tmp_path: Path, command: Command) -> None:
     if importlib.util.find_spec("ray") is None:
         pytest.skip("ray is not installed: pip install 'ckd_fast[cluster]'")
-    assert main(command(data, weights, tmp_path / "calm", "--workers", "2")) == 0
+    assert command(*tracking_run(data, weights, tmp_path / "calm", "--workers", "2")).code == 0
     out = tmp_path / "ray"
-    arguments = [sys.executable, "-m", "ckd_fast", *command(data, weights, out, "--ray", "local", "--workers", "2")]
     run = subprocess.Popen(
-        [*arguments, "--json"], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        by_module(*tracking_run(data, weights, out, "--ray", "local", "--workers", "2", "--json")),
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 120
         killed = 0
         while not killed and run.poll() is None and time.monotonic() < deadline:
             if out.is_dir() and len(results(out)) >= 1:
-                for worker in busy_workers(run.pid)[:1]:
+                # Those that track at this moment; Ray names a worker's process after its task.
+                for worker in called(descendants(run.pid), b"ray::TrackingWorker.track")[:1]:
                     os.kill(worker, signal.SIGKILL)
                     killed = worker
             time.sleep(0.01)
@@ -128,10 +83,8 @@ def test_a_killed_worker_loses_nothing(
     assert summary["frames"] == 119 * len(NAMES)
     assert len(summary["engines"]) == 1
     assert results(out) == results(tmp_path / "calm")
-    capsys.readouterr()
-    again = command(data, weights, out, "--json")
-    assert main(again) == 0  # without a cluster, the same results: nothing is left to do
-    assert json.loads(capsys.readouterr().out)["finished"] == []
+    again = command(*tracking_run(data, weights, out, "--json"))  # without a cluster, the same results
+    assert (again.code, again.json["finished"]) == (0, [])
 
 
 class FakeRay:

@@ -8,15 +8,15 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support import ROOT, shared_data
+from commands import Command, Printed, by_module, unheard
+from support import shared_data
 
-from ckd_fast.cli import main
 from ckd_fast.datasets import open_dataset
 from ckd_fast.evaluation import evaluate
 from ckd_fast.evaluation.report import html_report
@@ -63,16 +63,21 @@ def both(tmp_path: Path) -> list[str]:
     return [str(poor), str(good)]
 
 
-def run(both: list[str], root: Path, *more: str) -> int:
-    return main(["eval", *both, "--dataset", "rgbt210", "--root", str(root), "--quiet", *more])
+@pytest.fixture
+def score(both: list[str], root: Path, command: Command) -> Command:
+    """Score both trackers, or others."""
+
+    def call(*more: object, trackers: list[str] = both) -> Printed:
+        return command("eval", *trackers, "--dataset", "rgbt210", "--root", root, "--quiet", *more)
+
+    return call
 
 
-def test_table_json_and_csv(both: list[str], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_json_and_csv(score: Command, tmp_path: Path) -> None:
     files = [tmp_path / "out" / name for name in ("s.json", "s.csv", "r.html")]
-    code = run(both, root, "--json", str(files[0]), "--csv", str(files[1]), "--html", str(files[2]), "--attributes")
-    assert code == 0
-    out = capsys.readouterr().out
-    table = [line.split() for line in out.splitlines()]
+    told = score("--json", files[0], "--csv", files[1], "--html", files[2], "--attributes")
+    assert told.code == 0
+    table = [line.split() for line in told.out.splitlines()]
     assert table[1] == ["tracker", "PR", "NPR", "NPR_AUC", "SR", "sequences", "frames/s", "problems"]
     assert table[2] == ["1", "good", "100.0", "100.0", "100.0", "95.2", "3/3", "50.0", "0"]
     assert table[3][-8:] == [HOSTILE.rsplit(" ", maxsplit=1)[-1], "50.0", "50.0", "50.0", "47.6", "3/3", "-", "0"]
@@ -100,112 +105,99 @@ def test_table_json_and_csv(both: list[str], root: Path, tmp_path: Path, capsys:
     assert (overall["PR"], overall["SR"]) == ("0.500000", "0.476190")
 
 
-def test_strict_ends_with_one_and_names_the_problem(
-    both: list[str], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_strict_ends_with_one_and_names_the_problem(score: Command, both: list[str], tmp_path: Path) -> None:
     (Path(both[0]) / "run.txt").unlink()
-    report = tmp_path / "r.html"
-    assert run(both, root, "--html", str(report)) == 0
-    assert "missing sequence: no result of 1 of 3 sequences (run)" in capsys.readouterr().err
-    assert "missing sequence: no result of 1 of 3 sequences (run)" in report.read_text()
-    assert run(both, root, "--strict") == 1
-    assert "because --strict was given" in capsys.readouterr().err
+    told = score("--html", tmp_path / "r.html")
+    assert told.code == 0
+    for text in (told.err, (tmp_path / "r.html").read_text()):
+        assert "missing sequence: no result of 1 of 3 sequences (run)" in text
+    told = score("--strict")
+    assert told.code == 1
+    assert "because --strict was given" in told.err
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "pipe"])
 def test_nobody_reads_but_files_and_exit_code_stay(both: list[str], root: Path, tmp_path: Path, closed: str) -> None:
     (Path(both[0]) / "run.txt").unlink()
     scores = tmp_path / "s.json"
-    line = [sys.executable, "-m", "ckd_fast", "eval", *both, "--dataset", "rgbt210", "--root", str(root)]
-    line += ["--strict", "--json", str(scores)]
-    if closed == "pipe":
-        read_end, write_end = os.pipe()
-        os.close(read_end)
-        done = subprocess.run(line, cwd=ROOT, stdout=write_end, stderr=write_end, check=False)
-        os.close(write_end)
-    else:
-        done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *line], cwd=ROOT, capture_output=True, check=False)
-    assert done.returncode == 1
+    arguments = by_module("eval", *both, "--dataset", "rgbt210", "--root", root, "--strict", "--json", scores)
+    how = {"broken": ("stdout", "stderr")} if closed == "pipe" else {"closed": closed}
+    assert unheard(arguments, **how).returncode == 1
     assert set(json.loads(scores.read_text())) == {"good", HOSTILE}
 
 
-def test_strict_without_problems_is_zero() -> None:
-    arguments = ["eval", str(shared_data("eval", "results", "GTOT", "MTNet")), "--dataset", "gtot", "--quiet"]
-    assert main([*arguments, "--root", str(shared_data("eval", "groundtruth", "GTOT")), "--strict"]) == 0
+def test_strict_without_problems_is_zero(command: Command) -> None:
+    results, root = (shared_data("eval", name) for name in ("results/GTOT/MTNet", "groundtruth/GTOT"))
+    assert command("eval", results, "--dataset", "gtot", "--quiet", "--root", root, "--strict").code == 0
 
 
-def test_quirks_sequences_and_missing(
-    both: list[str], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "s.json"
-    assert run(both, root, "--json", str(path), "--strict-quirk", "given-first-row", "--sequences", "run") == 0
-    assert json.loads(path.read_text())[HOSTILE]["overall"]["PR"] == 0.25  # the file itself holds the first box
+def test_quirks_sequences_and_missing(score: Command, both: list[str], tmp_path: Path) -> None:
+    def precision(*more: str) -> float:
+        assert score("--json", tmp_path / "s.json", *more).code == 0
+        return json.loads((tmp_path / "s.json").read_text())[HOSTILE]["overall"]["PR"]
+
+    # The file itself holds the first box.
+    assert precision("--strict-quirk", "given-first-row", "--sequences", "run") == 0.25
     (Path(both[0]) / "walk.txt").unlink()
-    assert run(both, root, "--json", str(path), "--missing", "leave-out") == 0
-    assert json.loads(path.read_text())[HOSTILE]["overall"]["PR"] == 0.25
-    assert run(both, root, "--json", str(path)) == 0
-    assert json.loads(path.read_text())[HOSTILE]["overall"]["PR"] == pytest.approx(0.5 / 3, abs=1e-6)
-    capsys.readouterr()
-    assert run(both, root, "--strict-quirk", "round") == 2
-    assert "quirk 'round': known are rounded-results" in capsys.readouterr().err
-    assert run(both, root, "--sequences", "swim") == 2
-    assert "swim: no sequence of RGBT210" in capsys.readouterr().err
+    assert precision("--missing", "leave-out") == 0.25
+    assert precision() == pytest.approx(0.5 / 3, abs=1e-6)
+    assert score("--strict-quirk", "round").refuses("quirk 'round': known are rounded-results")
+    assert score("--sequences", "swim").refuses("swim: no sequence of RGBT210")
 
 
-def test_some_sequences_alone_are_nothing_odd(both: list[str], root: Path, tmp_path: Path) -> None:
-    path = tmp_path / "s.json"
-    assert run(both[1:], root, "--sequences", "walk", "walk", "run", "--json", str(path)) == 0
-    scores = json.loads(path.read_text())["good"]
+def test_some_sequences_alone_are_nothing_odd(score: Command, both: list[str], tmp_path: Path) -> None:
+    def scored(*sequences: str) -> dict[str, Any]:
+        more = ("--sequences", *sequences, "--json", tmp_path / "s.json")
+        assert score(*more, trackers=both[1:]).code == 0
+        return json.loads((tmp_path / "s.json").read_text())["good"]
+
+    scores = scored("walk", "walk", "run")
     assert scores["problems"] == []
     assert set(scores["sequences"]) == {"walk", "run"}
     (Path(both[1]) / "swim.txt").write_text("1,2,3,4\n")
-    assert run(both[1:], root, "--sequences", "walk", "--json", str(path)) == 0
-    (problem,) = json.loads(path.read_text())["good"]["problems"]
+    (problem,) = scored("walk")["problems"]
     assert "unknown sequence" in str(problem)
     assert "swim" in str(problem)
 
 
-def test_loss_against_a_tracker(both: list[str], root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(both, root, "--against", "good") == 0
-    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+def test_loss_against_a_tracker(score: Command) -> None:
+    told = score("--against", "good")
+    assert told.code == 0
+    table = [line.split() for line in told.out.splitlines()]
     assert ["against", "good", "PR", "SR", "SR", "kept"] in table
     assert table[-1][-4:] == ["-50.0", "-47.6", "50", "%"]
-    assert run(both, root, "--against", "best") == 2
-    captured = capsys.readouterr()
-    assert f"--against 'best': expected one of the trackers {HOSTILE}, good" in captured.err
-    assert captured.out == ""  # said before anything is scored
+    told = score("--against", "best")
+    assert told.refuses(f"--against 'best': expected one of the trackers {HOSTILE}, good")
+    assert told.out == ""  # said before anything is scored
 
 
-def test_names_that_are_no_utf8(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_that_are_no_utf8(score: Command, tmp_path: Path) -> None:
     folder = results(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")), ("walk",))
-    files = {name: tmp_path / name for name in ("s.json", "s.csv", "r.html")}
-    more = ["--json", str(files["s.json"]), "--csv", str(files["s.csv"]), "--html", str(files["r.html"])]
-    assert run([str(folder)], root, *more) == 0
-    assert "caf\\udce9" in capsys.readouterr().out
-    for path in files.values():
-        assert "caf\\udce9" in path.read_text()
+    files = {option: tmp_path / f"out.{option}" for option in ("json", "csv", "html")}
+    told = score(*[part for option, path in files.items() for part in (f"--{option}", path)], trackers=[str(folder)])
+    assert told.code == 0
+    for text in (told.out, *(path.read_text() for path in files.values())):
+        assert "caf\\udce9" in text
 
 
 def test_bad_calls(
-    both: list[str], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    both: list[str], root: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CKD_FAST_RGBT210", raising=False)
+    there, (poor, good) = ("--root", root), both
     for arguments, message in (
-        ([str(tmp_path / "absent"), "--dataset", "rgbt210", "--root", str(root)], "no such folder"),
-        ([both[0], "--dataset", "rgbt210"], "environment variable CKD_FAST_RGBT210"),
-        ([both[0], "--dataset", "rgbt210", "--root", str(tmp_path)], "no sequences of RGBT210"),
-        ([both[0], both[0], "--dataset", "rgbt210", "--root", str(root)], "given twice"),
-        ([both[1], "--dataset", "rgbt210", "--root", str(root), "--json", str(tmp_path)], "a folder; expected"),
-        ([both[1], "--dataset", "rgbt210", "--root", str(root), "--csv", f"{both[1]}/new.txt"], "taken for a result"),
-        ([both[1], "--dataset", "rgbt210", "--root", str(root), "--csv", "x", "--json", "./x"], "for two outputs"),
+        ((tmp_path / "absent", *there), "no such folder"),
+        ((poor,), "environment variable CKD_FAST_RGBT210"),
+        ((poor, "--root", tmp_path), "no sequences of RGBT210"),
+        ((poor, poor, *there), "given twice"),
+        ((good, *there, "--json", tmp_path), "a folder; expected"),
+        ((good, *there, "--csv", f"{good}/new.txt"), "taken for a result"),
+        ((good, *there, "--csv", "x", "--json", "./x"), "for two outputs"),
     ):
-        assert main(["eval", *arguments, "--quiet"]) == 2
-        captured = capsys.readouterr()
-        assert message in captured.err
-        assert captured.err.count("ckd-fast: ") == captured.err.count("\n") <= 2  # one may say that 3 of 210 are there
-    with pytest.raises(SystemExit) as ended:
-        main(["eval", both[0], "--dataset", "otb"])
-    assert ended.value.code == 2
+        told = command("eval", *arguments, "--dataset", "rgbt210", "--quiet")
+        assert told.refuses(message)
+        assert told.err.count("ckd-fast: ") == told.err.count("\n") <= 2  # one may say that 3 of 210 are there
+    assert command("eval", poor, "--dataset", "otb").code == 2
 
 
 class Elements(HTMLParser):
@@ -300,18 +292,20 @@ def test_the_published_table_is_a_layer(tmp_path: Path) -> None:
 
 def test_report_sorts_filters_and_hides(both: list[str], root: Path, tmp_path: Path) -> None:
     text = page(both, root)
-    press = "[...document.querySelectorAll('#sequences th button')]"
-    dom = browse(text, tmp_path, f"{press}[0].click();")
-    assert [row[0] for row in cells(dom)] == ["&lt;_script&gt;&lt;b&gt;", "run", "walk"]
-    dom = browse(text, tmp_path, f"{press}[0].click(); {press}[0].click();")
-    assert [row[0] for row in cells(dom)] == ["walk", "run", "&lt;_script&gt;&lt;b&gt;"]
+    press = "[...document.querySelectorAll('#sequences th button')][0].click();"
     find = "const box = document.getElementById('search'); box.value = 'UN'; box.oninput({target: box});"
-    dom = browse(text, tmp_path, find)
-    assert [row[0] for row in cells(dom)] == ["run"]
-    assert "1 of 3 sequences" in dom
     choose = "const list = document.getElementById('choose-challenge-select'); list.value = '2';"
-    dom = browse(text, tmp_path, choose + "list.onchange({target: list});")
-    assert sorted(row[0] for row in cells(dom)) == ["&lt;_script&gt;&lt;b&gt;", "walk"]  # those with TC
+    choose += "list.onchange({target: list});"
+    hostile = "&lt;_script&gt;&lt;b&gt;"
+    for script, names in (
+        (press, [hostile, "run", "walk"]),
+        (press * 2, ["walk", "run", hostile]),
+        (find, ["run"]),
+        (choose, [hostile, "walk"]),  # those with TC
+    ):
+        dom = browse(text, tmp_path, script)
+        assert [row[0] for row in cells(dom)] == names
+        assert script != find or "1 of 3 sequences" in dom
     dom = browse(text, tmp_path, "document.querySelector('#success .legend li').click();")
     assert dom.count('class="curve"') == 3
     assert all(len(row) == 2 for row in cells(dom))

@@ -9,22 +9,21 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from checkpoints import SMALL
+from commands import Command, by_module, called, descendants, looped, results, sample, tracking_run, unheard
 from support import ROOT
 
-from ckd_fast import InputError, Tracker, load_model, save_model
-from ckd_fast.cli import main
+from ckd_fast import InputError, Tracker
 from ckd_fast.datasets import open_dataset
 from ckd_fast.evaluation import workers
 from ckd_fast.evaluation.corruptions import CORRUPTIONS, Corruption, parse_corruption
@@ -35,28 +34,17 @@ from ckd_fast.images import read_rgb, read_tir
 LENGTHS = {"first": 9, "second": 5, "third": 7, "fourth": 6}
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_model(load_model("random", SMALL, seed=3), path)
-    return str(path)
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     for seed, (name, frames) in enumerate(LENGTHS.items()):
-        out = str(tmp_path / "data" / name)
-        assert main(["sample", out, "--frames", str(frames), "--size", "160x120", "--seed", str(seed)]) == 0
+        sample(tmp_path / "data" / name, frames, seed=seed)
     return tmp_path / "data"
 
 
-def command(data: Path, weights: str, out: Path, *more: str) -> list[str]:
-    options = ["--dataset", "folder", "--root", str(data), "--weights", weights, "--out", str(out)]
-    return ["run", *options, "--engine", "reference", "--device", "cpu", "--quiet", *more]
-
-
-def results(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in folder.glob("*.txt") if not path.name.endswith("_time.txt")}
+@pytest.fixture
+def run(data: Path, weights: str, command: Command) -> Command:
+    """Run the tracker over the data set, or another, into a folder."""
+    return lambda out, *more, root=data: command(*tracking_run(root, weights, out, *more))
 
 
 def expected(data: Path, weights: str, corruption: Corruption | None = None) -> dict[str, str]:
@@ -79,16 +67,14 @@ def expected(data: Path, weights: str, corruption: Corruption | None = None) -> 
     return rows
 
 
-def test_any_number_of_workers_gives_the_trackers_boxes(
-    data: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_any_number_of_workers_gives_the_trackers_boxes(run: Command, data: Path, weights: str, tmp_path: Path) -> None:
     truth = expected(data, weights)
-    capsys.readouterr()
     for count in (1, 2, 4):
         out = tmp_path / str(count)
-        assert main(command(data, weights, out, "--workers", str(count), "--json")) == 0
+        told = run(out, "--workers", count, "--json")
+        assert told.code == 0
         assert results(out) == truth
-        summary = json.loads(capsys.readouterr().out)
+        summary = told.json
         assert (sorted(summary["finished"]), summary["kept"], summary["failed"]) == (sorted(LENGTHS), [], {})
         assert summary["frames"] == sum(LENGTHS.values())
         assert summary["engines"] == ["reference on cpu, float32"]
@@ -100,45 +86,40 @@ def test_any_number_of_workers_gives_the_trackers_boxes(
         assert not list(out.glob(".*"))
 
 
-def test_goes_on_where_it_stopped(data: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_goes_on_where_it_stopped(run: Command, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert main(command(data, weights, out)) == 0
+    assert run(out).code == 0
     truth = results(out)
     half = out / "first.txt"
     half.write_text("".join(half.read_text().splitlines(keepends=True)[:4]))  # half-written, by another program
     (out / "second_time.txt").unlink()
     untouched = {name: (out / f"{name}.txt").stat().st_mtime_ns for name in ("third", "fourth")}
-    capsys.readouterr()
-    assert main(command(data, weights, out, "--json")) == 0
-    summary = json.loads(capsys.readouterr().out)
-    assert (sorted(summary["finished"]), sorted(summary["kept"])) == (["first", "second"], ["fourth", "third"])
+    told = run(out, "--json")
+    assert told.code == 0
+    assert (sorted(told.json["finished"]), sorted(told.json["kept"])) == (["first", "second"], ["fourth", "third"])
     assert results(out) == truth
     assert untouched == {name: (out / f"{name}.txt").stat().st_mtime_ns for name in untouched}
-    assert main(command(data, weights, out, "--authors-format", "--corrupt", "blur:1")) == 2
-    assert "results of another run (corruption, format differ)" in capsys.readouterr().err
+    changed = ("--authors-format", "--corrupt", "blur:1")
+    assert run(out, *changed).refuses("results of another run (corruption, format differ)")
     assert results(out) == truth
-    assert main(command(data, weights, out, "--authors-format", "--force")) == 0
-    first = [line.split(",") for line in truth["first.txt"].splitlines()]
+    assert run(out, "--authors-format", "--force").code == 0
+    first = [row.split(",") for row in truth["first.txt"].splitlines()]
     assert results(out)["first.txt"] == "".join("\t".join(str(int(float(v))) for v in row) + "\n" for row in first)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("1,2,3,4\n")
-    assert main(command(data, weights, tmp_path / "other")) == 2
-    assert "holds results without run.json" in capsys.readouterr().err
+    assert run(tmp_path / "other").refuses("holds results without run.json")
     assert (tmp_path / "other" / "mine.txt").exists()
 
 
-def test_pairs_that_do_not_match_are_said(
-    data: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_pairs_that_do_not_match_are_said(run: Command, data: Path, tmp_path: Path) -> None:
     sorted((data / "second" / "visible").iterdir())[0].unlink()
     sorted((data / "second" / "infrared").iterdir())[-1].unlink()
-    assert main(command(data, weights, tmp_path / "out", "--sequences", "second")) == 0
-    assert "second: 4 pairs have different numbers, first " in capsys.readouterr().err
+    told = run(tmp_path / "out", "--sequences", "second")
+    assert told.code == 0
+    assert "second: 4 pairs have different numbers, first " in told.err
 
 
-def test_failures_are_recorded_counted_and_tried_again(
-    data: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_failures_are_recorded_counted_and_tried_again(run: Command, data: Path, weights: str, tmp_path: Path) -> None:
     truth = expected(data, weights)
     frame = sorted((data / "second" / "visible").iterdir())[0]
     good = frame.read_bytes()
@@ -146,26 +127,22 @@ def test_failures_are_recorded_counted_and_tried_again(
     gone = sorted((data / "third" / "infrared").iterdir())[-1]
     kept = gone.read_bytes()
     gone.unlink()
-    middle = sorted((data / "fourth" / "visible").iterdir())[2]
-    middle.write_bytes(b"")
+    sorted((data / "fourth" / "visible").iterdir())[2].write_bytes(b"")
     out = tmp_path / "out"
-    assert main(command(data, weights, out, "--json")) == 1
-    captured = capsys.readouterr()
-    summary = json.loads(captured.out.splitlines()[-1])
-    assert set(summary["failed"]) == {"second", "third"}
-    assert "fourth: 1 images cannot be read" in captured.err
+    told = run(out, "--json")
+    assert told.code == 1
+    assert "fourth: 1 images cannot be read" in told.err
     reasons = {name: entry["reason"] for name, entry in json.loads((out / "failures.json").read_text()).items()}
-    assert reasons == summary["failed"]
+    assert reasons == told.json["failed"]
+    assert set(reasons) == {"second", "third"}
     assert "the first frame is needed in both modalities" in reasons["second"]
     assert reasons["third"] == "third: 7 visible and 6 infrared images; expected equally many"
     assert set(results(out)) == {"first.txt", "fourth.txt"}
     assert results(out)["first.txt"] == truth["first.txt"]
     frame.write_bytes(good)
     gone.write_bytes(kept)
-    assert main(command(data, weights, out)) == 0
-    assert {name: results(out)[name] for name in ("second.txt", "third.txt")} == {
-        name: truth[name] for name in ("second.txt", "third.txt")
-    }
+    assert run(out).code == 0
+    assert [results(out)[name] for name in ("second.txt", "third.txt")] == [truth["second.txt"], truth["third.txt"]]
     assert not (out / "failures.json").exists()
 
 
@@ -210,26 +187,18 @@ def test_unexpected_errors_are_failures_with_a_traceback(data: Path, weights: st
     assert outcome.boxes == ""
 
 
-def test_bad_weights_and_engines_end_at_once(
-    data: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    for more, message in (
-        (["--weights", str(tmp_path / "absent")], "absent"),
-        (["--engine", "triton"], "a worker on cpu: engine 'triton' needs a usable NVIDIA GPU"),
-        (["--corrupt", "fog:3"], "corruption 'fog': known are blur"),
-        (["--corrupt", "blur"], "expected NAME:LEVEL"),
-        (["--corrupt", "blur:6"], "expected a level from 1 to 5"),
-        (["--sequences", "fifth"], "fifth: no sequence"),
-        (["--out", str(data)], "the data set's own folder"),
+def test_bad_weights_and_engines_end_at_once(run: Command, data: Path, tmp_path: Path) -> None:
+    for option, value, message in (
+        ("--weights", tmp_path / "absent", "absent"),
+        ("--engine", "triton", "a worker on cpu: engine 'triton' needs a usable NVIDIA GPU"),
+        ("--corrupt", "fog:3", "corruption 'fog': known are blur"),
+        ("--corrupt", "blur", "expected NAME:LEVEL"),
+        ("--corrupt", "blur:6", "expected a level from 1 to 5"),
+        ("--sequences", "fifth", "fifth: no sequence"),
+        ("--out", data, "the data set's own folder"),
     ):
-        assert main([*command(data, weights, out), *more]) == 2
-        assert message in capsys.readouterr().err
-    assert results(out) == {}
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        assert run(tmp_path / "out", option, value).refuses(message)
+    assert results(tmp_path / "out") == {}
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
@@ -239,59 +208,54 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture
-def long_data(tmp_path: Path) -> Path:
-    """Two sequences that take a second or two."""
-    for name in ("long", "longer"):
-        out = str(tmp_path / "data" / name)
-        assert main(["sample", out, "--frames", "12", "--size", "160x120", "--seed", "5"]) == 0
-        for folder in ("visible", "infrared"):
-            first = sorted((tmp_path / "data" / name / folder).iterdir())
-            for number in range(13, 150 if name == "long" else 170):
-                os.link(first[number % 12], first[0].with_name(f"{number:06d}.jpg"))
-    return tmp_path / "data"
-
-
-def start(data: Path, weights: str, out: Path, *more: str) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-m", "ckd_fast", *command(data, weights, out), *more]
-    return subprocess.Popen(arguments, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
 def workers_of(pid: int) -> list[int]:
     """Children that track; not the one that watches over shared resources."""
-    return [child for child in children(pid) if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return called(descendants(pid), b"spawn_main")
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
-def test_killed_workers_and_killed_runs_lose_nothing(long_data: Path, weights: str, tmp_path: Path) -> None:
-    calm = tmp_path / "calm"
-    assert main(command(long_data, weights, calm, "--workers", "2")) == 0
+def test_killed_workers_and_killed_runs_lose_nothing(command: Command, weights: str, tmp_path: Path) -> None:
+    data = tmp_path / "long data"
+    looped(data / "long", 149, seed=5)
+    looped(data / "longer", 169, seed=5)
+    assert command(*tracking_run(data, weights, tmp_path / "calm", "--workers", "2")).code == 0
+    calm = results(tmp_path / "calm")
 
-    run = start(long_data, weights, tmp_path / "worker", "--workers", "1")
+    def started(out: Path) -> subprocess.Popen[str]:
+        arguments = by_module(*tracking_run(data, weights, out, "--workers", "1"))
+        return subprocess.Popen(arguments, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def wait_for_the_first(out: Path) -> None:
+        wait_for((out / "longer.txt").exists, "the first sequence was not finished")
+
+    one = tmp_path / "one worker"
+    run = started(one)
     wait_for(lambda: workers_of(run.pid), "no worker started")
     (worker,) = workers_of(run.pid)
-    wait_for((tmp_path / "worker" / "longer.txt").exists, "the first sequence was not finished")
+    wait_for_the_first(one)
     os.kill(worker, signal.SIGKILL)
     out, err = run.communicate(timeout=90)
     assert run.returncode == 0, err
     assert "2 sequences finished, 0 kept, 0 failed" in out
-    assert results(tmp_path / "worker") == results(calm)
+    assert results(one) == calm
 
-    whole = start(long_data, weights, tmp_path / "whole", "--workers", "1")
-    wait_for((tmp_path / "whole" / "longer.txt").exists, "the first sequence was not finished")
-    whole.kill()
-    whole.communicate(timeout=90)
-    assert set(results(tmp_path / "whole")) == {"longer.txt"}
-    assert main(command(long_data, weights, tmp_path / "whole")) == 0
-    assert results(tmp_path / "whole") == results(calm)
+    whole = tmp_path / "whole run"
+    run = started(whole)
+    wait_for_the_first(whole)
+    run.kill()
+    run.communicate(timeout=90)
+    assert set(results(whole)) == {"longer.txt"}
+    assert command(*tracking_run(data, weights, whole)).code == 0
+    assert results(whole) == calm
 
-    asked = start(long_data, weights, tmp_path / "asked", "--workers", "1")
-    wait_for((tmp_path / "asked" / "longer.txt").exists, "the first sequence was not finished")
-    asked.terminate()
-    _, err = asked.communicate(timeout=90)
-    assert asked.returncode == 130
+    asked = tmp_path / "asked to end"
+    run = started(asked)
+    wait_for_the_first(asked)
+    run.terminate()
+    _, err = run.communicate(timeout=90)
+    assert run.returncode == 130
     assert err.splitlines()[-1] == "ckd-fast: interrupted"
-    assert set(results(tmp_path / "asked")) == {"longer.txt"}
+    assert set(results(asked)) == {"longer.txt"}
 
 
 def dies(*_arguments: object) -> None:
@@ -309,9 +273,7 @@ def test_nothing_is_done_twice(data: Path, weights: str, tmp_path: Path) -> None
     assert sorted(summary.kept) == sorted(LENGTHS)
 
 
-def test_no_results_among_the_data(
-    data: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_results_among_the_data(run: Command, data: Path, tmp_path: Path) -> None:
     linked, labels = tmp_path / "linked" / "walk", tmp_path / "labels"
     linked.parent.mkdir()
     (data / "first").rename(linked)
@@ -321,78 +283,60 @@ def test_no_results_among_the_data(
     (data / "second" / "groundtruth.txt").symlink_to(truth)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.txt")}
     for out in (data, data / "third", data / "third" / "visible", data / "new", tmp_path, linked, labels):
-        assert main(command(data, weights, out, "--force")) == 2
-        assert f"--out {out} " in capsys.readouterr().err
+        assert run(out, "--force").refuses(f"--out {out} ")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.txt")} == before
     (data / "third").rename(data / "fourth_time")
-    assert main(command(data, weights, tmp_path / "out")) == 2
-    assert "fourth_time: its results would be taken for the times of fourth" in capsys.readouterr().err
+    assert run(tmp_path / "out").refuses("fourth_time: its results would be taken for the times of fourth")
 
 
-def test_force_removes_the_data_sets_own_results_alone(data: Path, weights: str, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    assert main(command(data, weights, out)) == 0
-    (out / "notes.txt").write_text("mine")
-    more = ("--corrupt", "noise:5", "--force", "--sequences", "second")
-    assert main(command(data, weights, out, *more)) == 0
+def test_force_removes_the_data_sets_own_results_alone(run: Command, tmp_path: Path) -> None:
+    assert run(tmp_path / "out").code == 0
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert run(tmp_path / "out", "--corrupt", "noise:5", "--force", "--sequences", "second").code == 0
     # Sequences that were not asked for are of the other run: they must not be taken for finished later.
-    assert set(results(out)) == {"second.txt", "notes.txt"}
-    assert (out / "notes.txt").read_text() == "mine"
+    assert set(results(tmp_path / "out")) == {"second.txt", "notes.txt"}
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
-def test_a_failed_start_leaves_nothing_to_replace(
-    data: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failed_start_leaves_nothing_to_replace(run: Command, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert main([*command(data, weights, out), "--engine", "triton"]) == 2
+    assert run(out, "--engine", "triton").code == 2
     assert (out / "run.json").exists()
-    assert main(command(data, weights, out, "--sequences", "second")) == 0
-    assert main(command(data, weights, out, "--sequences", "second", "third")) == 0  # the same run goes on
+    assert run(out, "--sequences", "second").code == 0
+    assert run(out, "--sequences", "second", "third").code == 0  # the same run goes on
     assert set(json.loads((out / "run.json").read_text())["first_boxes"]) == {"second", "third"}
     (out / "run.json").write_text("{")
-    capsys.readouterr()
-    assert main(command(data, weights, out)) == 2
-    assert "a damaged run.json" in capsys.readouterr().err
-    assert main(command(data, weights, out, "--sequences", "second", "--force")) == 0
+    assert run(out).refuses("a damaged run.json")
+    assert run(out, "--sequences", "second", "--force").code == 0
     assert set(results(out)) == {"second.txt"}
 
 
-def test_other_data_are_not_finished(
-    data: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_data_are_not_finished(run: Command, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     only = ("--sequences", "second")
-    assert main(command(data, weights, out, *only)) == 0
+    assert run(out, *only).code == 0
     shutil.copytree(data, tmp_path / "copy")
-    assert main(command(tmp_path / "copy", weights, out, *only)) == 2
-    assert "another run (root differ)" in capsys.readouterr().err
+    assert run(out, *only, root=tmp_path / "copy").refuses("another run (root differ)")
     truth = data / "second" / "groundtruth.txt"
     rows = truth.read_text().splitlines()
     truth.write_text("\n".join(["9,9,20,20", *rows[1:]]))
-    assert main(command(data, weights, out, *only)) == 2
-    assert "first box of second differ" in capsys.readouterr().err
+    assert run(out, *only).refuses("first box of second differ")
     truth.write_text("\n".join(rows))
     (out / "second.txt").write_text("nan,nan,nan,nan\n" * LENGTHS["second"])
-    assert main(command(data, weights, out, *only, "--json")) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["finished"] == ["second"]
+    told = run(out, *only, "--json")
+    assert (told.code, told.json["finished"]) == (0, ["second"])
     assert "nan" not in (out / "second.txt").read_text()
 
 
-@pytest.mark.parametrize("closed", ["pipe", "from the start"])
-def test_a_closed_standard_error_loses_nothing(data: Path, weights: str, tmp_path: Path, closed: str) -> None:
+@pytest.mark.parametrize("how", [{"broken": ("stderr",)}, {"closed": "2>&-"}], ids=["pipe", "from the start"])
+def test_a_closed_standard_error_loses_nothing(
+    run: Command, data: Path, weights: str, tmp_path: Path, how: dict[str, Any]
+) -> None:
     calm, out = tmp_path / "calm", tmp_path / "out"
     sorted((data / "first" / "visible").iterdir())[2].write_bytes(b"")  # there is something to say early
     (data / "bare" / "visible").mkdir(parents=True)
-    assert main(command(data, weights, calm)) == 0
-    line = [sys.executable, "-m", "ckd_fast", *command(data, weights, out)]
-    if closed == "pipe":
-        read_end, write_end = os.pipe()
-        os.close(read_end)
-        done = subprocess.run(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=write_end, check=False)
-        os.close(write_end)
-    else:
-        done = subprocess.run(["sh", "-c", '"$@" 2>&-', "sh", *line], cwd=ROOT, stdout=subprocess.PIPE, check=False)
-    assert done.returncode == 0
+    assert run(calm).code == 0
+    assert unheard(by_module(*tracking_run(data, weights, out)), **how).returncode == 0
     assert results(out) == results(calm)
     assert set(results(out)) == {f"{name}.txt" for name in LENGTHS}
 
