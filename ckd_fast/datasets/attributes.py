@@ -14,17 +14,11 @@ from .tables import read_names, read_text
 
 @dataclass(frozen=True)
 class Attributes:
-    """Attributes of a data set.
+    """Attributes of a data set."""
 
-    Attributes:
-        names: all of them, in the published order.
-        of_sequence: those of each sequence.
-        remark: why there are none, if files are missing.
-    """
-
-    names: tuple[str, ...] = ()
-    of_sequence: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    remark: str = ""
+    names: tuple[str, ...] = ()  # all of them, in the published order
+    of_sequence: Mapping[str, frozenset[str]] = field(default_factory=dict)  # those of each sequence
+    remark: str = ""  # why there are none, if files are missing
 
 
 def read_attributes(layout: Layout, root: Path) -> Attributes:

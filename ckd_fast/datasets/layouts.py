@@ -13,40 +13,24 @@ VTUAV_STEP = 10  # VTUAV has a box for every tenth frame
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a data set keeps its files. Paths are relative to its root, unless they lie in a sequence's folder.
+    """Where a data set keeps its files. Paths are relative to its root, unless they lie in a sequence's folder."""
 
-    Attributes:
-        name: for the command line.
-        title: for messages and reports.
-        variable: environment variable that may hold the root.
-        published: number of published sequences; None for your own data.
-        parts: folders that may hold the sequences, tried in this order; "" is the root, `*` any name.
-        visible, infrared: folders of frames in a sequence's folder.
-        truths: files of boxes in a sequence's folder, by kind.
-        lists: files with the names of the sequences, tried in this order.
-        flat: file of a sequence's `init` truth where all truths lie in one folder; `{name}` is the sequence.
-        corners: kinds of truth whose rows are x1 y1 x2 y2 instead of x, y, w, h.
-        attribute_files: folder with one file per attribute, in it a 0 or 1 per sequence.
-        attribute_flags: folder with one file per sequence, in it a 0 or 1 per attribute.
-        attribute_order: file with the attributes' names, in the order of `attribute_flags`.
-        step: there is a box for every `step`-th frame.
-    """
-
-    name: str
-    title: str
-    variable: str
-    published: int | None
-    parts: tuple[str, ...]
+    name: str  # for the command line
+    title: str  # for messages and reports
+    variable: str  # environment variable that may hold the root
+    published: int | None  # number of published sequences; None for your own data
+    parts: tuple[str, ...]  # folders that may hold the sequences, tried in this order; "" is the root, `*` any name
+    # folders of frames in a sequence's folder
     visible: str
     infrared: str
-    truths: Mapping[TruthKind, str]
-    lists: tuple[str, ...] = ()
-    flat: str = ""
-    corners: tuple[TruthKind, ...] = ()
-    attribute_files: str = ""
-    attribute_flags: str = ""
-    attribute_order: str = ""
-    step: int = 1
+    truths: Mapping[TruthKind, str]  # files of boxes in a sequence's folder, by kind
+    lists: tuple[str, ...] = ()  # files with the names of the sequences, tried in this order
+    flat: str = ""  # file of a sequence's `init` truth where all truths lie in one folder; `{name}` is the sequence
+    corners: tuple[TruthKind, ...] = ()  # kinds of truth whose rows are x1 y1 x2 y2 instead of x, y, w, h
+    attribute_files: str = ""  # folder with one file per attribute, in it a 0 or 1 per sequence
+    attribute_flags: str = ""  # folder with one file per sequence, in it a 0 or 1 per attribute
+    attribute_order: str = ""  # file with the attributes' names, in the order of `attribute_flags`
+    step: int = 1  # there is a box for every `step`-th frame
 
 
 TRUTHS_IN_FOLDER: Mapping[TruthKind, str] = {"init": "init.txt", "visible": "visible.txt", "infrared": "infrared.txt"}

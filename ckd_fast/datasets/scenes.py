@@ -39,21 +39,14 @@ HIDDEN_CONTRAST = 0.1  # what is left of the texture of a target that looks like
 
 @dataclass(frozen=True)
 class Outline:
-    """Where one shape is in each scene.
+    """Where one shape is in each scene."""
 
-    Attributes:
-        x, y: centre [B].
-        half_width, half_height: half-axes [B].
-        angle: radians [B].
-        shape: a2, b2, a3, b3 of the boundary [4, B].
-    """
-
-    x: Floats
+    x: Floats  # of the centre [B]
     y: Floats
-    half_width: Floats
+    half_width: Floats  # half an axis [B]
     half_height: Floats
-    angle: Floats
-    shape: Floats
+    angle: Floats  # radians [B]
+    shape: Floats  # a2, b2, a3, b3 of the boundary [4, B]
 
     @classmethod
     def single(
@@ -92,16 +85,11 @@ class Outline:
 
 @dataclass(frozen=True)
 class View:
-    """The part of each scene that a canvas shows.
+    """The part of each scene that a canvas shows."""
 
-    Attributes:
-        left, top: the canvas's corner [B].
-        pixel: side of a canvas pixel in the scene [B].
-    """
-
-    left: Floats
+    left: Floats  # of the canvas's corner [B]
     top: Floats
-    pixel: Floats
+    pixel: Floats  # side of a canvas pixel in the scene [B]
 
     def only(self, scenes: NDArray[np.int64]) -> View:
         """The same in some of the scenes."""
@@ -142,30 +130,19 @@ class Thing:
 
 @dataclass(frozen=True)
 class Moment:
-    """Everything in B scenes at one moment but the ground, and how the cameras see it.
+    """Everything in B scenes at one moment but the ground, and how the cameras see it."""
 
-    Attributes:
-        view: what the canvas shows.
-        behind: what the target covers, back to front.
-        target: the object to track.
-        hidden: channels in which the target looks like what is behind it [B, 4]: three visible ones and warmth.
-        in_front: what covers the target.
-        light: factor of the visible levels [B]; near 0 in the dark.
-        thermal: gain and offset of the thermal camera, which shows gain * warmth + offset [2, B].
-        noise: standard deviation of the sensors' noise in levels [B].
-        noise_seed: equal seeds give equal noise.
-        frame: west, east, north and south end of the frame [4, B], beyond which pictures are black; None: no end.
-    """
-
-    view: View
-    behind: Sequence[Thing]
-    target: Thing
+    view: View  # what the canvas shows
+    behind: Sequence[Thing]  # what the target covers, back to front
+    target: Thing  # the object to track
+    # channels in which the target looks like what is behind it [B, 4]: three visible ones and warmth
     hidden: NDArray[np.bool_]
-    in_front: Sequence[Thing]
-    light: Floats
-    thermal: Floats
-    noise: Floats
-    noise_seed: int
+    in_front: Sequence[Thing]  # what covers the target
+    light: Floats  # factor of the visible levels [B]; near 0 in the dark
+    thermal: Floats  # gain and offset of the thermal camera, which shows gain * warmth + offset [2, B]
+    noise: Floats  # standard deviation of the sensors' noise in levels [B]
+    noise_seed: int  # equal seeds give equal noise
+    # west, east, north and south end of the frame [4, B], beyond which pictures are black; None: no end
     frame: Floats | None = None
 
 

@@ -50,22 +50,15 @@ class FrameFiles:
 
 @dataclass(frozen=True)
 class SequenceFiles:
-    """One sequence.
+    """One sequence."""
 
-    Attributes:
-        name: its name in lists and result files.
-        visible, infrared: folders of frames; None if there is only the ground truth.
-        truths: files of boxes, by kind.
-        attributes: its challenges.
-        step: there is a box for every `step`-th frame.
-    """
-
-    name: str
+    name: str  # its name in lists and result files
+    # folders of frames; None if there is only the ground truth
     visible: Path | None
     infrared: Path | None
-    truths: Mapping[TruthKind, TruthFile]
-    attributes: frozenset[str]
-    step: int = 1
+    truths: Mapping[TruthKind, TruthFile]  # files of boxes, by kind
+    attributes: frozenset[str]  # its challenges
+    step: int = 1  # there is a box for every `step`-th frame
 
     def frames(self) -> FrameFiles:
         """The images of both modalities, paired in natural order."""
@@ -135,23 +128,14 @@ def mispaired(first: Sequence[Path], second: Sequence[Path]) -> str:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set on disk.
+    """A data set on disk."""
 
-    Attributes:
-        layout: of its files.
-        root: its folder.
-        sequences: in the order of the published list, else by name.
-        attributes: names of all challenges, in the published order.
-        remarks: what the user should know about it.
-        names: of all sequences, including those that `select` left out.
-    """
-
-    layout: Layout
-    root: Path
-    sequences: tuple[SequenceFiles, ...]
-    attributes: tuple[str, ...]
-    remarks: tuple[str, ...]
-    names: tuple[str, ...]
+    layout: Layout  # of its files
+    root: Path  # its folder
+    sequences: tuple[SequenceFiles, ...]  # in the order of the published list, else by name
+    attributes: tuple[str, ...]  # names of all challenges, in the published order
+    remarks: tuple[str, ...]  # what the user should know about it
+    names: tuple[str, ...]  # of all sequences, including those that `select` left out
 
     def sequence(self, name: str) -> SequenceFiles:
         for sequence in self.sequences:

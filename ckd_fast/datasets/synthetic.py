@@ -35,32 +35,20 @@ WHOLE_CANVAS = View(np.zeros(1), np.zeros(1), np.ones(1))
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """What a clip looks like.
+    """What a clip looks like."""
 
-    Attributes:
-        width, height: of both modalities, in pixels.
-        frames: length.
-        seed: two clips with equal settings are equal.
-        distractors: objects that look like the target.
-        clutter: static shapes in the background.
-        dark: a stretch in which the visible camera sees nothing but noise.
-        crossover: a stretch in which the target is as warm as the background.
-        occlusion: an occluder crosses the target once.
-        camera_motion: amplitude in multiples of the frame's shorter side.
-        noise: standard deviation of the sensors' noise, in levels.
-    """
-
+    # of both modalities, in pixels
     width: int = 640
     height: int = 480
-    frames: int = 120
-    seed: int = 0
-    distractors: int = 4
-    clutter: int = 40
-    dark: bool = True
-    crossover: bool = True
-    occlusion: bool = True
-    camera_motion: float = 0.04
-    noise: float = 4.0
+    frames: int = 120  # length
+    seed: int = 0  # two clips with equal settings are equal
+    distractors: int = 4  # objects that look like the target
+    clutter: int = 40  # static shapes in the background
+    dark: bool = True  # a stretch in which the visible camera sees nothing but noise
+    crossover: bool = True  # a stretch in which the target is as warm as the background
+    occlusion: bool = True  # an occluder crosses the target once
+    camera_motion: float = 0.04  # amplitude in multiples of the frame's shorter side
+    noise: float = 4.0  # standard deviation of the sensors' noise, in levels
 
     def __post_init__(self) -> None:
         if self.width < MIN_SIDE_PX or self.height < MIN_SIDE_PX:
@@ -77,23 +65,14 @@ class ClipConfig:
 
 @dataclass(frozen=True)
 class SyntheticFrame:
-    """One moment of a clip.
+    """One moment of a clip."""
 
-    Attributes:
-        rgb: [H, W, 3] uint8.
-        tir: [H, W] uint8.
-        box: the target (x, y, w, h) in pixels, as if nothing were in front of it.
-        dark: only thermal shows the target.
-        crossover: only RGB shows the target.
-        occluded: the occluder covers part of the target.
-    """
-
-    rgb: NDArray[np.uint8]
-    tir: NDArray[np.uint8]
-    box: Box
-    dark: bool
-    crossover: bool
-    occluded: bool
+    rgb: NDArray[np.uint8]  # [H, W, 3] uint8
+    tir: NDArray[np.uint8]  # [H, W] uint8
+    box: Box  # the target (x, y, w, h) in pixels, as if nothing were in front of it
+    dark: bool  # only thermal shows the target
+    crossover: bool  # only RGB shows the target
+    occluded: bool  # the occluder covers part of the target
 
 
 @dataclass(frozen=True)

@@ -40,15 +40,10 @@ def read_names(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Table:
-    """The numbers in a file.
+    """The numbers in a file."""
 
-    Attributes:
-        values: [rows, columns] float64; "nan" stays NaN.
-        separators: which of comma, tab and space separate the numbers; several if lines differ.
-    """
-
-    values: NDArray[np.float64]
-    separators: tuple[str, ...]
+    values: NDArray[np.float64]  # [rows, columns] float64; "nan" stays NaN
+    separators: tuple[str, ...]  # which of comma, tab and space separate the numbers; several if lines differ
 
 
 def _cells(line: str) -> list[str]:

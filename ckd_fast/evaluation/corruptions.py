@@ -36,17 +36,11 @@ FOR_SEQUENCE, FOR_FRAME, FOR_DELIVERY = range(3)
 
 @dataclass(frozen=True)
 class Corruption:
-    """One kind of damage.
+    """One kind of damage."""
 
-    Attributes:
-        name: one of `CORRUPTIONS`.
-        level: 1 to 5.
-        seed: equal seeds give equal damage.
-    """
-
-    name: str
-    level: int
-    seed: int = 0
+    name: str  # one of `CORRUPTIONS`
+    level: int  # 1 to 5
+    seed: int = 0  # equal seeds give equal damage
 
     def __post_init__(self) -> None:
         if self.name not in CORRUPTIONS:

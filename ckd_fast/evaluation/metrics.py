@@ -31,17 +31,11 @@ NPR_AT = 20  # index of 0.2
 
 @dataclass(frozen=True)
 class Distances:
-    """Errors of one sequence per frame; a miss has infinite errors and overlap -1.
+    """Errors of one sequence per frame; a miss has infinite errors and overlap -1."""
 
-    Attributes:
-        centre: centre error in pixels.
-        normalised: centre error relative to the truth's width and height.
-        overlap: intersection over union.
-    """
-
-    centre: Array
-    normalised: Array
-    overlap: Array
+    centre: Array  # centre error in pixels
+    normalised: Array  # centre error relative to the truth's width and height
+    overlap: Array  # intersection over union
 
 
 @dataclass(frozen=True)
@@ -55,19 +49,12 @@ class Curves:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Scores as fractions.
+    """Scores as fractions."""
 
-    Attributes:
-        pr: precision at the benchmark's threshold.
-        npr: normalised precision at 0.2, as the toolkits compute it.
-        npr_auc: area under the normalised precision curve over [0, 0.5], as the CKD paper's text defines NPR.
-        sr: area under the success curve.
-    """
-
-    pr: float
-    npr: float
-    npr_auc: float
-    sr: float
+    pr: float  # precision at the benchmark's threshold
+    npr: float  # normalised precision at 0.2, as the toolkits compute it
+    npr_auc: float  # area under the normalised precision curve over [0, 0.5], as the CKD paper's text defines NPR
+    sr: float  # area under the success curve
 
 
 def _repeat_empty(boxes: Array) -> Array:

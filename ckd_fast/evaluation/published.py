@@ -54,21 +54,13 @@ class PublishedScores:
 
 @dataclass(frozen=True)
 class PublishedTracker:
-    """One row of the table.
-
-    Attributes:
-        name: name of the tracker.
-        venue: where it was published.
-        backbone: its backbone.
-        scores: by data set, without those that have no figures.
-        fps: frames per second as its authors report them, on different devices.
-    """
+    """One row of the table."""
 
     name: str
-    venue: str
+    venue: str  # where it was published
     backbone: str
-    scores: Mapping[str, PublishedScores]
-    fps: float | None
+    scores: Mapping[str, PublishedScores]  # by data set, without those that have no figures
+    fps: float | None  # frames per second as its authors report them, on different devices
 
 
 def published_trackers() -> tuple[PublishedTracker, ...]:

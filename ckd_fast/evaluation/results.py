@@ -28,18 +28,11 @@ ProblemKind = Literal[
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that a reader of a tracker's score must know.
-
-    Attributes:
-        tracker: name of the tracker.
-        kind: kind of problem.
-        sequences: sequences it concerns; empty for the whole folder.
-        text: description.
-    """
+    """Something that a reader of a tracker's score must know."""
 
     tracker: str
     kind: ProblemKind
-    sequences: tuple[str, ...]
+    sequences: tuple[str, ...]  # that it concerns; empty for the whole folder
     text: str
 
 
@@ -48,19 +41,12 @@ Report = Callable[[ProblemKind, Sequence[str], str], None]  # kind, sequences, d
 
 @dataclass(frozen=True)
 class TrackerResults:
-    """One folder of results.
+    """One folder of results."""
 
-    Attributes:
-        name: name of the tracker.
-        boxes: rows as written, [N, 4] or [N, 8], by sequence, without unusable files.
-        seconds: seconds per frame by sequence, where there are usable time files.
-        problems: everything wrong with the files.
-    """
-
-    name: str
-    boxes: Mapping[str, NDArray[np.float64]]
-    seconds: Mapping[str, NDArray[np.float64]]
-    problems: tuple[Problem, ...]
+    name: str  # of the tracker
+    boxes: Mapping[str, NDArray[np.float64]]  # rows as written, [N, 4] or [N, 8], by sequence, without unusable files
+    seconds: Mapping[str, NDArray[np.float64]]  # seconds per frame by sequence, where there are usable time files
+    problems: tuple[Problem, ...]  # everything wrong with the files
 
     @property
     def fps(self) -> float | None:

@@ -50,27 +50,18 @@ QUIRKS: tuple[str, ...] = tuple(f.name.replace("_", "-") for f in dataclasses.fi
 
 @dataclass(frozen=True)
 class Protocol:
-    """How one benchmark turns boxes into scores.
+    """How one benchmark turns boxes into scores."""
 
-    Attributes:
-        dataset: name of the data set.
-        truths: ground truths it uses. If there are two, each frame takes the one closer to the result, and the scores
-            are called MPR, MNPR, MSR.
-        quirks: the toolkits' quirks.
-        source: where the rules come from.
-        centre_px: largest centre error of a hit in PR.
-        limit_hits: whether an error of exactly `centre_px` is a hit.
-        weighting: whether the mean is over sequences or over frames.
-        success_area: whether SR is the mean of the success curve's 21 values or the area by the trapezoidal rule.
-    """
-
-    dataset: str
+    dataset: str  # its name
+    # ground truths it uses. If there are two, each frame takes the one closer to the result, and the scores are called
+    # MPR, MNPR, MSR.
     truths: tuple[TruthKind, ...]
     quirks: Quirks
-    source: str
-    centre_px: int = 20
-    limit_hits: bool = True
-    weighting: Weighting = "sequences"
+    source: str  # where the rules come from
+    centre_px: int = 20  # largest centre error of a hit in PR
+    limit_hits: bool = True  # whether an error of exactly `centre_px` is a hit
+    weighting: Weighting = "sequences"  # whether the mean is over sequences or over frames
+    # whether SR is the mean of the success curve's 21 values or the area by the trapezoidal rule
     success_area: SuccessArea = "mean"
 
     @property

@@ -30,33 +30,25 @@ REPORT_EVERY_S = 0.5
 
 @dataclass(frozen=True)
 class TrackerSetup:
-    """How each worker builds its tracker.
+    """How each worker builds its tracker."""
 
-    Attributes:
-        weights, model, engine, dtype, seed: as for `Tracker`.
-        threads: torch's threads on a CPU. More than one changes the order of sums, so results would depend on it.
-    """
-
+    # as for `Tracker`
     weights: str | None
     model: str | None = None
     engine: str = "auto"
     dtype: str | None = None
     seed: int | None = None
+    # torch's threads on a CPU. More than one changes the order of sums, so results would depend on it.
     threads: int = 1
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Everything the results depend on except the sequences.
-
-    Attributes:
-        setup: how the tracker is built.
-        corruption: damage to the frames.
-        result_format: "float" (comma, four decimals) or "authors" (tab, truncated to whole numbers).
-    """
+    """Everything the results depend on except the sequences."""
 
     setup: TrackerSetup
-    corruption: Corruption | None = None
+    corruption: Corruption | None = None  # damage to the frames
+    # "float" (comma, four decimals) or "authors" (tab, truncated to whole numbers)
     result_format: ResultFormat = "float"
 
 
@@ -85,24 +77,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A sequence is finished, or has failed.
-
-    Attributes:
-        sequence: name of the sequence.
-        boxes, seconds: contents of its files; empty if it failed.
-        frames: number of tracked frames.
-        notes: notes for the user.
-        failure: the reason; empty if it is finished.
-        details: traceback of an error that is not one of this package's.
-    """
+    """A sequence is finished, or has failed."""
 
     sequence: str
+    # contents of its files; empty if it failed
     boxes: str = ""
     seconds: str = ""
-    frames: int = 0
-    notes: tuple[str, ...] = ()
-    failure: str = ""
-    details: str = ""
+    frames: int = 0  # tracked ones
+    notes: tuple[str, ...] = ()  # for the user
+    failure: str = ""  # the reason; empty if it is finished
+    details: str = ""  # traceback of an error that is not one of this package's
 
 
 Message = Started | Progress | Outcome
@@ -113,25 +97,15 @@ Backend = Callable[[Sequence[SequenceFiles], RunPlan, OnMessage], object]
 
 @dataclass(frozen=True)
 class RunSummary:
-    """How a run went.
+    """How a run went."""
 
-    Attributes:
-        finished: sequences tracked in this run.
-        kept: sequences that an earlier run had finished.
-        failed: reasons by sequence.
-        notes: notes for the user by sequence.
-        frames: number of frames tracked in this run.
-        seconds: duration.
-        engines: engines that ran.
-    """
-
-    finished: tuple[str, ...]
-    kept: tuple[str, ...]
-    failed: Mapping[str, str]
-    notes: Mapping[str, str]
-    frames: int
+    finished: tuple[str, ...]  # sequences tracked in this run
+    kept: tuple[str, ...]  # sequences that an earlier run had finished
+    failed: Mapping[str, str]  # reasons by sequence
+    notes: Mapping[str, str]  # notes for the user by sequence
+    frames: int  # tracked in this run
     seconds: float
-    engines: tuple[str, ...]
+    engines: tuple[str, ...]  # those that ran
 
 
 def build_tracker(setup: TrackerSetup, device: str) -> Tracker:

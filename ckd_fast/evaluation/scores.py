@@ -46,21 +46,13 @@ class ScoringOptions:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A data set with its ground truths read, ready to score any number of trackers.
-
-    Attributes:
-        dataset: the data set.
-        protocol: how it scores, with the quirks that the options leave on.
-        options: how results are read and averaged.
-        truths: boxes of every sequence, one array per ground truth of the protocol.
-        masks: by attribute, [S] bool: the sequences that have it.
-    """
+    """A data set with its ground truths read, ready to score any number of trackers."""
 
     dataset: Dataset
-    protocol: Protocol
-    options: ScoringOptions
-    truths: tuple[tuple[Array, ...], ...]
-    masks: Mapping[str, NDArray[np.bool_]]
+    protocol: Protocol  # how it scores, with the quirks that the options leave on
+    options: ScoringOptions  # how results are read and averaged
+    truths: tuple[tuple[Array, ...], ...]  # boxes of every sequence, one array per ground truth of the protocol
+    masks: Mapping[str, NDArray[np.bool_]]  # by attribute, [S] bool: the sequences that have it
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -70,23 +62,14 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class TrackerScore:
-    """One tracker on every sequence.
-
-    Attributes:
-        name: name of the tracker.
-        present: [S], sequences with a usable result.
-        frames: [S], frames that count; for a missing sequence, all its frames.
-        curves: [S, T] per sequence; zero where missing.
-        fps: frames per second according to the time files; None without them.
-        problems: everything wrong with its files.
-    """
+    """One tracker on every sequence."""
 
     name: str
-    present: NDArray[np.bool_]
-    frames: NDArray[np.int64]
-    curves: Curves
-    fps: float | None
-    problems: tuple[Problem, ...]
+    present: NDArray[np.bool_]  # [S], sequences with a usable result
+    frames: NDArray[np.int64]  # [S], frames that count; for a missing sequence, all its frames
+    curves: Curves  # [S, T] per sequence; zero where missing
+    fps: float | None  # frames per second according to the time files; None without them
+    problems: tuple[Problem, ...]  # everything wrong with its files
 
 
 @dataclass(frozen=True)

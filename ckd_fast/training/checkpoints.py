@@ -35,37 +35,23 @@ _NAME = re.compile(r"step-(\d{8})")
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run stands.
+    """Where a run stands."""
 
-    Attributes:
-        stage: number of the stage that is next or under way.
-        step: steps done in that stage.
-        total: steps done in all stages.
-        best: best validation so far; -1 before the first.
-        bad_samples: samples that could not be read so far.
-    """
-
-    stage: int = 0
-    step: int = 0
-    total: int = 0
-    best: float = -1.0
-    bad_samples: int = 0
+    stage: int = 0  # number of the stage that is next or under way
+    step: int = 0  # steps done in that stage
+    total: int = 0  # steps done in all stages
+    best: float = -1.0  # best validation so far; -1 before the first
+    bad_samples: int = 0  # samples that could not be read so far
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that resuming needs.
-
-    Attributes:
-        weights: by the names of our files.
-        ema: the running mean, by the same names; empty if the run keeps none.
-        optimiser: AdamW's moments by `parameter number.name`, empty between stages.
-    """
+    """Everything that resuming needs."""
 
     state: RunState
-    weights: Mapping[str, Tensor]
-    ema: Mapping[str, Tensor]
-    optimiser: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor]  # by the names of our files
+    ema: Mapping[str, Tensor]  # the running mean, by the same names; empty if the run keeps none
+    optimiser: Mapping[str, Tensor]  # AdamW's moments by `parameter number.name`, empty between stages
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

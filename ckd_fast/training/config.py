@@ -35,19 +35,12 @@ def _check_range(settings: object, names: str, low: float, high: float = math.in
 
 @dataclass(frozen=True)
 class Sampling:
-    """How template and search frames are chosen and cropped; the defaults are the published ones.
+    """How template and search frames are chosen and cropped; the defaults are the published ones."""
 
-    Attributes:
-        longest_gap: the search frame is 1 to longest_gap - 1 frames after the template.
-        widen_by: frames added to the gap until a frame with a box is found.
-        centre_jitter: the search crop's centre moves by up to half of this, in multiples of sqrt(w h).
-        scale_jitter: w and h are each multiplied by exp(scale_jitter * normal).
-    """
-
-    longest_gap: int = 200
-    widen_by: int = 5
-    centre_jitter: float = 3.0
-    scale_jitter: float = 0.25
+    longest_gap: int = 200  # the search frame is 1 to longest_gap - 1 frames after the template
+    widen_by: int = 5  # frames added to the gap until a frame with a box is found
+    centre_jitter: float = 3.0  # the search crop's centre moves by up to half of this, in multiples of sqrt(w h)
+    scale_jitter: float = 0.25  # w and h are each multiplied by exp(scale_jitter * normal)
 
     def __post_init__(self) -> None:
         _check_range(self, "longest_gap", 2)
@@ -58,18 +51,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of the crops. Grayscale is drawn once per sample, brightness and flip once per crop.
+    """Random changes of the crops. Grayscale is drawn once per sample, brightness and flip once per crop."""
 
-    Attributes:
-        grayscale: probability.
-        flip: probability of mirroring both modalities.
-        brightness: factors are drawn from 1 - brightness to 1 + brightness.
-        rotation_degrees: the search crop turns by up to this about its centre; the authors' program does not rotate.
-    """
-
-    grayscale: float = 0.05
-    flip: float = 0.5
-    brightness: float = 0.2
+    grayscale: float = 0.05  # probability
+    flip: float = 0.5  # probability of mirroring both modalities
+    brightness: float = 0.2  # factors are drawn from 1 - brightness to 1 + brightness
+    # the search crop turns by up to this about its centre; the authors' program does not rotate
     rotation_degrees: float = 0.0
 
     def __post_init__(self) -> None:
@@ -82,27 +69,18 @@ class SceneConfig:
     """What rendered pairs contain.
 
     `clutter` and `distractors` count things, `noise` is in levels, `dark` to `occlusion` are probabilities per sample.
-
-    Attributes:
-        clutter: things around the target.
-        distractors: things that look like the target.
-        dark: the visible camera sees nearly nothing; always in the search view, sometimes in the template.
-        crossover: the target is as warm as what is behind it, in the search view.
-        camouflage: in visible light the target looks nearly like what is behind it, in both views.
-        occlusion: something is in front of the target in the search view.
-        noise: of the sensors.
-        thermal_range: how much gain and offset of the thermal camera vary, from 0 to 1. A thermal camera stretches what
-            it sees to its own range, so a scene may come out dark or light, flat or steep; some cameras show warm as
-            black (a tenth of the samples at 1).
     """
 
-    clutter: int = 6
-    distractors: int = 3
-    dark: float = 0.15
-    crossover: float = 0.12
-    camouflage: float = 0.1
-    occlusion: float = 0.15
-    noise: float = 5.0
+    clutter: int = 6  # things around the target
+    distractors: int = 3  # things that look like the target
+    dark: float = 0.15  # the visible camera sees nearly nothing; always in the search view, sometimes in the template
+    crossover: float = 0.12  # the target is as warm as what is behind it, in the search view
+    camouflage: float = 0.1  # in visible light the target looks nearly like what is behind it, in both views
+    occlusion: float = 0.15  # something is in front of the target in the search view
+    noise: float = 5.0  # of the sensors
+    # how much gain and offset of the thermal camera vary, from 0 to 1. A thermal camera stretches what it sees to its
+    # own range, so a scene may come out dark or light, flat or steep; some cameras show warm as black (a tenth of the
+    # samples at 1).
     thermal_range: float = 0.0
 
     def __post_init__(self) -> None:
@@ -113,26 +91,17 @@ class SceneConfig:
 
 @dataclass(frozen=True)
 class Source:
-    """Where samples come from.
+    """Where samples come from."""
 
-    Attributes:
-        kind: "dataset": sequences of a published layout or own folders; "stills": single pairs of images with boxes
-            (`visible/`, `infrared/`, `boxes.json`), each giving both views; "synthetic": rendered pairs.
-        share: weight among all sources.
-        name: the layout of a "dataset", see `ckd_fast.datasets.DATASETS`.
-        root: the folder; a data set with an environment variable needs none.
-        sequences: use only these; empty for all.
-        exclude: leave these out.
-        scene: what "synthetic" renders.
-    """
-
+    # "dataset": sequences of a published layout or own folders; "stills": single pairs of images with boxes
+    # (`visible/`, `infrared/`, `boxes.json`), each giving both views; "synthetic": rendered pairs
     kind: SourceKind
-    share: float = 1.0
-    name: str = "folder"
-    root: str = ""
-    sequences: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    scene: SceneConfig = field(default_factory=SceneConfig)
+    share: float = 1.0  # weight among all sources
+    name: str = "folder"  # the layout of a "dataset", see `ckd_fast.datasets.DATASETS`
+    root: str = ""  # the folder; a data set with an environment variable needs none
+    sequences: tuple[str, ...] = ()  # use only these; empty for all
+    exclude: tuple[str, ...] = ()  # leave these out
+    scene: SceneConfig = field(default_factory=SceneConfig)  # what "synthetic" renders
 
     def __post_init__(self) -> None:
         if not self.share > 0:
@@ -143,39 +112,25 @@ class Source:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a run; each begins with a new optimiser.
+    """A part of a run; each begins with a new optimiser."""
 
-    Attributes:
-        name: in logs.
-        epochs: number of them.
-        pairs: per epoch, over all processes.
-        batch: pairs per process and forward pass.
-        accumulate: forward passes per step of the optimiser.
-        elimination: tokens are dropped as the model's configuration says; otherwise all are kept.
-        hidden: probability that a search patch is hidden from the students.
-        heads_only: the backbones are frozen.
-        students_only: the teachers neither run nor learn; the next stage's teachers are made from the student. For the
-            time before there is anything to teach.
-        head_rate, backbone_rate: learning rates.
-        schedule: "constant", as published, or "cosine" down to a hundredth.
-        warmup: share of the stage in which the rates grow linearly from zero.
-        eliminate_from, eliminate_fully_at: epochs between which the share of kept tokens falls from 1 to `keep_ratio`;
-            at once where they are equal (as published).
-    """
-
-    name: str = "distil"
+    name: str = "distil"  # in logs
     epochs: int = 30
-    pairs: int = 60000
-    batch: int = 10
-    accumulate: int = 1
-    elimination: bool = False
-    hidden: float = 0.25
-    heads_only: bool = False
+    pairs: int = 60000  # per epoch, over all processes
+    batch: int = 10  # pairs per process and forward pass
+    accumulate: int = 1  # forward passes per step of the optimiser
+    elimination: bool = False  # tokens are dropped as the model's configuration says; otherwise all are kept
+    hidden: float = 0.25  # probability that a search patch is hidden from the students
+    heads_only: bool = False  # the backbones are frozen
+    # the teachers neither run nor learn; the next stage's teachers are made from the student. For the time before there
+    # is anything to teach.
     students_only: bool = False
     head_rate: float = 5e-5
     backbone_rate: float = 5e-6
-    schedule: Schedule = "constant"
-    warmup: float = 0.0
+    schedule: Schedule = "constant"  # "constant", as published, or "cosine" down to a hundredth
+    warmup: float = 0.0  # share of the stage in which the rates grow linearly from zero
+    # epochs between which the share of kept tokens falls from 1 to `keep_ratio`; at once where they are equal (as
+    # published)
     eliminate_from: int = 0
     eliminate_fully_at: int = 0
 
@@ -213,25 +168,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Upkeep:
-    """Logs, checkpoints, validation and caches; nothing here changes what is learned.
+    """Logs, checkpoints, validation and caches; nothing here changes what is learned."""
 
-    Attributes:
-        log_every: steps between lines of the log.
-        checkpoint_every: steps between checkpoints; one more is written at the end of every stage.
-        keep_last: how many of the newest checkpoints stay.
-        validate_every: steps between validations; 0: never.
-        validation_pairs: number of rendered pairs, the same ones every time.
-        most_bad_samples: the run ends when more samples than this could not be read.
-        cache_mb: memory for decoded frames in each process that reads samples.
-    """
-
-    log_every: int = 50
-    checkpoint_every: int = 1000
-    keep_last: int = 2
-    validate_every: int = 1000
-    validation_pairs: int = 256
-    most_bad_samples: int = 100
-    cache_mb: int = 512
+    log_every: int = 50  # steps between lines of the log
+    checkpoint_every: int = 1000  # steps between checkpoints; one more is written at the end of every stage
+    keep_last: int = 2  # how many of the newest checkpoints stay
+    validate_every: int = 1000  # steps between validations; 0: never
+    validation_pairs: int = 256  # number of rendered pairs, the same ones every time
+    most_bad_samples: int = 100  # the run ends when more samples than this could not be read
+    cache_mb: int = 512  # memory for decoded frames in each process that reads samples
 
     def __post_init__(self) -> None:
         _check_range(self, "log_every checkpoint_every keep_last validation_pairs", 1)
@@ -240,47 +185,32 @@ class Upkeep:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run; the defaults are the authors' recipe.
+    """A training run; the defaults are the authors' recipe."""
 
-    Attributes:
-        model: sizes, or in a file a preset's name.
-        init: "random", or a file of weights (a CKD checkpoint with or without teachers, OSTrack, DropTrack, MAE).
-        seed: of everything random; equal seeds give equal runs.
-        stages: in order.
-        sources: where samples come from.
-        sampling, augmentation: of samples.
-        losses: weights of the loss terms, and which reading of the paper they follow.
-        distillation: "coupled", the paper's method, or "features": students imitate their teachers' raw features (FD).
-        loss_engine: "reference" (PyTorch) or "fused" (one kernel per block and direction; needs a GPU).
-        weight_decay: of AdamW.
-        clip_norm: largest norm of all gradients together.
-        drop_path: stochastic depth of the last block.
-        precision: of the backbones; heads and losses are always float32.
-        ema: decay of the running mean of all weights, which is validated and shipped; 0: no mean.
-        workers: processes that read samples.
-        upkeep: logs, checkpoints, validation.
-    """
-
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)  # sizes, or in a file a preset's name
+    # "random", or a file of weights (a CKD checkpoint with or without teachers, OSTrack, DropTrack, MAE)
     init: str = "random"
-    seed: int = 0
+    seed: int = 0  # of everything random; equal seeds give equal runs
     stages: tuple[Stage, ...] = (
         Stage(),
         Stage(name="eliminate", epochs=10, pairs=30000, batch=64, elimination=True, hidden=0.0, heads_only=True),
     )
-    sources: tuple[Source, ...] = (Source("dataset", name="lasher-train"),)
+    sources: tuple[Source, ...] = (Source("dataset", name="lasher-train"),)  # where samples come from
     sampling: Sampling = field(default_factory=Sampling)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    # weights of the loss terms, and which reading of the paper they follow
     losses: LossConfig = field(default_factory=LossConfig)
+    # "coupled", the paper's method, or "features": students imitate their teachers' raw features (FD)
     distillation: Literal["coupled", "features"] = "coupled"
+    # "reference" (PyTorch) or "fused" (one kernel per block and direction; needs a GPU)
     loss_engine: Literal["reference", "fused"] = "reference"
-    weight_decay: float = 1e-4
-    clip_norm: float = 0.1
-    drop_path: float = 0.1
-    precision: Precision = "float32"
-    ema: float = 0.0
-    workers: int = 4
-    upkeep: Upkeep = field(default_factory=Upkeep)
+    weight_decay: float = 1e-4  # of AdamW
+    clip_norm: float = 0.1  # largest norm of all gradients together
+    drop_path: float = 0.1  # stochastic depth of the last block
+    precision: Precision = "float32"  # of the backbones; heads and losses are always float32
+    ema: float = 0.0  # decay of the running mean of all weights, which is validated and shipped; 0: no mean
+    workers: int = 4  # processes that read samples
+    upkeep: Upkeep = field(default_factory=Upkeep)  # logs, checkpoints, validation
 
     def __post_init__(self) -> None:
         if not self.stages or not self.sources:

@@ -16,17 +16,11 @@ from ckd_fast.errors import EngineError, InputError
 
 @dataclass(frozen=True)
 class Process:
-    """This process among those of the run.
+    """This process among those of the run."""
 
-    Attributes:
-        rank: its number; process 0 alone writes files and shows progress.
-        world: how many there are.
-        device: what it computes on.
-    """
-
-    rank: int
-    world: int
-    device: torch.device
+    rank: int  # its number; process 0 alone writes files and shows progress
+    world: int  # how many there are
+    device: torch.device  # what it computes on
 
     @property
     def first(self) -> bool:

@@ -33,21 +33,13 @@ FILE_PATTERNS = ("boxes.txt", "boxes-[0-9]*.txt", "results.jsonl", "video.mp4", 
 
 @dataclass(frozen=True)
 class TrackedFrame:
-    """One frame and what the tracker found in it.
-
-    Attributes:
-        pair: the frame.
-        boxes: per target; given in the first frame, repeated where neither image could be read.
-        results: per target; None where its box was given or repeated.
-        truth: the first target's true box, None where unknown or not in view.
-        seconds: spent tracking; 0 if nothing was tracked.
-    """
+    """One frame and what the tracker found in it."""
 
     pair: Pair
-    boxes: tuple[Box, ...]
-    results: tuple[TrackResult | None, ...]
-    truth: Box | None
-    seconds: float
+    boxes: tuple[Box, ...]  # per target; given in the first frame, repeated where neither image could be read
+    results: tuple[TrackResult | None, ...]  # per target; None where its box was given or repeated
+    truth: Box | None  # the first target's true box, None where unknown or not in view
+    seconds: float  # spent tracking; 0 if nothing was tracked
 
     @property
     def overlap(self) -> float | None:

@@ -29,52 +29,31 @@ FirstBoxes = Callable[[Pair], Sequence[Sequence[float]]]
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """What to write, and when to stop.
-
-    Attributes:
-        out: the folder.
-        video: write the annotated video.
-        plot: write the plot.
-        result_format: "float" (comma, four decimals) or "authors" (tab, truncated to whole numbers).
-        fps: of the annotated video; None: the source's, or 25.
-        max_unreadable: fail if more frames than this cannot be read.
-        limit: stop after this many frames.
-        force: overwrite an earlier run's results.
-    """
+    """What to write, and when to stop."""
 
     out: Path
     video: bool = True
     plot: bool = False
+    # "float" (comma, four decimals) or "authors" (tab, truncated to whole numbers)
     result_format: ResultFormat = "float"
-    fps: float | None = None
-    max_unreadable: int = 10
-    limit: int | None = None
-    force: bool = False
+    fps: float | None = None  # of the annotated video; None: the source's, or 25
+    max_unreadable: int = 10  # fail if more frames than this cannot be read
+    limit: int | None = None  # stop after this many frames
+    force: bool = False  # overwrite an earlier run's results
 
 
 @dataclass(frozen=True)
 class SessionSummary:
-    """How a run went.
+    """How a run went."""
 
-    Attributes:
-        frames: tracked or skipped, including the first.
-        seconds: spent tracking, without reading and writing.
-        fps: tracked frames per second of tracking.
-        lost: frames in which the target counts as lost, per target.
-        mean_iou: with the ground truth, without the first frame; None if there is no truth.
-        unreadable: what could not be read.
-        interrupted: the user ended it.
-        files: what was written.
-    """
-
-    frames: int
-    seconds: float
-    fps: float
-    lost: tuple[int, ...]
-    mean_iou: float | None
-    unreadable: tuple[str, ...]
-    interrupted: bool
-    files: tuple[str, ...]
+    frames: int  # tracked or skipped, including the first
+    seconds: float  # spent tracking, without reading and writing
+    fps: float  # tracked frames per second of tracking
+    lost: tuple[int, ...]  # frames in which the target counts as lost, per target
+    mean_iou: float | None  # with the ground truth, without the first frame; None if there is no truth
+    unreadable: tuple[str, ...]  # what could not be read
+    interrupted: bool  # the user ended it
+    files: tuple[str, ...]  # what was written
 
 
 @dataclass

@@ -34,23 +34,15 @@ CAMERA_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class Pair:
-    """A visible and a thermal frame of the same moment.
+    """A visible and a thermal frame of the same moment."""
 
-    Attributes:
-        index: number of the pair, from 0.
-        name: for messages and results.
-        rgb: [H, W, 3] uint8; None if it could not be read.
-        tir: uint8 or uint16, one or three channels; None if it could not be read.
-        problem: what could not be read; empty if nothing.
-        visible_index: number of the visible frame in its folder, which differs from `index` where images without a
-            partner were left out; None: the same as `index`.
-    """
-
-    index: int
-    name: str
-    rgb: Image | None
-    tir: Image | None
-    problem: str = ""
+    index: int  # number of the pair, from 0
+    name: str  # for messages and results
+    rgb: Image | None  # [H, W, 3] uint8; None if it could not be read
+    tir: Image | None  # uint8 or uint16, one or three channels; None if it could not be read
+    problem: str = ""  # what could not be read; empty if nothing
+    # number of the visible frame in its folder, which differs from `index` where images without a partner were left
+    # out; None: the same as `index`
     visible_index: int | None = None
 
 

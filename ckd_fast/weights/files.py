@@ -29,23 +29,14 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """What a file holds; which model it is comes later.
-
-    Attributes:
-        path: the file.
-        container: "safetensors" or "checkpoint".
-        tensors: by the file's own names.
-        metadata: safetensors' strings; empty for a checkpoint.
-        placeholders: names of pickled classes and functions that were not loaded.
-        sha256: of the file.
-    """
+    """What a file holds; which model it is comes later."""
 
     path: Path
-    container: str
-    tensors: Mapping[str, Tensor]
-    metadata: Mapping[str, str]
-    placeholders: tuple[str, ...]
-    sha256: str
+    container: str  # "safetensors" or "checkpoint"
+    tensors: Mapping[str, Tensor]  # by the file's own names
+    metadata: Mapping[str, str]  # safetensors' strings; empty for a checkpoint
+    placeholders: tuple[str, ...]  # names of pickled classes and functions that were not loaded
+    sha256: str  # of the file
 
 
 def open_weights(path: str | os.PathLike[str]) -> WeightsFile:

@@ -14,29 +14,20 @@ from .load import LoadedModel, Provenance, model_from_file, resolve_config
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a file holds.
+    """What a file holds."""
 
-    Attributes:
-        container: "safetensors" or "checkpoint".
-        tensors, parameters: how many tensors and values are in the file.
-        dtypes: tensors per type.
-        not_loaded: pickled classes, replaced by placeholders.
-        preset: its name, if a preset has these sizes.
-        teachers: whether the file holds them.
-        lost_threshold: calibrated for these weights; None: not calibrated.
-    """
-
-    container: str
+    container: str  # "safetensors" or "checkpoint"
+    # how many tensors and values are in the file
     tensors: int
     parameters: int
-    dtypes: dict[str, int]
+    dtypes: dict[str, int]  # tensors per type
     sha256: str
-    not_loaded: tuple[str, ...]
-    preset: str | None
+    not_loaded: tuple[str, ...]  # pickled classes, replaced by placeholders
+    preset: str | None  # its name, if a preset has these sizes
     config: ModelConfig
     provenance: Provenance
-    teachers: bool
-    lost_threshold: float | None
+    teachers: bool  # whether the file holds them
+    lost_threshold: float | None  # calibrated for these weights; None: not calibrated
 
 
 def inspect_weights(

@@ -38,21 +38,13 @@ PACKAGED = Path(__file__).with_name("packaged.safetensors")
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where weights came from.
+    """Where weights came from."""
 
-    Attributes:
-        source: the file's name, "random" or "packaged".
-        kind: what the source is, in words.
-        sha256: of the source file; empty for random weights.
-        not_loaded: pickled classes, replaced by placeholders.
-        seed: of random weights, or of the random head for a file without one.
-    """
-
-    source: str
-    kind: str
-    sha256: str = ""
-    not_loaded: tuple[str, ...] = ()
-    seed: int | None = None
+    source: str  # the file's name, "random" or "packaged"
+    kind: str  # what the source is, in words
+    sha256: str = ""  # of the source file; empty for random weights
+    not_loaded: tuple[str, ...] = ()  # pickled classes, replaced by placeholders
+    seed: int | None = None  # of random weights, or of the random head for a file without one
 
 
 @dataclass(frozen=True)
