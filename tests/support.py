@@ -65,6 +65,15 @@ def shared_data(*parts: str) -> Path:
     return path
 
 
+def lay_out(root: Path, files: Mapping[str, str]) -> Path:
+    """Write text files by their paths in a folder."""
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
 # torch.compile needs one on a CPU; a bare machine has none.
 HAS_COMPILER = shutil.which(os.environ.get("CXX", "g++")) is not None
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from commands import Command, Printed, by_module, unheard
-from support import shared_data
+from support import lay_out, shared_data
 
 from ckd_fast.datasets import open_dataset
 from ckd_fast.evaluation import evaluate
@@ -34,16 +34,13 @@ def folder_name(sequence: str) -> str:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Ground truths laid out like RGBT210, with attributes."""
-    home = tmp_path / "RGBT210"
     names = [folder_name(name) for name in SEQUENCES]
-    for name, box in zip(names, SEQUENCES.values(), strict=True):
-        (home / "groundtruth" / name).mkdir(parents=True)
-        (home / "groundtruth" / name / "init.txt").write_text((",".join(map(str, box)) + "\n") * 4)
-    (home / "attr_txt").mkdir()
-    (home / "attr_txt" / "SequencesName.txt").write_text("\n".join(names) + "\n")
+    boxes = zip(names, SEQUENCES.values(), strict=True)
+    files = {f"groundtruth/{name}/init.txt": (",".join(map(str, box)) + "\n") * 4 for name, box in boxes}
+    files["attr_txt/SequencesName.txt"] = "\n".join(names) + "\n"
     for attribute, flags in (("LI", "1\n1\n0\n"), ("BC", "0\n1\n1\n"), ("TC", "1\n0\n1\n")):
-        (home / "attr_txt" / f"{attribute}.txt").write_text(flags)
-    return home
+        files[f"attr_txt/{attribute}.txt"] = flags
+    return lay_out(tmp_path / "RGBT210", files)
 
 
 def results(folder: Path, hits: tuple[str, ...]) -> Path:

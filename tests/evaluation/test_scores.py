@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import shared_data
+from support import lay_out, shared_data
 
 from ckd_fast import InputError
 from ckd_fast.datasets import open_dataset
@@ -223,10 +223,8 @@ WHERE = {"a": (10, 10, 20, 20), "b": (40, 30, 10, 30), "c": (5, 60, 30, 10)}
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
-    for name, box in WHERE.items():
-        (tmp_path / "data" / name).mkdir(parents=True)
-        (tmp_path / "data" / name / "groundtruth.txt").write_text((",".join(map(str, box)) + "\n") * FRAMES)
-    return open_dataset("folder", tmp_path / "data")
+    truths = {f"{name}/groundtruth.txt": (",".join(map(str, box)) + "\n") * FRAMES for name, box in WHERE.items()}
+    return open_dataset("folder", lay_out(tmp_path / "data", truths))
 
 
 def results(folder: Path, *, separator: str = ",", corners: bool = False, count: int = FRAMES) -> Path:
@@ -266,11 +264,12 @@ def test_ltrb_and_centre(dataset: Dataset, tmp_path: Path) -> None:
 
 
 def test_everything_wrong_is_named(dataset: Dataset, tmp_path: Path) -> None:
-    folder = results(tmp_path / "bad")
-    (folder / "a.txt").write_text("10,10,20,20\n" * (FRAMES - 1) + "nan,1,2,3\n")
-    (folder / "b.txt").write_text("40,30,10,30\n40 30 10 30\n")
-    (folder / "c.txt").unlink()
-    (folder / "zzz.txt").write_text("1,2,3,4\n")
+    bad = {
+        "a.txt": "10,10,20,20\n" * (FRAMES - 1) + "nan,1,2,3\n",
+        "b.txt": "40,30,10,30\n40 30 10 30\n",
+        "zzz.txt": "1,2,3,4\n",
+    }
+    folder = lay_out(tmp_path / "bad", bad)
     evaluation = evaluate(dataset, [folder])
     assert kinds(evaluation) == {
         ("missing sequence", ("c",)),
@@ -347,26 +346,22 @@ def test_empty_folders(dataset: Dataset, tmp_path: Path) -> None:
 
 
 def test_times_make_frames_per_second(dataset: Dataset, tmp_path: Path) -> None:
-    folder = results(tmp_path / "timed")
-    (folder / "a_time.txt").write_text("9\n0.1\n0.1\n0.1\n")
-    (folder / "b_time.txt").write_text("9\n0.3\n0.3\n0.3\n")
-    (folder / "c_time.txt").write_text("9\n-1\n")
-    (score,) = evaluate(dataset, [folder]).trackers
+    times = {"a_time.txt": "9\n0.1\n0.1\n0.1\n", "b_time.txt": "9\n0.3\n0.3\n0.3\n", "c_time.txt": "9\n-1\n"}
+    (score,) = evaluate(dataset, [lay_out(results(tmp_path / "timed"), times)]).trackers
     assert score.fps == pytest.approx(6 / 1.2)  # the first row is the initialisation
     assert [(problem.kind, problem.sequences) for problem in score.problems] == [("unreadable", ("c",))]
 
 
+def scored(name: str, root: Path, files: dict[str, str]) -> Evaluation:
+    """One tracker on a data set of a few files: its results lie in T, all else in data."""
+    lay_out(root, files)
+    return evaluate(open_dataset(name, root / "data"), [root / "T"])
+
+
 def test_truths_without_area_are_left_out_by_the_strict_reading(tmp_path: Path) -> None:
-    home = tmp_path / "data" / "gone"
-    home.mkdir(parents=True)
-    (home / "groundtruth.txt").write_text("1,1,0,0\n" * 3)
-    (tmp_path / "data" / "seen").mkdir()
-    (tmp_path / "data" / "seen" / "groundtruth.txt").write_text("1,1,5,5\nnan,nan,nan,nan\n1,1,5,5\n")
-    folder = tmp_path / "T"
-    folder.mkdir()
-    for name in ("gone", "seen"):
-        (folder / f"{name}.txt").write_text("1,1,5,5\n" * 3)
-    evaluation = evaluate(open_dataset("folder", tmp_path / "data"), [folder])
+    truths = {"gone": "1,1,0,0\n" * 3, "seen": "1,1,5,5\nnan,nan,nan,nan\n1,1,5,5\n"}
+    files = {f"data/{name}/groundtruth.txt": text for name, text in truths.items()}
+    evaluation = scored("folder", tmp_path, files | {f"T/{name}.txt": "1,1,5,5\n" * 3 for name in truths})
     (score,) = evaluation.trackers
     assert score.frames.tolist() == [0, 2]
     assert evaluation.metrics(score).pr == 1
@@ -374,20 +369,16 @@ def test_truths_without_area_are_left_out_by_the_strict_reading(tmp_path: Path) 
 
 
 def test_vtuav_takes_every_tenth_row(tmp_path: Path) -> None:
-    home = tmp_path / "data" / "car_1"
-    home.mkdir(parents=True)
-    (home / "rgb.txt").write_text("".join(f"{10 * k} 0 10 10\n" for k in range(3)))
-    folder = tmp_path / "T"
-    folder.mkdir()
-    dataset = open_dataset("vtuav", tmp_path / "data")
-    (folder / "car_1.txt").write_text("".join(f"{frame} 0 10 10\n" for frame in range(25)))
-    every = evaluate(dataset, [folder])
-    assert every.metrics(every.trackers[0]).sr == pytest.approx(20 / 21)
-    assert every.problems == ()
-    (folder / "car_1.txt").write_text("".join(f"{10 * k} 0 10 10\n" for k in range(3)))
-    assert evaluate(dataset, [folder]).metrics(every.trackers[0]).sr == pytest.approx(20 / 21)
-    (folder / "car_1.txt").write_text("".join(f"{frame} 0 10 10\n" for frame in range(40)))
-    assert kinds(evaluate(dataset, [folder])) == {("long", ("car_1",))}
+    def compared(rows: range) -> Evaluation:
+        truth = "".join(f"{10 * k} 0 10 10\n" for k in range(3))
+        own = "".join(f"{frame} 0 10 10\n" for frame in rows)
+        return scored("vtuav", tmp_path, {"data/car_1/rgb.txt": truth, "T/car_1.txt": own})
+
+    for rows in (range(25), range(0, 30, 10)):
+        evaluation = compared(rows)
+        assert evaluation.metrics(evaluation.trackers[0]).sr == pytest.approx(20 / 21)
+        assert evaluation.problems == ()
+    assert kinds(compared(range(40))) == {("long", ("car_1",))}
 
 
 @pytest.mark.parametrize(
@@ -406,26 +397,19 @@ def test_vtuav_takes_every_tenth_row(tmp_path: Path) -> None:
 def test_vtuav_results_of_every_frame_or_of_every_box(
     tmp_path: Path, rows: int, step: int, share: float, text: str | None
 ) -> None:
-    home = tmp_path / "data" / "car_1"
-    home.mkdir(parents=True)
-    (home / "rgb.txt").write_text("".join(f"{100 * k} 0 10 10\n" for k in range(20)))
-    (tmp_path / "T").mkdir()
-    (tmp_path / "T" / "car_1.txt").write_text("".join(f"{step * row} 0 10 10\n" for row in range(rows)))
-    evaluation = evaluate(open_dataset("vtuav", tmp_path / "data"), [tmp_path / "T"])
+    truth = "".join(f"{100 * k} 0 10 10\n" for k in range(20))
+    own = "".join(f"{step * row} 0 10 10\n" for row in range(rows))
+    evaluation = scored("vtuav", tmp_path, {"data/car_1/rgb.txt": truth, "T/car_1.txt": own})
     assert evaluation.metrics(evaluation.trackers[0]).sr == pytest.approx(share * 20 / 21)
     assert [problem.text for problem in evaluation.problems] == ([text] if text else [])
 
 
 def test_frames_weigh_where_the_protocol_says_so(tmp_path: Path) -> None:
-    for name, count in (("long", 9), ("short", 1)):
-        home = tmp_path / "data" / name
-        home.mkdir(parents=True)
-        for kind in "vi":
-            (home / f"groundTruth_{kind}.txt").write_text("10 10 30 30\n" * count)
-        (tmp_path / "T").mkdir(exist_ok=True)
-        box = "10,10,20,20\n" if name == "long" else "100,100,20,20\n"
-        (tmp_path / "T" / f"{name}.txt").write_text(box * count)
-    evaluation = evaluate(open_dataset("gtot", tmp_path / "data"), [tmp_path / "T"])
+    files = {}
+    for name, count, box in (("long", 9, "10,10,20,20\n"), ("short", 1, "100,100,20,20\n")):
+        files |= {f"data/{name}/groundTruth_{kind}.txt": "10 10 30 30\n" * count for kind in "vi"}
+        files[f"T/{name}.txt"] = box * count
+    evaluation = scored("gtot", tmp_path, files)
     assert evaluation.metrics(evaluation.trackers[0]).pr == pytest.approx(0.9)
     by_sequence = dataclasses.replace(evaluation.benchmark.protocol, weighting="sequences")
     other = dataclasses.replace(evaluation, benchmark=dataclasses.replace(evaluation.benchmark, protocol=by_sequence))

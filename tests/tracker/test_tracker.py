@@ -14,26 +14,19 @@ import torch
 from checkpoints import SMALL
 from numpy.typing import NDArray
 
-from ckd_fast import (
-    EngineError,
-    InputError,
-    ModelConfig,
-    NotInitialisedError,
-    Tracker,
-    TrackerConfig,
-    TrackResult,
-    load_model,
-)
+from ckd_fast import EngineError, InputError, LoadedModel, ModelConfig, NotInitialisedError, Tracker, load_model
+from ckd_fast.config import TrackerConfig
 from ckd_fast.engines.host import ReferenceEngine
 from ckd_fast.frames import FrameForm, check_pair, first_pair, reduce_to_8_bits, register
+from ckd_fast.types import TrackResult
 
 H, W = 96, 128
 BOX = (40.0, 30.0, 24.0, 20.0)
 MODEL = load_model("random", SMALL, seed=3)
 
 
-def tracker(**config: object) -> Tracker:
-    return Tracker(MODEL, engine="reference", device="cpu", config=TrackerConfig(**config))
+def tracker(model: LoadedModel = MODEL, **config: object) -> Tracker:
+    return Tracker(model, engine="reference", device="cpu", config=TrackerConfig(**config))
 
 
 def frames(count: int = 4, height: int = H, width: int = W, seed: int = 0) -> list[tuple[NDArray, NDArray]]:
@@ -225,13 +218,13 @@ def test_results_stay_inside_the_frame_and_count_frames() -> None:
 
 def test_the_threshold_is_the_weights_unless_it_is_given() -> None:
     calibrated = dataclasses.replace(MODEL, lost_threshold=0.37)
-    assert Tracker(MODEL, engine="reference", device="cpu").lost_threshold == 0.2
-    own = Tracker(calibrated, engine="reference", device="cpu")
+    assert tracker().lost_threshold == 0.2
+    own = tracker(calibrated)
     assert own.lost_threshold == 0.37
     assert Tracker(engine=own.engine).lost_threshold == 0.37
     assert ReferenceEngine(calibrated, torch.device("cpu"), torch.float32).lost_threshold == 0.37
     assert Tracker(engine=own.engine, config=TrackerConfig(lost_threshold=0.0)).lost_threshold == 0
-    surely = Tracker(dataclasses.replace(MODEL, lost_threshold=1.0), engine="reference", device="cpu")
+    surely = tracker(dataclasses.replace(MODEL, lost_threshold=1.0))
     assert [r.lost for r in walk(surely, PAIRS)] == [True] * 4
 
 
@@ -271,7 +264,7 @@ def test_a_widened_search_is_bounded() -> None:
 def test_a_result_that_is_not_finite_is_an_error() -> None:
     """Finite weights may overflow; the state stays."""
     huge = {name: torch.full_like(v, 3e38) if "fc1.weight" in name else v for name, v in MODEL.weights.items()}
-    target = Tracker(dataclasses.replace(MODEL, weights=huge), engine="reference", device="cpu")
+    target = tracker(dataclasses.replace(MODEL, weights=huge))
     target.init(*PAIRS[0], BOX)
     with pytest.raises(EngineError, match="not finite"):
         target.update(*PAIRS[1])
@@ -339,7 +332,7 @@ def test_two_threads_give_what_each_gives_alone() -> None:
 
 def test_gt_box_range_uses_the_target() -> None:
     config = dataclasses.replace(SMALL, template_range="GT_BOX")
-    target = Tracker(dataclasses.replace(MODEL, config=config), engine="reference", device="cpu")
+    target = tracker(dataclasses.replace(MODEL, config=config))
     target.init(*PAIRS[0], BOX)
     # By hand: the template crop is ceil(2 sqrt(24 x 20)) = 44 pixels wide around the target, the box 24 x 20 of them.
     factor = 128 / 44
@@ -377,6 +370,7 @@ def test_auto_falls_back_visibly(caplog: pytest.LogCaptureFixture, monkeypatch: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"engine": tracker().engine}, "pass it alone"),
         ({"engine": "fast"}, "engine='fast': known are auto, reference, compiled, triton"),
         ({"device": "tpu"}, "device='tpu'"),
         ({"device": "meta"}, "device='meta'"),
@@ -389,11 +383,6 @@ def test_auto_falls_back_visibly(caplog: pytest.LogCaptureFixture, monkeypatch: 
 def test_bad_constructor_arguments(arguments: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Tracker(MODEL, **arguments)
-
-
-def test_an_engine_is_passed_alone() -> None:
-    with pytest.raises(InputError, match="pass it alone"):
-        Tracker(MODEL, engine=tracker().engine)
 
 
 @pytest.mark.parametrize(

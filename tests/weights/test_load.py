@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,16 +19,22 @@ from ckd_fast import (
     InputError,
     LoadedModel,
     MissingModelError,
+    ModelConfig,
     OutputError,
     WeightsMismatchError,
     load_model,
     save_model,
 )
-from ckd_fast.reference.model import Student, Trainee
+from ckd_fast.reference.model import Student, Trainee, initialise
 from ckd_fast.weights import convert_weights, inspect_weights
 from ckd_fast.weights.files import open_weights, write_safetensors
 from ckd_fast.weights.keys import from_authors, is_unused
 from ckd_fast.weights.load import expected_shapes
+
+
+def loaded_from(path: Path, content: object, model: ModelConfig | None = SMALL, **more: Any) -> LoadedModel:
+    torch.save(content, path, **more)
+    return load_model(path, model)
 
 
 def test_every_published_key_has_a_home() -> None:
@@ -55,19 +62,14 @@ def test_authors_checkpoint(tmp_path: Path, wrapping: str, *, legacy: bool) -> N
         "bare": state,
         "module": {"model": {f"module.{name}": value for name, value in state.items()}},
     }[wrapping]  # fmt: skip
-    path = tmp_path / "CKD_ep0025.pth.tar"
-    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    loaded = load_model(path, SMALL)
+    loaded = loaded_from(tmp_path / "CKD_ep0025.pth.tar", content, _use_new_zipfile_serialization=not legacy)
     assert loaded.config == SMALL
     assert loaded.provenance.kind == "CKD checkpoint, 2 branches"
     assert len(loaded.provenance.sha256) == 64
     assert bool(loaded.provenance.not_loaded) == (wrapping == "net")
-    compared = 0
-    for name, value in state.items():
-        if ours := from_authors(name):
-            assert torch.equal(loaded.weights[ours], value)
-            compared += 1
-    assert compared == len(loaded.weights) == len(expected_shapes(Student(SMALL)))
+    same = [torch.equal(loaded.weights[ours], value) for name, value in state.items() if (ours := from_authors(name))]
+    assert all(same)
+    assert len(same) == len(loaded.weights) == len(expected_shapes(Student(SMALL)))
     maps = loaded.student()(torch.zeros(2, 1, 64, 32), torch.zeros(2, 1, 3, 256, 256)).maps
     assert torch.isfinite(maps.score).all()
     with pytest.raises(InputError, match="holds no teachers"):
@@ -76,8 +78,7 @@ def test_authors_checkpoint(tmp_path: Path, wrapping: str, *, legacy: bool) -> N
 
 def test_four_branches(tmp_path: Path) -> None:
     state = authors_names(SMALL, teachers=True)
-    torch.save({"net": state}, tmp_path / "stage1.pth.tar")
-    loaded = load_model(tmp_path / "stage1.pth.tar", SMALL)
+    loaded = loaded_from(tmp_path / "stage1.pth.tar", {"net": state})
     assert loaded.provenance.kind == "CKD checkpoint, 4 branches"
     trainee = loaded.trainee()
     assert torch.equal(trainee.teacher_tir.head.size[4].weight, state["box_head_i.conv5_size.weight"])
@@ -106,8 +107,7 @@ def test_golden_weights_track_alike_after_conversion(tmp_path: Path) -> None:
 
 def test_ostrack_starts_every_branch(tmp_path: Path) -> None:
     state = one_stream(SMALL)
-    torch.save({"net": state}, tmp_path / "OSTrack_ep0300.pth.tar")
-    loaded = load_model(tmp_path / "OSTrack_ep0300.pth.tar", SMALL)
+    loaded = loaded_from(tmp_path / "OSTrack_ep0300.pth.tar", {"net": state})
     assert loaded.provenance.kind == "initial weights, one-stream tracker"
     trainee = loaded.trainee()
     for branch in (*trainee.student.branches, trainee.teacher_rgb.branch, trainee.teacher_tir.branch):
@@ -122,8 +122,7 @@ def test_droptrack_positions(tmp_path: Path) -> None:
     """Tables are resized bilinearly, then the temporal embedding is added."""
     state = one_stream(SMALL, template_grid=12, search_grid=24)
     state |= {f"backbone.temporal_pos_embed_{crop}": torch.randn(1, 1, 32) for crop in "zx"}
-    torch.save({"net": state}, tmp_path / "DropTrack.pth.tar")
-    loaded = load_model(tmp_path / "DropTrack.pth.tar", SMALL)
+    loaded = loaded_from(tmp_path / "DropTrack.pth.tar", {"net": state})
     for crop, name, side, grid in (("z", "template", 12, 8), ("x", "search", 24, 16)):
         table = state[f"backbone.pos_embed_{crop}"].reshape(1, side, side, 32).permute(0, 3, 1, 2)
         resized = torch.nn.functional.interpolate(table, (grid, grid), mode="bilinear").permute(0, 2, 3, 1)
@@ -136,9 +135,8 @@ def test_encoder_without_a_head(tmp_path: Path) -> None:
     state = {n.removeprefix("backbone."): v for n, v in one_stream(SMALL, head=False).items() if "pos_embed_" not in n}
     state["pos_embed"] = torch.randn(1, 197, 32)
     state["decoder_embed.weight"] = torch.zeros(3)
-    torch.save({"model": state}, tmp_path / "mae.pth")
     with pytest.raises(WeightsMismatchError, match="without a head, which cannot track"):
-        load_model(tmp_path / "mae.pth", SMALL)
+        loaded_from(tmp_path / "mae.pth", {"model": state})
     first, again, other = (load_model(tmp_path / "mae.pth", SMALL, seed=seed) for seed in (3, 3, 4))
     assert first.provenance.seed == 3
     assert torch.equal(first.weights["head.score.0.0.weight"], again.weights["head.score.0.0.weight"])
@@ -148,11 +146,9 @@ def test_encoder_without_a_head(tmp_path: Path) -> None:
 
 def test_sizes_that_the_file_settles_need_not_be_said(tmp_path: Path) -> None:
     tiny = PRESETS["tiny"]
-    torch.save({"net": authors_names(dataclasses.replace(tiny))}, tmp_path / "tiny.pth.tar")
-    assert load_model(tmp_path / "tiny.pth.tar").config == tiny
-    torch.save({"net": authors_names(SMALL)}, tmp_path / "odd.pth.tar")
+    assert loaded_from(tmp_path / "tiny.pth.tar", {"net": authors_names(tiny)}, None).config == tiny
     with pytest.raises(WeightsMismatchError, match=r"dim=32.*does not say the number of heads"):
-        load_model(tmp_path / "odd.pth.tar")
+        loaded_from(tmp_path / "odd.pth.tar", {"net": authors_names(SMALL)}, None)
 
 
 def test_run_settings_are_free_sizes_are_not(tmp_path: Path) -> None:
@@ -180,10 +176,9 @@ def test_calibration_is_kept(tmp_path: Path) -> None:
     assert load_model(second).lost_threshold == 0.25
     convert_weights(second, first, half="float16", force=True)
     assert inspect_weights(first).lost_threshold == 0.25
-    with pytest.raises(InputError, match=r"lost_threshold=1\.5"):
-        convert_weights(first, second, lost_threshold=1.5, force=True)
-    with pytest.raises(InputError, match="lost_threshold=True"):
-        convert_weights(first, second, lost_threshold=True, force=True)
+    for wrong in (1.5, True):
+        with pytest.raises(InputError, match=f"lost_threshold={wrong}"):
+            convert_weights(first, second, lost_threshold=wrong, force=True)
     for broken in ('{"lost_threshold": "0.2"}', '{"lost_threshold": 7}', "{}"):
         file = open_weights(first)
         write_safetensors(second, file.tensors, {**file.metadata, "calibration": broken})
@@ -212,24 +207,16 @@ def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
         load_model(**arguments)
 
 
-def small_model(*, teachers: bool = False, share: bool = False) -> LoadedModel:
-    config = dataclasses.replace(SMALL, share_students=share)
-    loaded = load_model("random", config)
-    if not teachers:
-        return loaded
-    from ckd_fast.reference.model import initialise
-
-    trainee = Trainee(config)
-    initialise(trainee, 1)
-    shapes = expected_shapes(trainee)
-    kept = {n: v.detach() for n, v in trainee.state_dict().items() if n in shapes and n.startswith("teacher")}
-    return dataclasses.replace(loaded, teachers=kept)
-
-
 @pytest.mark.parametrize("half", [None, "float16", "bfloat16"])
 @pytest.mark.parametrize("share", [False, True])
 def test_saving_and_loading(tmp_path: Path, half: str | None, *, share: bool) -> None:
-    model = small_model(teachers=True, share=share)
+    config = dataclasses.replace(SMALL, share_students=share)
+    trainee = Trainee(config)
+    initialise(trainee, 1)
+    teachers = {
+        n: v.detach() for n, v in trainee.state_dict().items() if n.startswith("teacher") and "_tracked" not in n
+    }
+    model = dataclasses.replace(load_model("random", config), teachers=teachers)
     path = tmp_path / "model.safetensors"
     save_model(model, path, half=half, teachers=True)
     stored = load_file(path)
@@ -249,39 +236,34 @@ def test_saving_and_loading(tmp_path: Path, half: str | None, *, share: bool) ->
 def test_a_shared_model_from_a_file_with_both_names(tmp_path: Path) -> None:
     shared = dataclasses.replace(SMALL, share_students=True)
     state = authors_names(SMALL)
-    torch.save(state, tmp_path / "two.pth")
     with pytest.raises(WeightsMismatchError, match="share_students=True, but tir"):
-        load_model(tmp_path / "two.pth", shared)
+        loaded_from(tmp_path / "two.pth", state, shared)
     for name in list(state):
         if name.startswith("tir_branch."):
             state[name] = state["rgb_branch." + name.removeprefix("tir_branch.")]
-    torch.save(state, tmp_path / "one.pth")
-    student = load_model(tmp_path / "one.pth", shared).student()
+    student = loaded_from(tmp_path / "one.pth", state, shared).student()
     assert student.rgb is student.tir
 
 
 def test_saving_is_atomic_and_careful(tmp_path: Path) -> None:
-    model = small_model()
-    path = tmp_path / "model.safetensors"
+    model = load_model("random", SMALL)
+    path, other = tmp_path / "model.safetensors", tmp_path / "other.safetensors"
     save_model(model, path)
     before = path.read_bytes()
-    wide = {**model.weights, "rgb.norm.weight": torch.full((32,), 1e6)}
-    with pytest.raises(OutputError, match="beyond the range of float16"):
-        save_model(dataclasses.replace(model, weights=wide), path, half="float16")
-    with pytest.raises(InputError, match="half='int8'"):
-        save_model(model, path, half="int8")
+    wide = dataclasses.replace(model, weights={**model.weights, "rgb.norm.weight": torch.full((32,), 1e6)})
+    for attempt, error, message in (
+        (lambda: save_model(wide, path, half="float16"), OutputError, "beyond the range of float16"),
+        (lambda: save_model(model, path, half="int8"), InputError, "half='int8'"),
+        (lambda: save_model(model, tmp_path), OutputError, "a directory"),
+        (lambda: save_model(model, tmp_path / "nowhere" / "model.safetensors"), OutputError, "does not exist"),
+        (lambda: convert_weights(path, path), OutputError, "exists; write elsewhere or use --force"),
+        (lambda: convert_weights(path, tmp_path / "model.pth"), InputError, r"ends in \.safetensors"),
+        (lambda: convert_weights(path, other, teachers=True), InputError, "holds no teachers"),
+    ):
+        with pytest.raises(error, match=message):
+            attempt()
     assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
-    with pytest.raises(OutputError, match="a directory"):
-        save_model(model, tmp_path)
-    with pytest.raises(OutputError, match="does not exist"):
-        save_model(model, tmp_path / "nowhere" / "model.safetensors")
-    with pytest.raises(OutputError, match="exists; write elsewhere or use --force"):
-        convert_weights(path, path)
-    with pytest.raises(InputError, match=r"ends in \.safetensors"):
-        convert_weights(path, tmp_path / "model.pth")
-    with pytest.raises(InputError, match="holds no teachers"):
-        convert_weights(path, tmp_path / "other.safetensors", teachers=True)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_inspection(tmp_path: Path) -> None:
