@@ -51,9 +51,13 @@ class Golden(Mapping[str, NDArray]):
         array = self[key]
         return torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape)
 
+    def authors_weights(self) -> dict[str, Tensor]:
+        """The recorded weights under the authors' names."""
+        return {key.removeprefix("sd/"): self.tensor(key) for key in self if key.startswith("sd/")}
+
     def state_dict(self) -> dict[str, Tensor]:
         """The recorded weights under our names."""
-        named = {from_authors(k.removeprefix("sd/")): self.tensor(k) for k in self if k.startswith("sd/")}
+        named = {from_authors(name): value for name, value in self.authors_weights().items()}
         return {name: value for name, value in named.items() if name is not None}
 
 

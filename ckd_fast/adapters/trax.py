@@ -35,11 +35,7 @@ def follow(
 ) -> list[tuple[Box, float]]:
     """Boxes and scores in the next frame, in the order in which the targets were added.
 
-    Args:
-        tracker: follows all targets.
-        color, ir: the frame.
-        added: targets that start in this frame; their score is 1.
-        restart: forget all other targets first.
+    Targets `added` in this frame have a score of 1. `restart` forgets all others first.
     """
     if restart:
         tracker.reset()

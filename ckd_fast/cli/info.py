@@ -44,15 +44,9 @@ def run_info(options: argparse.Namespace) -> int:
         config = dataclasses.replace(config, elimination=options.elimination)
     cost = model_cost(config)
     if options.json:
-        parts = {
-            part.name: {
-                "parameters": part.parameters,
-                "macs": part.macs,
-                "norm_operations": part.norm_operations,
-                "attention_macs": part.attention_macs,
-            }
-            for part in cost.parts
-        }
+        parts = {}
+        for about in map(dataclasses.asdict, cost.parts):
+            parts[about.pop("name")] = about
         total = {
             "parameters": cost.published_parameters,
             "unused_parameters": cost.unused_parameters,

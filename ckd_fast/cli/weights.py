@@ -86,16 +86,8 @@ def run_weights_inspect(options: argparse.Namespace) -> int:
 def run_weights_convert(options: argparse.Namespace) -> int:
     from ckd_fast.weights import convert_weights
 
-    model = convert_weights(
-        options.file,
-        options.output,
-        model=options.model,
-        seed=options.seed,
-        half=options.half,
-        teachers=options.teachers,
-        lost_threshold=options.lost_threshold,
-        force=options.force,
-    )
+    names = ("model", "seed", "half", "teachers", "lost_threshold", "force")
+    model = convert_weights(options.file, options.output, **{name: getattr(options, name) for name in names})
     size = Path(options.output).stat().st_size
     if options.json:
         about = {"path": options.output, "bytes": size, "config": model.config.to_dict()}

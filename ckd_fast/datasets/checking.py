@@ -106,12 +106,7 @@ def image_size(path: Path) -> Size:
 def check_dataset(
     dataset: Dataset, *, on_sequence: Callable[[SequenceCheck], object] = lambda _check: None
 ) -> DatasetCheck:
-    """Decode every image and read every ground truth.
-
-    Args:
-        dataset: what to check.
-        on_sequence: called after every sequence, for progress.
-    """
+    """Decode every image and read every ground truth; `on_sequence` is called after every sequence, for progress."""
     checks = []
     frameless = all(sequence.visible is None for sequence in dataset.sequences)
     with ThreadPoolExecutor(READERS) as readers:

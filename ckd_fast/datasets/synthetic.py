@@ -109,12 +109,7 @@ class Mover:
 
 
 class SyntheticClip:
-    """A clip; `clip[t]` draws frame t, iterating draws all.
-
-    Args:
-        config: what it looks like.
-        device: where it is drawn; frames come to the host.
-    """
+    """A clip; `clip[t]` draws frame t on the device and brings it to the host, iterating draws all."""
 
     def __init__(self, config: ClipConfig, device: str | torch.device = "cpu") -> None:
         self.config = config

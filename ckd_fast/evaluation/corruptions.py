@@ -67,14 +67,7 @@ class Corruption:
     def apply(
         self, sequence: str, frame: int, rgb: Image | None, tir: Image | None
     ) -> tuple[Image | None, Image | None]:
-        """Damage one pair; a missing modality stays missing.
-
-        Args:
-            sequence: name of the sequence.
-            frame: number of the frame, from 0.
-            rgb: [H, W, 3] uint8.
-            tir: [H, W] or [H, W, 3], uint8 or uint16.
-        """
+        """Damage rgb [H, W, 3] uint8 and tir [H, W] or [H, W, 3], uint8 or uint16. What is missing stays missing."""
         fixed = self.name in ("stripes", "shift")  # equal in all frames of a sequence
         random = self._random(sequence, FOR_SEQUENCE) if fixed else self._random(sequence, FOR_FRAME, frame)
         if self.name == "dropped":

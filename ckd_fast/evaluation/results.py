@@ -72,14 +72,7 @@ def tracker_names(folders: Sequence[Path]) -> list[str]:
 
 
 def read_results(folder: Path, name: str, sequences: Sequence[str], known: Sequence[str] = ()) -> TrackerResults:
-    """Read the results of one tracker.
-
-    Args:
-        folder: folder of SEQUENCE.txt files.
-        name: name of the tracker.
-        sequences: names of the sequences to read.
-        known: names of the data set's other sequences; their results are ignored.
-    """
+    """Read a tracker's results on these sequences; results on `known`, the data set's other ones, are ignored."""
     if not folder.is_dir():
         what = "not a folder" if folder.exists() else "no such folder"
         raise InputError(f"{folder}: {what}; expected a folder of SEQUENCE.txt files named after the tracker")

@@ -52,13 +52,9 @@ def refuse_data_folder(dataset: Dataset, folder: Path) -> None:
 
 
 def claim_folder(folder: Path, run: Mapping[str, object], sequences: Sequence[str], *, force: bool) -> None:
-    """Write run.json; raise if the folder holds results of another run.
+    """Write run.json with everything the results depend on; raise if the folder holds results of another run.
 
-    Args:
-        folder: folder of the results.
-        run: everything the results depend on, see `running.describe_run`.
-        sequences: names of all sequences of the data set.
-        force: delete another run's results for these sequences; leave other files.
+    With `force`, another run's results for these sequences are deleted instead; other files stay.
     """
     record = folder / RUN_FILE
     wanted = json.loads(json.dumps(run))
@@ -114,12 +110,7 @@ def write_results(folder: Path, sequence: str, boxes: str, seconds: str) -> None
 
 
 def write_failures(folder: Path, failures: Mapping[str, tuple[str, str]]) -> None:
-    """Replace failures.json.
-
-    Args:
-        folder: folder of the results.
-        failures: reason and traceback by sequence.
-    """
+    """Replace failures.json by the reason and the traceback of each failed sequence."""
     path = folder / FAILURES_FILE
     if not failures:
         path.unlink(missing_ok=True)

@@ -127,12 +127,7 @@ def track_sequence(
     """Track one sequence from its first box to its last frame.
 
     If one modality of a frame cannot be read, the other is tracked alone; if neither can, the last box is repeated.
-
-    Args:
-        tracker: any tracker; its target is replaced.
-        sequence: a sequence with frames.
-        corruption: damage to the frames.
-        on_frames: called now and then with the number of frames tracked since the last call.
+    `on_frames` is called now and then with the number of frames tracked since the last call.
     """
     from ckd_fast.images import read_rgb, read_tir
 

@@ -42,13 +42,7 @@ class NumberedBatch:
 
 
 class Feed:
-    """Batches of one stage.
-
-    Args:
-        config: of the run.
-        stage: number of the stage.
-        device: where the batches are used and synthetic samples are rendered.
-    """
+    """Batches of one stage, on the device that uses them; synthetic samples are rendered there."""
 
     def __init__(self, config: TrainConfig, stage: int, device: torch.device) -> None:
         self._config, self._number, self._device = config, stage, device

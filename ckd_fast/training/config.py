@@ -233,12 +233,9 @@ class TrainConfig:
 
 
 def read_config(text: str, where: str, find_recipe: Callable[[str], TrainConfig] | None = None) -> TrainConfig:
-    """A configuration in JSON.
+    """A configuration in JSON; `where` names it in messages.
 
-    Args:
-        text: of the file.
-        where: its name, for messages.
-        find_recipe: finds what the file's "recipe" (default "ckd") names, to start from; None: start from the defaults.
+    `find_recipe` finds what the file's "recipe" (default "ckd") names, to start from; None: start from the defaults.
     """
     try:
         values = json.loads(text)

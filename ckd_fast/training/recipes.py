@@ -33,16 +33,9 @@ def _eliminating(kind: str) -> TrainConfig:
 # What two cores can train in an hour or two: crops of half the published side, four blocks of 128 channels. Without
 # elimination: with 64 tokens it would save little, and it costs this model much accuracy (docs/model-card.md).
 PACKAGED_MODEL = ModelConfig(
-    elimination="none",
-    dim=128,
-    depth=4,
-    heads=2,
-    head_channels=64,
-    eliminate_at=(2,),
-    template_size=64,
-    search_size=128,
-    search_factor=3.0,
-)
+    elimination="none", dim=128, depth=4, heads=2, head_channels=64, eliminate_at=(2,),
+    template_size=64, search_size=128, search_factor=3.0,
+)  # fmt: skip
 HELD_OUT = ("m3svd_0111_1716", "m3svd_0113_1714_black", "m3svd_0113_1714_red")
 TRAINED_ON = ("m3svd_0111_1753", "m3svd_0111_1803", "m3svd_0117_1605_a", "m3svd_0117_1605_b")
 

@@ -23,11 +23,9 @@ TEACHER = "teacher_"
 
 
 class RunningMean:
-    """Exponential mean of weights and statistics. Its decay grows from zero, so the first weights are soon forgotten.
+    """Exponential mean of weights and statistics.
 
-    Args:
-        model: the weights that it starts with.
-        decay: in the long run.
+    The decay grows from zero to `decay`, so the first weights are soon forgotten.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

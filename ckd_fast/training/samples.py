@@ -238,12 +238,7 @@ def cut(
 
 
 class PairDataset:
-    """Samples by position, for `torch.utils.data`.
-
-    Args:
-        config: sources and their shares, sampling, seed.
-        stage: number of the stage; every stage has its own samples.
-    """
+    """Samples by position, for `torch.utils.data`; every stage has its own."""
 
     def __init__(self, config: TrainConfig, stage: int) -> None:
         self._config, self._stage = config, stage

@@ -46,15 +46,9 @@ class StepOutcome:
 
 
 class StageLearner:
-    """The model of a stage and its optimiser.
+    """The model of a stage, which learns in place, and its optimiser.
 
-    Args:
-        config: of the run.
-        number: of the stage.
-        model: learns in place.
-        process: this one.
-        distil: computes the distillation terms.
-        out: folder of the run, where a batch that gave bad numbers is saved.
+    A batch that gave bad numbers is saved in `out`, the folder of the run.
     """
 
     def __init__(
@@ -83,13 +77,7 @@ class StageLearner:
         return float(self.optimiser.param_groups[0]["lr"])
 
     def step(self, step: int, total: int, batches: Iterable[NumberedBatch]) -> StepOutcome:
-        """One step of the optimiser over `accumulate` batches.
-
-        Args:
-            step: of this stage.
-            total: steps of all stages before this one, for messages.
-            batches: taken one after the other.
-        """
+        """One step of the optimiser over `accumulate` batches; `total` counts steps of all stages, for messages."""
         stage, world = self._stage, self._process.world
         set_elimination(self._model, elimination_in(stage, self._config.model, step // stage.steps_per_epoch(world)))
         factor = stage.rate_factor(step, stage.steps(world))

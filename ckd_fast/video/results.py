@@ -88,12 +88,7 @@ class ResultFiles:
         self._open.close()
 
     def write(self, frame: TrackedFrame, shown: FramePair | None) -> None:
-        """Append one frame.
-
-        Args:
-            frame: the frame.
-            shown: its images for the video; None where neither could be read.
-        """
+        """Append one frame. `shown` are its images for the video; None where neither could be read."""
         for file, box in zip(self._boxes, frame.boxes, strict=True):
             file.write(box_row(box, self._format))
             file.flush()

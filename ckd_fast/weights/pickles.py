@@ -82,11 +82,8 @@ class TensorRef:
 
     def tensor(self) -> Tensor:
         """A contiguous copy."""
-        return (
-            self.storage.data[0]
-            .as_strided(self.size, self.stride, self.offset)
-            .clone(memory_format=torch.contiguous_format)
-        )
+        view = self.storage.data[0].as_strided(self.size, self.stride, self.offset)
+        return view.clone(memory_format=torch.contiguous_format)
 
 
 class PickleError(Exception):
@@ -125,9 +122,7 @@ class PickleMachine:
 
     It looks up no class and calls no function. What the pickle would import is a `Global`; what it would make is a
     `TensorRef`, a dict or `INERT`. Every opcode adds at most one small object, and their number is bounded.
-
-    Args:
-        storages: the storages that the pickle's tensors use, by key; the machine adds to it.
+    Storages that the pickle's tensors use are added to `storages` by their keys.
     """
 
     def __init__(self, storages: dict[str, StorageRef]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from support import ROOT, shared_data
+from support import ROOT, lay_out, shared_data
 
 from ckd_fast import InputError
 from ckd_fast.datasets import DATASETS, open_dataset
@@ -18,12 +18,6 @@ from ckd_fast.datasets.sequences import mispaired
 from ckd_fast.datasets.tables import read_table
 
 FRAMES = 3
-
-
-def write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
 
 
 def images(folder: Path, count: int = FRAMES, names: str = "{:06d}.jpg") -> None:
@@ -36,8 +30,7 @@ def in_folders(root: Path, names: tuple[str, ...], visible: str, infrared: str, 
     for name in names:
         images(root / name / visible)
         images(root / name / infrared)
-        for file, text in files.items():
-            write(root / name / file, text)
+        lay_out(root / name, files)
 
 
 BOXES = "1,2,3,4\n5,6,7,8\n9,10,11,12\n"
@@ -86,10 +79,8 @@ def test_gtot_corners(tmp_path: Path) -> None:
 
 def test_lists_attributes_and_remarks(tmp_path: Path) -> None:
     in_folders(tmp_path / "testingset", ("one", "two", "extra"), "visible", "infrared", {"init.txt": BOXES})
-    write(tmp_path / "testingsetList.txt", "two\none\ngone\n")
-    write(tmp_path / "Attributes_order.txt", "NO, PO, TO")
-    write(tmp_path / "AttriSeqsTxt" / "one.txt", "0,1,1")
-    write(tmp_path / "AttriSeqsTxt" / "two.txt", "1,0,0")
+    flags = {"Attributes_order.txt": "NO, PO, TO", "AttriSeqsTxt/one.txt": "0,1,1", "AttriSeqsTxt/two.txt": "1,0,0"}
+    lay_out(tmp_path, flags | {"testingsetList.txt": "two\none\ngone\n"})
     dataset = open_dataset("lasher", tmp_path)
     assert [s.name for s in dataset.sequences] == ["two", "one"]  # the list decides, also what is left out
     assert dataset.attributes == ("NO", "PO", "TO")
@@ -97,7 +88,7 @@ def test_lists_attributes_and_remarks(tmp_path: Path) -> None:
     assert "1 sequences of testingsetList.txt have no ground truth" in dataset.remarks[0]
     assert "gone" in dataset.remarks[0]
     assert dataset.remarks[1] == "2 sequences found; LasHeR test was published with 245"
-    write(tmp_path / "AttriSeqsTxt" / "one.txt", "0,1")
+    lay_out(tmp_path, {"AttriSeqsTxt/one.txt": "0,1"})
     with pytest.raises(InputError, match=r"one\.txt: 2 flags, but .* has 3 names"):
         open_dataset("lasher", tmp_path)
 
@@ -112,21 +103,17 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     in_folders(home / "testingset", ("one", "two"), "visible", "infrared", {"init.txt": BOXES})
     images(home / "testingset" / "bare" / "infrared")
     images(home / "testingset" / "listed" / "visible")
-    write(home / "testingsetList.txt", "one\ntwo\nlisted\n")
-    write(home / "AttriSeqsTxt" / "one.txt", "0,1")
+    lay_out(home, {"testingsetList.txt": "one\ntwo\nlisted\n", "AttriSeqsTxt/one.txt": "0,1"})
     assert open_dataset("lasher", home).remarks[:-1] == (
         "no attributes: AttriSeqsTxt is there, Attributes_order.txt is not",
         "1 sequences have frames but no ground truth and are left out: bare",
         f"1 sequences of testingsetList.txt have no ground truth in {home}: listed",
     )
-    write(home / "Attributes_order.txt", "NO, PO")
+    lay_out(home, {"Attributes_order.txt": "NO, PO"})
     assert "1 sequences have no attribute flags: two" in open_dataset("lasher", home).remarks
     in_folders(tmp_path / "rgbt", ("a",), "visible", "infrared", {"init.txt": BOXES})
-    write(tmp_path / "rgbt" / "attr_txt" / "LI.txt", "1\n")
-    assert (
-        "no attributes: attr_txt is there, attr_txt/SequencesName.txt is not"
-        in open_dataset("rgbt210", tmp_path / "rgbt").remarks
-    )
+    remarks = open_dataset("rgbt210", lay_out(tmp_path / "rgbt", {"attr_txt/LI.txt": "1\n"})).remarks
+    assert "no attributes: attr_txt is there, attr_txt/SequencesName.txt is not" in remarks
 
 
 @pytest.mark.parametrize(
@@ -147,13 +134,11 @@ def test_pairs_by_their_numbers(visible: str, infrared: str, text: str) -> None:
 
 def test_attribute_files_follow_their_own_list(tmp_path: Path) -> None:
     in_folders(tmp_path, ("a", "b"), "visible", "infrared", {"init.txt": BOXES})
-    write(tmp_path / "SequencesName.txt", "a\nb\n")
-    write(tmp_path / "attr_txt" / "SequencesName.txt", "x\nb\na\n")
-    write(tmp_path / "attr_txt" / "LI.txt", "1\n0\n1\n")
-    write(tmp_path / "attr_txt" / "BC.txt", "0\n1\n1\n")
+    flags = {"attr_txt/LI.txt": "1\n0\n1\n", "attr_txt/BC.txt": "0\n1\n1\n"}
+    lay_out(tmp_path, flags | {"SequencesName.txt": "a\nb\n", "attr_txt/SequencesName.txt": "x\nb\na\n"})
     dataset = open_dataset("rgbt210", tmp_path)
     assert [(s.name, sorted(s.attributes)) for s in dataset.sequences] == [("a", ["BC", "LI"]), ("b", ["BC"])]
-    write(tmp_path / "attr_txt" / "BC.txt", "0\n2\n1\n")
+    lay_out(tmp_path, {"attr_txt/BC.txt": "0\n2\n1\n"})
     with pytest.raises(InputError, match=r"BC\.txt: expected 0 or 1"):
         open_dataset("rgbt210", tmp_path)
 
@@ -185,22 +170,23 @@ def test_roots_from_the_environment(tmp_path: Path) -> None:
 
 
 def test_bad_roots_lists_and_truths(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"data set 'otb': known are {', '.join(DATASETS)}"):
-        open_dataset("otb", tmp_path)
-    with pytest.raises(InputError, match="no such folder; expected the folder of GTOT"):
-        open_dataset("gtot", tmp_path / "absent")
-    with pytest.raises(InputError, match=r"no sequences of GTOT; looked for .*groundTruth_v\.txt"):
-        open_dataset("gtot", tmp_path)
+    for name, root, message in (
+        ("otb", tmp_path, f"data set 'otb': known are {', '.join(DATASETS)}"),
+        ("gtot", tmp_path / "absent", "no such folder; expected the folder of GTOT"),
+        ("gtot", tmp_path, r"no sequences of GTOT; looked for .*groundTruth_v\.txt"),
+    ):
+        with pytest.raises(InputError, match=message):
+            open_dataset(name, root)
     in_folders(tmp_path, ("a",), "visible", "infrared", {"init.txt": BOXES})
-    write(tmp_path / "SequencesName.txt", "../../etc\n")
+    lay_out(tmp_path, {"SequencesName.txt": "../../etc\n"})
     with pytest.raises(InputError, match="is not a sequence name"):
         open_dataset("rgbt210", tmp_path)
-    write(tmp_path / "SequencesName.txt", "a\n")
+    lay_out(tmp_path, {"SequencesName.txt": "a\n"})
     (tmp_path / "a" / "infrared" / "000000.jpg").unlink()
     sequence = open_dataset("rgbt210", tmp_path).sequence("a")
     with pytest.raises(InputError, match="a: 3 visible and 2 infrared images"):
         sequence.frames()
-    write(tmp_path / "a" / "init.txt", "1,2,3\n")
+    lay_out(tmp_path, {"a/init.txt": "1,2,3\n"})
     with pytest.raises(InputError, match="3 numbers per line; expected 4"):
         sequence.boxes()
 
@@ -224,7 +210,7 @@ def test_bad_roots_lists_and_truths(tmp_path: Path) -> None:
 )
 def test_bad_tables(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        read_table(write(tmp_path / "t.txt", text))
+        read_table(lay_out(tmp_path, {"t.txt": text}) / "t.txt")
 
 
 def test_a_pipe_is_no_table(tmp_path: Path) -> None:
@@ -240,7 +226,7 @@ def test_tables_in_every_spelling(tmp_path: Path) -> None:
         ("  1   2 \n3 4\t\n", ("space",)),
         ("1, 2\n3 4\n", ("comma", "space")),
     ):
-        table = read_table(write(tmp_path / "t.txt", text))
+        table = read_table(lay_out(tmp_path, {"t.txt": text}) / "t.txt")
         assert table.values.tolist() == [[1, 2], [3, 4]]
         assert table.separators == separators
     (tmp_path / "t.txt").write_bytes(b"\xff\xfe1,2")

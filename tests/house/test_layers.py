@@ -15,20 +15,10 @@ ALLOWED = {
     "kernels": {"torch", "triton"},
     "reference": {"torch", "numpy", "cv2"},
     "ckd_fast": {
-        "torch",
-        "numpy",
-        "cv2",
-        "safetensors",
-        "nvtx",
-        "tqdm",
-        "shtab",
-        "matplotlib",
-        "trax",
-        "ray",
-        "typing_extensions",
-        "ckd_fast",
+        "torch", "numpy", "cv2", "safetensors", "nvtx", "tqdm", "shtab", "matplotlib", "trax", "ray",
+        "typing_extensions", "ckd_fast",
     },
-}
+}  # fmt: skip
 FILES = {folder: sorted((ROOT / folder).rglob("*.py")) for folder in ALLOWED}
 # Without ckd_fast/kernels and ckd_fast/reference, which are links.
 OURS = [path for path in FILES["ckd_fast"] if not {"kernels", "reference"} & set(path.relative_to(ROOT).parts[1:2])]

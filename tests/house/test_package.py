@@ -15,32 +15,11 @@ from support import ROOT
 import ckd_fast
 
 PUBLIC = [
-    "CkdFastError",
-    "CorruptWeightsError",
-    "EngineError",
-    "InputError",
-    "LoadedModel",
-    "MissingModelError",
-    "ModelConfig",
-    "MultiTracker",
-    "NotInitialisedError",
-    "OutputError",
-    "PRESETS",
-    "Pending",
-    "ScoringOptions",
-    "Timings",
-    "TrackResult",
-    "Tracker",
-    "TrackerConfig",
-    "TrainingError",
-    "WeightsError",
-    "WeightsMismatchError",
-    "__version__",
-    "evaluate",
-    "load_model",
-    "open_dataset",
-    "save_model",
-]
+    "CkdFastError", "CorruptWeightsError", "EngineError", "InputError", "LoadedModel", "MissingModelError",
+    "ModelConfig", "MultiTracker", "NotInitialisedError", "OutputError", "PRESETS", "Pending", "ScoringOptions",
+    "Timings", "TrackResult", "Tracker", "TrackerConfig", "TrainingError", "WeightsError", "WeightsMismatchError",
+    "__version__", "evaluate", "load_model", "open_dataset", "save_model",
+]  # fmt: skip
 
 
 def test_public_names() -> None:

@@ -15,8 +15,7 @@ from ckd_fast import Tracker, load_model
 @pytest.mark.parametrize("case", ["mce", "slow"])
 def test_twenty_frames(tmp_path: Path, case: str) -> None:
     golden = Golden("ckd_small_track.npz")
-    names = [name for name in golden if name.startswith("sd/")]
-    torch.save({"net": {name.removeprefix("sd/"): golden.tensor(name) for name in names}}, tmp_path / "w.pth.tar")
+    torch.save({"net": golden.authors_weights()}, tmp_path / "w.pth.tar")
     config = dataclasses.replace(GOLDEN_CONFIG, elimination="mce" if case == "mce" else "none")
     tracker = Tracker(load_model(tmp_path / "w.pth.tar", config), engine="reference", device="cpu")
     rgb, tir, boxes = golden["rgb"], golden["tir"], golden[f"{case}/boxes"]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import by_module
 from runs import DISTIL, ELIMINATE, MODEL, SYNTHETIC, config, write_sequence
 from support import ROOT
 from torch import Tensor
@@ -43,10 +44,14 @@ def log(out: Path, kind: str = "step") -> list[dict[str, float]]:
     return [line for line in lines if line["kind"] == kind]
 
 
+def newest(out: Path) -> Path:
+    """The last checkpoint."""
+    return Checkpoints(out, 9).all()[-1]
+
+
 def last_weights(out: Path) -> dict[str, Tensor]:
     """Weights and running mean of the last checkpoint."""
-    newest = Checkpoints(out, 9).all()[-1]
-    found = read_checkpoint(newest)
+    found = read_checkpoint(newest(out))
     return {**found.weights, **{f"ema.{name}": value for name, value in found.ema.items()}}
 
 
@@ -74,7 +79,7 @@ def test_a_run_leaves_what_it_says(tmp_path: Path) -> None:
     assert final.config == best.config == MODEL
     assert not final.teachers
     assert final.provenance.sha256 != best.provenance.sha256  # `ckd-fast run` can tell them apart
-    mean = read_checkpoint(Checkpoints(tmp_path, 2).all()[-1]).ema
+    mean = read_checkpoint(newest(tmp_path)).ema
     assert all(torch.equal(value, mean[name]) for name, value in final.weights.items())
     assert load_model(tmp_path / "checkpoints/step-00000006/weights.safetensors").teachers
 
@@ -105,25 +110,21 @@ def test_students_alone_and_the_teachers_that_follow(tmp_path: Path) -> None:
     still = dataclasses.replace(DISTIL, head_rate=1e-30, backbone_rate=1e-30)
     train(config(stages=(alone, still), ema=0.5), tmp_path / "two")
     # So does whoever starts from its checkpoint.
-    (checkpoint,) = Checkpoints(tmp_path / "one", 1).all()[-1:]
-    begun = stored_weights(initial_trainee(config(init=str(checkpoint / "weights.safetensors"))))
+    begun = stored_weights(initial_trainee(config(init=str(newest(tmp_path / "one") / "weights.safetensors"))))
     assert torch.equal(begun["teacher_rgb.branch.norm.weight"], begun["rgb.norm.weight"])
     assert not torch.equal(begun["rgb.norm.weight"], first["rgb.norm.weight"])
     found = last_weights(tmp_path / "two")
     for prefix in ("", "ema."):
-        student, teacher = (found[prefix + name] for name in ("tir.norm.weight", "teacher_tir.branch.norm.weight"))
+        student, teacher = found[prefix + "tir.norm.weight"], found[prefix + "teacher_tir.branch.norm.weight"]
         assert torch.allclose(student, teacher, rtol=1e-6)
-        student, teacher = (
-            found[prefix + name] for name in ("head.score.0.0.weight", "teacher_tir.head.score.0.0.weight")
-        )
+        student, teacher = (found[f"{prefix}{who}head.score.0.0.weight"] for who in ("", "teacher_tir."))
         assert torch.allclose(student[:, MODEL.dim :], teacher, rtol=1e-6)
     assert log(tmp_path / "two")[-1]["teacher_rgb"] > 0
 
 
 def test_teachers_that_would_be_replaced_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(config(), tmp_path)
-    (checkpoint,) = Checkpoints(tmp_path, 1).all()[-1:]
-    weights = str(checkpoint / "weights.safetensors")
+    weights = str(newest(tmp_path) / "weights.safetensors")
     alone = dataclasses.replace(DISTIL, name="alone", students_only=True)
     with caplog.at_level(logging.WARNING, logger="ckd_fast"):
         initial_trainee(config(init=weights))
@@ -202,9 +203,7 @@ def test_the_fused_losses_give_the_same_curve(tmp_path: Path) -> None:
 
 
 def command(file: Path, out: Path, *more: str) -> list[str]:
-    return [
-        sys.executable, "-m", "ckd_fast", "train", str(file), "--out", str(out), "--device", "cpu", "--quiet", *more,
-    ]  # fmt: skip
+    return by_module("train", file, "--out", out, "--device", "cpu", "--quiet", *more)
 
 
 def test_killed_and_resumed_is_the_unbroken_run(tmp_path: Path) -> None:
@@ -225,8 +224,7 @@ def test_killed_and_resumed_is_the_unbroken_run(tmp_path: Path) -> None:
         time.sleep(0.005)
     broken.send_signal(signal.SIGKILL)
     assert broken.wait() == -signal.SIGKILL
-    state = read_checkpoint(Checkpoints(out, 9).all()[-1]).state
-    assert 0 < state.total < 42
+    assert 0 < read_checkpoint(newest(out)).state.total < 42
     # What a killed writer leaves behind must not disturb.
     (out / "checkpoints" / ".writing-torn").mkdir()
     with (out / "log.jsonl").open("a") as handle:
@@ -259,12 +257,13 @@ def test_a_foreign_optimiser_is_refused() -> None:
     restore_optimiser(fresh, state, "here")
     copied = optimiser_tensors(fresh)
     assert all(torch.equal(copied[name], value) for name, value in state.items())
-    with pytest.raises(CorruptWeightsError, match="belongs to no parameter"):
-        restore_optimiser(fresh, {**state, "9999.exp_avg": torch.zeros(1)}, "here")
-    with pytest.raises(CorruptWeightsError, match=r"is \(3,\), expected \("):
-        restore_optimiser(fresh, {**state, "0.exp_avg": torch.zeros(3)}, "here")
-    with pytest.raises(CorruptWeightsError, match="moments of 1 parameters"):
-        restore_optimiser(fresh, {"0.step": torch.ones(())}, "here")
+    for foreign, message in (
+        (state | {"9999.exp_avg": torch.zeros(1)}, "belongs to no parameter"),
+        (state | {"0.exp_avg": torch.zeros(3)}, r"is \(3,\), expected \("),
+        ({"0.step": torch.ones(())}, "moments of 1 parameters"),
+    ):
+        with pytest.raises(CorruptWeightsError, match=message):
+            restore_optimiser(fresh, foreign, "here")
 
 
 def test_init_goes_on_from_a_file(tmp_path: Path) -> None:
@@ -361,10 +360,8 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     upkeep = Upkeep(log_every=1, checkpoint_every=1, validate_every=0)
     stages = (dataclasses.replace(DISTIL, pairs=24), dataclasses.replace(ELIMINATE, pairs=16))
     pair = config(stages=stages, drop_path=0.2, upkeep=upkeep)
-    alone = config(
-        stages=tuple(dataclasses.replace(stage, accumulate=2) for stage in stages), drop_path=0.2, upkeep=upkeep
-    )
-    train(alone, tmp_path / "alone")
+    twice = tuple(dataclasses.replace(stage, accumulate=2) for stage in stages)
+    train(dataclasses.replace(pair, stages=twice), tmp_path / "alone")
     file = tmp_path / "run.json"
     file.write_text(pair.to_json())
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
@@ -376,15 +373,14 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     for a, b in zip(one, two, strict=True):
         assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-4), a["step"]
     first, *_, last = (read_checkpoint(path).weights for path in Checkpoints(tmp_path / "alone", 9).all())
-    others = read_checkpoint(Checkpoints(tmp_path / "pair", 9).all()[-1]).weights
+    others = read_checkpoint(newest(tmp_path / "pair")).weights
     # Statistics of batch norm are those of the first process; a bias before one has a gradient of rounding noise, which
     # AdamW blows up to whole steps. All others together: single ones may have next to no gradient.
-    compared = [
-        name for name in last
-        if "running_" not in name and not (".head." in f".{name}" and name.endswith(".0.bias"))
-    ]  # fmt: skip
-    apart = sum(float((others[name] - last[name]).double().square().sum()) for name in compared) ** 0.5
-    moved = sum(float((first[name] - last[name]).double().square().sum()) for name in compared) ** 0.5
-    assert moved > 0.01
-    assert apart < 0.01 * moved
+    unstable = {name for name in last if "running_" in name or (".head." in f".{name}" and name.endswith(".0.bias"))}
+    compared = [name for name in last if name not in unstable]
+    apart, way = (
+        sum(float((w[n] - last[n]).double().square().sum()) for n in compared) ** 0.5 for w in (others, first)
+    )
+    assert way > 0.01
+    assert apart < 0.01 * way
     assert len(compared) > 80

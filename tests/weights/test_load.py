@@ -91,8 +91,7 @@ def test_four_branches(tmp_path: Path) -> None:
 
 def test_golden_weights_track_alike_after_conversion(tmp_path: Path) -> None:
     golden = Golden("ckd_small_mce.npz")
-    state = {name.removeprefix("sd/"): golden.tensor(name) for name in golden if name.startswith("sd/")}
-    torch.save({"net": state}, tmp_path / "golden.pth.tar")
+    torch.save({"net": golden.authors_weights()}, tmp_path / "golden.pth.tar")
     convert_weights(tmp_path / "golden.pth.tar", tmp_path / "golden.safetensors", model=GOLDEN_CONFIG)
     loaded = load_model(tmp_path / "golden.safetensors")
     assert loaded.config == GOLDEN_CONFIG
