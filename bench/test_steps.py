@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from common import BOX
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from ckd_fast.reference.boxes import find_peak, hann_window, to_frame
@@ -16,24 +17,19 @@ from ckd_fast.reference.preprocess import crop, normalise
 from ckd_fast.reference.vit import Block, attention
 from ckd_fast.weights import load_model
 
-BOX = (288.0, 192.0, 64.0, 96.0)
-
 
 @pytest.fixture(scope="module", params=["base", "tiny"])
 def student(request: pytest.FixtureRequest) -> Student:
-    """Random weights of a preset."""
     return load_model("random", request.param).student()
 
 
 @pytest.fixture(scope="module")
 def config(student: Student) -> ModelConfig:
-    """Its sizes."""
     return student.config
 
 
 @pytest.fixture(scope="module")
 def tokens(config: ModelConfig) -> torch.Tensor:
-    """[2, 1, N, C]."""
     return torch.randn(2, 1, config.template_tokens + config.search_tokens, config.dim)
 
 
@@ -52,7 +48,6 @@ def test_crop(benchmark: BenchmarkFixture) -> None:
 
 
 def test_patch_embedding(benchmark: BenchmarkFixture, student: Student, config: ModelConfig) -> None:
-    """Search patches of both modalities."""
     images = torch.randn(2, 1, 3, config.search_size, config.search_size)
     assert benchmark(student.embed_search, images).shape == (2, 1, config.search_tokens, config.dim)
 
@@ -92,7 +87,6 @@ def test_head(benchmark: BenchmarkFixture, student: Student, config: ModelConfig
 
 
 def test_decode(benchmark: BenchmarkFixture) -> None:
-    """Window, peak, box."""
     maps = HeadMaps(*(torch.rand(1, channels, 16, 16) for channels in (1, 2, 2)))
     window = hann_window(16)
     box = benchmark(lambda: to_frame(find_peak(maps, window).boxes_cxcywh[0], BOX, 0.8, 256))
