@@ -71,8 +71,9 @@ def plan_rows(pairs: int, base: TrainConfig) -> list[Plan]:
     def component(name: str) -> Plan:
         published = recipe(name)
         stage = dataclasses.replace(distil, pairs=pairs, hidden=published.stages[0].hidden)
-        left_out = {term: 0.0 for term in ("style_weight", "content_weight") if not getattr(published.losses, term)}
-        own_losses = dataclasses.replace(losses, **left_out)
+        style = losses.style_weight if published.losses.style_weight else 0.0
+        content = losses.content_weight if published.losses.content_weight else 0.0
+        own_losses = dataclasses.replace(losses, style_weight=style, content_weight=content)
         return Plan(name, _one_stage(base, stage, losses=own_losses, distillation=published.distillation))
 
     def elimination(name: str) -> Plan:
