@@ -1,18 +1,78 @@
-"""What the benchmarks share: the machine line, percentiles, where results go."""
+"""What the benchmarks share: options, refusals, frames, percentiles, the machine, result files.
+
+Importing it lets a program find `ckd_fast` in a plain checkout. Nothing here imports torch before it is called.
+"""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 import os
 import platform
 import statistics
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from ckd_fast.reference.config import ModelConfig
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+DTYPES = ("bfloat16", "float16", "float32")
+ELIMINATIONS = ("mce", "ce", "none")
+BOX = (288.0, 192.0, 64.0, 96.0)
+
+
+def program(about: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is the program's docstring as it stands."""
+    return argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def frame_program(about: str | None, *, dtypes: bool = False) -> argparse.ArgumentParser:
+    """The same with options that say which frame; `dtypes` for a program that takes several at once."""
+    parser = program(about)
+    parser.add_argument("--model", default="base", help="preset (default: base)")
+    parser.add_argument("--elimination", choices=ELIMINATIONS, default="mce")
+    several: dict[str, Any] = {"nargs": "+", "default": ["bfloat16"]} if dtypes else {"default": "bfloat16"}
+    parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16", **several)
+    return parser
+
+
+def refuse(message: object) -> NoReturn:
+    """End the program with one line on standard error and exit code 2."""
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def need_gpu(otherwise: str = "") -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        refuse(f"measures on a GPU, and torch sees none{otherwise}")
+
+
+def frame_config(options: argparse.Namespace) -> ModelConfig:
+    """The preset that `frame_program`'s options name."""
+    from ckd_fast.reference.config import preset
+
+    try:
+        return dataclasses.replace(preset(options.model), elimination=options.elimination)
+    except ValueError as error:
+        refuse(error)
+
+
+def clip(frames: int) -> list[tuple[Any, Any]]:
+    """640x480 pairs in host memory."""
+    from ckd_fast.datasets import ClipConfig, SyntheticClip
+
+    return [(frame.rgb, frame.tir) for frame in SyntheticClip(ClipConfig(frames=frames))]
 
 
 @dataclass(frozen=True)
@@ -72,22 +132,21 @@ def machine(device: str) -> dict[str, str]:
 
 def driver() -> str:
     """The NVIDIA driver's version, "unknown" where its tool is absent."""
-    ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(ask, capture_output=True, text=True, check=False)
-    except OSError:
-        return "unknown"
-    return done.stdout.strip().splitlines()[0] if done.stdout.strip() else "unknown"
+    return answer("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0] or "unknown"
 
 
 def commit() -> str:
     """The checkout's commit; "-dirty" where files differ from it; CKD_FAST_COMMIT, or "unknown", outside a checkout."""
-    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    described = answer("git", "-C", str(ROOT), "describe", "--always", "--dirty")
+    return described or os.environ.get("CKD_FAST_COMMIT", "unknown")
+
+
+def answer(*command: str) -> str:
+    """What a program prints; nothing where it is absent or fails."""
     try:
-        done = subprocess.run(describe, capture_output=True, text=True, check=False)
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
-        return os.environ.get("CKD_FAST_COMMIT", "unknown")
-    return done.stdout.strip() or os.environ.get("CKD_FAST_COMMIT", "unknown")
+        return ""
 
 
 def cpu_name() -> str:
@@ -98,7 +157,13 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def used(options: argparse.Namespace) -> dict[str, str]:
+    """A program's arguments, for its result file."""
+    return {name: str(value) for name, value in vars(options).items() if name != "json"}
+
+
 def write_json(path: Path, content: object) -> None:
-    """Write a result file."""
+    """Write a result file, and say where it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")
+    print(f"written to {path}")

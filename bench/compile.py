@@ -15,7 +15,6 @@ without tensor cores in 16 bits.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
@@ -25,14 +24,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "0"  # before triton is imported
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import triton
-from common import ROOT, commit, write_json
+from common import DTYPES, ROOT, commit, program, write_json
 from plans import empty_build, frame_planner
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -46,39 +45,24 @@ from ckd_fast.kernels.tiles import H200, Chip, chooser, scaled_chip
 from ckd_fast.reference.config import PRESETS, ModelConfig
 
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-# Bytes of shared memory that one block may ask for, and multiprocessors of a usual chip of the kind.
-SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
-MULTIPROCESSORS = {80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}
-ARCHITECTURES = tuple(SHARED_LIMIT)
 AMD = "gfx942"
-AMD_SHARED_LIMIT, AMD_MULTIPROCESSORS = 65536, 304
+# Multiprocessors of a usual chip of the kind, and bytes of shared memory that one block may ask for.
+CHIPS = {
+    "sm_80": (108, 166912), "sm_86": (84, 101376), "sm_89": (128, 101376), "sm_90": (132, 232448),
+    "sm_100": (148, 232448), "sm_120": (170, 101376), AMD: (304, 65536),
+}  # fmt: skip
+ARCHITECTURES = tuple(int(name[3:]) for name in CHIPS if name != AMD)
 MATRIX_INSTRUCTIONS = ("HGMMA", "UTCHMMA", "HMMA", "QGMMA")
 MATRIX_KERNELS = ("_linear_kernel", "_attention_kernel", "_convolution_kernel")
-DTYPES = ("bfloat16", "float16", "float32")
 CAMERAS = (FrameKind(tir_channels=1, tir_wide=True, tir_map="scaled"), FrameKind(tir_map="homography"))
 
 
-class NoDevice:
-    """Takes the driver's place, so that launches compile and go no further."""
-
-    def __init__(self, target: GPUTarget, number: int) -> None:
-        self.target, self.number = target, number
-
-    def get_current_target(self) -> GPUTarget:
-        """The chip to compile for."""
-        return self.target
-
-    def get_current_device(self) -> int:
-        """One number per chip keeps Triton's caches apart."""
-        return self.number
-
-    def get_current_stream(self, _device: int | None = None) -> int:
-        """Nothing runs on it."""
-        return 0
-
-    def get_active_torch_device(self) -> torch.device:
-        """Where the arguments lie."""
-        return torch.device("cpu")
+def no_device(target: GPUTarget, number: int) -> SimpleNamespace:
+    """Takes the driver's place, so that launches compile and go no further; a number per chip keeps caches apart."""
+    return SimpleNamespace(
+        get_current_target=lambda: target, get_current_device=lambda: number,
+        get_current_stream=lambda _device=None: 0, get_active_torch_device=lambda: torch.device("cpu"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,11 +83,7 @@ class Compiled:
 
 def chip_of(name: str) -> Chip:
     """What the tile choice knows of a chip."""
-    if name == "sm_90":
-        return H200
-    number = int(name[3:]) if name.startswith("sm_") else 0
-    shared = SHARED_LIMIT.get(number, AMD_SHARED_LIMIT)
-    return scaled_chip(name, MULTIPROCESSORS.get(number, AMD_MULTIPROCESSORS), shared)
+    return H200 if name == "sm_90" else scaled_chip(name, *CHIPS[name])
 
 
 def launches(config: ModelConfig, dtype: torch.dtype, chip: str, targets: Sequence[int]) -> list[Launch]:
@@ -111,9 +91,7 @@ def launches(config: ModelConfig, dtype: torch.dtype, chip: str, targets: Sequen
     overlap = chip.startswith("sm_") and int(chip[3:]) >= 90
     settings = LaunchSettings(chooser(chip_of(chip)), overlap=overlap)
     build = empty_build(config, dtype, settings)
-    found: list[Launch] = []
-    for count in targets:
-        found += frame_planner(build, count).plan().launches
+    found = [launch for count in targets for launch in frame_planner(build, count).plan().launches]
     for kind in CAMERAS:
         found += [launch for launch in frame_planner(build).plan(kind=kind).launches if launch.name == "crop"]
     per_branch = empty_build(replace(config, elimination="ce"), dtype, settings)
@@ -168,10 +146,8 @@ def compile_all(found: Sequence[Launch], chip: str, dtype: str, tell: Callable[[
         if kernel.hash in seen:
             continue
         seen.add(kernel.hash)
-        amd = chip.startswith("gfx")
-        registers, spills, matrix = inspect_amd(kernel) if amd else inspect_nvidia(kernel)
-        limit = AMD_SHARED_LIMIT if amd else SHARED_LIMIT[int(chip[3:])]
-        shared = int(kernel.metadata.shared)
+        registers, spills, matrix = inspect_amd(kernel) if chip == AMD else inspect_nvidia(kernel)
+        shared, limit = int(kernel.metadata.shared), CHIPS[chip][1]
         problems = []
         if spills:
             problems.append(f"{spills} spills")
@@ -187,16 +163,15 @@ def compile_all(found: Sequence[Launch], chip: str, dtype: str, tell: Callable[[
     return results
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Compile, print a table, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> int:
+    parser = program(__doc__)
+    parser.add_argument("--model", default="base", help="a preset, a file of weights, or 'packaged' (default: base)")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16"], help="default: bfloat16")
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHITECTURES, default=[90], help="default: 90")
     parser.add_argument("--all", action="store_true", help="every chip, precision and 1 and 32 targets: half an hour")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16"], help="default: bfloat16")
-    parser.add_argument("--model", default="base", help="a preset, a file of weights, or 'packaged' (default: base)")
     parser.add_argument("--targets", type=int, nargs="+", default=[1], help="targets in a frame (default: 1)")
     parser.add_argument("--json", type=Path, default=ROOT / "out" / "compile.json", metavar="FILE")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     chips = [f"sm_{number}" for number in (ARCHITECTURES if options.all else options.arch)]
     chips += [AMD] if options.all else []
     dtypes, targets = (DTYPES, (1, 32)) if options.all else (options.dtype, options.targets)
@@ -216,14 +191,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     for number, chip in enumerate(chips):
         target = GPUTarget("hip", chip, 64) if chip == AMD else GPUTarget("cuda", int(chip[3:]), 32)
-        driver.set_active(NoDevice(target, number))
+        driver.set_active(no_device(target, number))
         for dtype in dtypes:
             found = launches(config, getattr(torch, dtype), chip, targets)
             results += compile_all(found, chip, dtype, tell)
     bad = [result for result in results if result.problem]
     about = {"triton": triton.__version__, "commit": commit(), "model": options.model}
     write_json(options.json, {"machine": about, "results": [asdict(result) for result in results]})
-    print(f"{len(results)} compiled, {len(bad)} with problems; written to {options.json}")
+    print(f"{len(results)} compiled, {len(bad)} with problems")
     return 1 if bad else 0
 
 

@@ -21,27 +21,34 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import BOX, DTYPES, ELIMINATIONS, ROOT, Times, clip, machine, percentiles, program, refuse, used, write_json
 
-from common import ROOT, Times, machine, percentiles, write_json
+try:
+    import torch
+    from timing import queued_ms
 
-if TYPE_CHECKING:
-    from ckd_fast.engines import Engine
-    from ckd_fast.reference.config import ModelConfig
+    from ckd_fast import CkdFastError, EngineError, InputError, ModelConfig, Tracker, TrackerConfig, load_model
+    from ckd_fast.engines import Engine, Search, build_engine, step_names
+    from ckd_fast.frames import check_pair, first_pair
+    from ckd_fast.pending import Pending
+    from ckd_fast.reference.config import PRESETS
+    from ckd_fast.training.recipes import PACKAGED_MODEL
+    from ckd_fast.types import TrackResult
     from ckd_fast.weights import LoadedModel
+    from ckd_fast.weights.load import resolve_config
+except ImportError as error:
+    refuse(f"{error}; sh scripts/setup installs what is missing")
 
 ENGINES = ("reference", "compiled", "triton")
 PROTOCOLS = ("end-to-end", "ahead", "paper")
-DTYPES = ("float32", "float16", "bfloat16")
 PUBLISHED_FPS = {"mce": 96.4, "ce": 96.4, "none": 84.8}  # the paper's Table III, ViT-B, device not stated
 # The authors' program, repaired, on 2 cores of a 2.5 GHz Xeon, torch 2.13, float32: median (best) of 9, milliseconds.
 AUTHORS_CPU_MS = {
@@ -50,7 +57,6 @@ AUTHORS_CPU_MS = {
     ("end-to-end", "mce"): (673, 551),
     ("end-to-end", "none"): (729, 688),
 }
-BOX = (288.0, 192.0, 64.0, 96.0)
 TURNS = 5
 
 
@@ -79,13 +85,13 @@ def engine_and_dtype(text: str) -> tuple[str, str | None]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program(__doc__)
     parser.add_argument(
         "--engine", nargs="+", type=engine_and_dtype, default=[("reference", None)], metavar="NAME[:DTYPE]",
         help=f"{', '.join(ENGINES)}, all; several are measured in turns, for example reference:float32 triton:bfloat16",
     )  # fmt: skip
     parser.add_argument("--model", default="base", help="base, base-shared, small, tiny or packaged (default: base)")
-    parser.add_argument("--elimination", choices=("mce", "ce", "none"), default="mce")
+    parser.add_argument("--elimination", choices=ELIMINATIONS, default="mce")
     parser.add_argument("--protocol", choices=(*PROTOCOLS, "all"), default="end-to-end")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: cuda where there is one)")
     parser.add_argument("--dtype", choices=DTYPES, help="of engines without one (default: their own)")
@@ -98,91 +104,57 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> int:
+def main() -> None:
     """Measure, print a table, write JSON; exit code 2 where something is missing."""
     options = build_parser().parse_args()
-    try:
-        import torch
-
-        from ckd_fast.errors import CkdFastError
-        from ckd_fast.reference.config import PRESETS
-        from ckd_fast.training.recipes import PACKAGED_MODEL
-        from ckd_fast.weights.load import resolve_config
-    except ImportError as error:
-        print(f"fps.py: {error}; sh scripts/setup installs what is missing", file=sys.stderr)
-        return 2
     gpu = options.device.startswith("cuda") or (options.device == "auto" and torch.cuda.is_available())
     options.iterations = options.iterations if options.iterations is not None else (1000 if gpu else 20)
     options.warmup = options.warmup if options.warmup is not None else (500 if gpu else 3)
     if options.iterations < 1 or options.warmup < 0:
-        print("fps.py: --iterations must be at least 1 and --warmup at least 0", file=sys.stderr)
-        return 2
+        refuse("--iterations must be at least 1 and --warmup at least 0")
     try:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.open("a").close()
     except OSError as error:
-        print(f"fps.py: --json {options.json}: cannot be written ({error.strerror})", file=sys.stderr)
-        return 2
+        refuse(f"--json {options.json}: cannot be written ({error.strerror})")
     try:
         config = PACKAGED_MODEL if options.model == "packaged" else resolve_config(options.model) or PRESETS["base"]
         config = dataclasses.replace(config, elimination=options.elimination)
-        if options.no_graph:
-            return stage_shares(options, config)
-        return compare(options, config)
+        (stage_shares if options.no_graph else compare)(options, config)
     except CkdFastError as error:
-        print(f"fps.py: {error}", file=sys.stderr)
-        return 2
+        refuse(error)
 
 
 def build(options: argparse.Namespace, model: LoadedModel, name: str, dtype: str | None) -> Engine:
-    """An engine of the model."""
-    from ckd_fast.engines import build_engine
-
     return build_engine(name, model, options.device, dtype or options.dtype, compile_mode=options.compile_mode)
 
 
-def frames() -> list[tuple[object, object]]:
-    """A few 640x480 pairs in host memory."""
-    from ckd_fast.datasets import ClipConfig, SyntheticClip
-
-    clip = SyntheticClip(ClipConfig(frames=8))
-    return [(frame.rgb, frame.tir) for frame in clip]
+def started(engine: Engine) -> tuple[Tracker, Iterator[tuple[Any, Any]]]:
+    """A tracker on its target, and frame pairs without end."""
+    first, *others = clip(8)
+    tracker = Tracker(engine=engine)
+    tracker.init(*first, BOX)
+    return tracker, cycle([*others, first])
 
 
 def end_to_end(engine: Engine) -> Callable[[], None]:
     """One call: the next pair of frames to a box."""
-    from ckd_fast.tracker import Tracker
-
-    pairs = frames()
-    tracker = Tracker(engine=engine)
-    tracker.init(*pairs[0], BOX)  # type: ignore[arg-type]
-    turn = 0
+    tracker, pairs = started(engine)
 
     def step() -> None:
-        nonlocal turn
-        turn += 1
         tracker.box = BOX
-        tracker.update(*pairs[turn % len(pairs)])  # type: ignore[arg-type]
+        tracker.update(*next(pairs))
 
     return step
 
 
 def frames_ahead(engine: Engine) -> Callable[[], None]:
     """One call: the next pair is handed over, then the result of the one before it is waited for."""
-    from ckd_fast.pending import Pending
-    from ckd_fast.tracker import Tracker
-    from ckd_fast.types import TrackResult
-
-    pairs = frames()
-    tracker = Tracker(engine=engine)
-    tracker.init(*pairs[0], BOX)  # type: ignore[arg-type]
+    tracker, pairs = started(engine)
     waiting: list[Pending[TrackResult]] = []
-    turn = 0
 
     def step() -> None:
-        nonlocal turn
-        turn += 1
-        waiting.append(tracker.track_async(*pairs[turn % len(pairs)]))  # type: ignore[arg-type]
+        waiting.append(tracker.track_async(*next(pairs)))
         if len(waiting) > 1:
             waiting.pop(0).result()
 
@@ -191,44 +163,29 @@ def frames_ahead(engine: Engine) -> Callable[[], None]:
 
 def network_only(engine: Engine) -> Callable[[], None]:
     """One call: the network on random tensors that lie on the device."""
-    import torch
-
-    config = engine.config
-    shape = (2, 1, 3, config.template_size, config.template_size)
-    template = torch.randn(shape, device=engine.device, dtype=engine.dtype)
-    search = torch.randn(2, 1, 3, config.search_size, config.search_size, device=engine.device, dtype=engine.dtype)
+    sides = (engine.config.template_size, engine.config.search_size)
+    images = [torch.randn(2, 1, 3, side, side, device=engine.device, dtype=engine.dtype) for side in sides]
 
     def step() -> None:
-        engine.run_network(template, search)
+        engine.run_network(*images)
 
     return step
 
 
 def measure(step: Callable[[], None], count: int, *, on_gpu: bool, awaited: bool) -> list[float]:
     """Milliseconds per call. `awaited`: a call returns when its work is done; else one synchronisation at the end."""
-    import torch
-
-    if not on_gpu or awaited:
-        times = []
-        for _ in range(count):
-            start = time.perf_counter()
-            step()
-            times.append((time.perf_counter() - start) * 1e3)
-        return times
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
-    events[0].record()
-    for event in events[1:]:
+    if on_gpu and not awaited:
+        return queued_ms(step, count)
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
         step()
-        event.record()
-    torch.cuda.synchronize()
-    return [a.elapsed_time(b) for a, b in pairwise(events)]
+        times.append((time.perf_counter() - start) * 1e3)
+    return times
 
 
-def compare(options: argparse.Namespace, config: ModelConfig) -> int:
+def compare(options: argparse.Namespace, config: ModelConfig) -> None:
     """Measure the engines in turns."""
-    from ckd_fast.errors import EngineError
-    from ckd_fast.weights import load_model
-
     everything = any(name == "all" for name, _ in options.engine)
     wanted = [(name, None) for name in ENGINES] if everything else options.engine
     model = load_model("random", config)
@@ -253,12 +210,8 @@ def compare(options: argparse.Namespace, config: ModelConfig) -> int:
         found = in_turns(options, protocol, engines, seconds)
         print_table(found, device)
         results += found
-    about = machine(device)
-    arguments = {name: str(value) for name, value in vars(options).items() if name != "json"}
-    written = {"machine": about, "arguments": arguments, "results": [dataclasses.asdict(r) for r in results]}
-    write_json(options.json, written)
-    print(f"\nwritten to {options.json}")
-    return 0
+    written = {"arguments": used(options), "results": [dataclasses.asdict(result) for result in results]}
+    write_json(options.json, {"machine": machine(device), **written})
 
 
 def in_turns(
@@ -287,14 +240,17 @@ def in_turns(
     return results
 
 
+def print_machine(device: str) -> None:
+    about = machine(device)
+    print(f"{about['device']}, {about['threads']} threads, torch {about['torch']}, commit {about['commit']}")
+
+
 def print_table(results: list[Result], device: str) -> None:
     """A small table, the published figures beside ours."""
-    about = machine(device)
     first = results[0]
-    print(f"{about['device']}, {about['threads']} threads, torch {about['torch']}, commit {about['commit']}")
+    print_machine(device)
     print(f"protocol {first.protocol}, random weights: speed only, no tracking\n")
-    header = f"{'engine':<26}{'frames/s':>10}{'best ms':>10}{'median ms':>11}{'p90 ms':>10}{'p99 ms':>10}{'ratio':>8}"
-    print(header)
+    print(f"{'engine':<26}{'frames/s':>10}{'best ms':>10}{'median ms':>11}{'p90 ms':>10}{'p99 ms':>10}{'ratio':>8}")
     for result in results:
         name, t = f"{result.engine} {result.model} {result.elimination} {result.dtype}", result.times
         row = f"{result.fps:>10.2f}{t.best_ms:>10.2f}{t.median_ms:>11.2f}{t.p90_ms:>10.2f}{t.p99_ms:>10.2f}"
@@ -322,21 +278,12 @@ def nvtx_range(name: str) -> Iterator[None]:
         yield
 
 
-def stage_shares(options: argparse.Namespace, config: ModelConfig) -> int:
+def stage_shares(options: argparse.Namespace, config: ModelConfig) -> None:
     """Time of every step, each awaited, summed into groups."""
-    import torch
-
-    from ckd_fast.config import TrackerConfig
-    from ckd_fast.engines import Search, step_names
-    from ckd_fast.errors import InputError
-    from ckd_fast.frames import check_pair, first_pair
-    from ckd_fast.weights import load_model
-
     if len(options.engine) != 1 or options.engine[0][0] not in ("reference", "triton"):
         raise InputError("--no-graph observes one engine, reference or triton")
     engine = build(options, load_model("random", config), *options.engine[0])
-    behaviour = TrackerConfig()
-    given = frames()
+    behaviour, given = TrackerConfig(), clip(8)
     form = first_pair(*given[0], behaviour).form
     pairs = [check_pair(rgb, tir, form, behaviour) for rgb, tir in given]
     target = engine.make_target(pairs[0], BOX)
@@ -370,16 +317,13 @@ def stage_shares(options: argparse.Namespace, config: ModelConfig) -> int:
         groups[kind] = groups.get(kind, 0.0) + milliseconds
     whole = sum(groups.values())
     device = str(engine.device)
-    about = machine(device)
-    print(f"{about['device']}, {about['threads']} threads, torch {about['torch']}, commit {about['commit']}")
+    print_machine(device)
     print(f"{options.model} {options.elimination}, {engine}: {whole:.2f} ms a frame, every step awaited\n")
     for kind, milliseconds in groups.items():
         print(f"{kind:<14}{milliseconds:>10.2f} ms{100 * milliseconds / whole:>8.1f} %")
-    arguments = {name: str(value) for name, value in vars(options).items() if name != "json"}
-    write_json(options.json, {"machine": about, "arguments": arguments, "steps_ms": totals, "groups_ms": groups})
-    print(f"\nwritten to {options.json}")
-    return 0
+    written = {"arguments": used(options), "steps_ms": totals, "groups_ms": groups}
+    write_json(options.json, {"machine": machine(device), **written})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

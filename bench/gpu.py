@@ -10,40 +10,31 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import torch
-from common import ROOT, Times, machine, percentiles, write_json
+from common import BOX, DTYPES, ROOT, Times, clip, machine, need_gpu, percentiles, program, write_json
+from timing import queued_ms
 
 from ckd_fast import MultiTracker, Tracker, TrackerConfig, load_model
 from ckd_fast.boxes import iou
-from ckd_fast.datasets import ClipConfig, SyntheticClip
 from ckd_fast.engines import Engine, Search, build_engine
 from ckd_fast.engines.triton import TritonEngine
 from ckd_fast.frames import check_pair, first_pair
 from ckd_fast.reference.config import preset
 
-BOX = (288.0, 192.0, 64.0, 96.0)
 TRUE_GFLOP = 90.0  # of the base model's frame, attention's products included
 LEAST_MEAN_IOU = {"float32": 0.999, "float16": 0.99, "bfloat16": 0.99}  # against the float32 reference
-Frames = list[tuple[Any, Any]]
-
-
-def clip(frames: int) -> Frames:
-    """640x480 pairs in host memory."""
-    return [(frame.rgb, frame.tir) for frame in SyntheticClip(ClipConfig(frames=frames))]
 
 
 def boxes_of(count: int) -> list[tuple[float, float, float, float]]:
@@ -101,13 +92,7 @@ def awaited(call: Callable[[], object], count: int = 60) -> float:
     """Median milliseconds on the device, calls queued behind each other."""
     for _ in range(10):
         call()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
-    events[0].record()
-    for event in events[1:]:
-        call()
-        event.record()
-    torch.cuda.synchronize()
-    return percentiles([a.elapsed_time(b) for a, b in pairwise(events)]).median_ms
+    return percentiles(queued_ms(call, count)).median_ms
 
 
 FIRST = """
@@ -137,8 +122,6 @@ print(json.dumps({"import_s": imported - start, "engine_s": built - made, "init_
 
 def first(options: argparse.Namespace) -> dict[str, Any]:
     """The first frames of a new process, with an empty and with a filled cache of compiled kernels; memory."""
-    import json
-
     found = {}
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "TRITON_CACHE_DIR": cache, "PYTHONPATH": f"{ROOT}:{ROOT / 'bench'}"}
@@ -164,12 +147,7 @@ def agreement(options: argparse.Namespace) -> dict[str, Any]:
     form = first_pair(*pairs[0], TrackerConfig()).form
     frames = [check_pair(rgb, tir, form, TrackerConfig()) for rgb, tir in pairs]
     found: dict[str, Any] = {}
-    for name, dtype in (
-        ("reference", "bfloat16"),
-        ("triton", "float32"),
-        ("triton", "float16"),
-        ("triton", "bfloat16"),
-    ):
+    for name, dtype in (("reference", "bfloat16"), *(("triton", dtype) for dtype in LEAST_MEAN_IOU)):
         engine = build_engine(name, model, "cuda", dtype)
         ours, theirs = engine.make_target(frames[0], BOX), truth.make_target(frames[0], BOX)
         box, overlaps, cells = BOX, [], 0
@@ -231,26 +209,22 @@ def frame(options: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
 SECTIONS = {"targets": targets, "first": first, "agreement": agreement, "profile": profile, "frame": frame}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one section, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> int:
+    parser = program(__doc__)
     parser.add_argument("section", choices=SECTIONS)
     parser.add_argument("--model", default="base", help="preset of random weights (default: base)")
     parser.add_argument("--weights", help="a file, for agreement on weights that track")
-    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4, 7, 8, 16, 32], help="of targets")
     parser.add_argument("--turns", type=int, default=60, help="frames per number of targets (default: 60)")
     parser.add_argument("--frames", type=int, default=200, help="of agreement (default: 200)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="default: out/SECTION.json")
-    options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        print("gpu.py: measures on a GPU, and torch sees none", file=sys.stderr)
-        return 2
+    options = parser.parse_args()
+    need_gpu()
     path = options.json or ROOT / "out" / f"{options.section}.json"
     options.failed = []
     result = SECTIONS[options.section](options)
     write_json(path, {"machine": machine("cuda"), "section": options.section, "result": result})
-    print(f"written to {path}")
     for failure in options.failed:
         print(f"gpu.py: {failure}", file=sys.stderr)
     return 1 if options.failed else 0

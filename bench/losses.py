@@ -8,17 +8,13 @@ Features are float32, as the residual stream of a training step is, also under m
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import torch
-from common import Times, machine, percentiles, write_json
+from common import Times, machine, need_gpu, percentiles, program, write_json
 from torch import Tensor
 
 from ckd_fast.reference.config import ModelConfig, preset
@@ -79,20 +75,18 @@ def measure(name: str, config: ModelConfig, batch: int, engine: str, device: tor
     return Row(name, batch, engine, percentiles(times), peak)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+def main() -> None:
+    parser = program(__doc__)
     parser.add_argument("--models", nargs="+", default=["base", "tiny"])
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 40])
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--turns", type=int, default=30)
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        print("losses.py: measures on a GPU, and torch sees none; --device cpu measures the reference", file=sys.stderr)
-        return 2
+    if device.type == "cuda":
+        need_gpu("; --device cpu measures the reference")
     rows = []
     for model in options.models:
         for batch in options.batches:
@@ -105,8 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     torch.cuda.empty_cache()
     if options.json:
         write_json(options.json, {"machine": machine(options.device), "rows": [asdict(row) for row in rows]})
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -10,21 +10,15 @@ memory rate; `estimate` adds tiles, waves, traffic from L2 and the start of a la
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import torch
-from common import ROOT, commit, write_json
+from common import ROOT, commit, frame_config, frame_program, used, write_json
 from plans import empty_build, frame_planner
 
 from ckd_fast.kernels.launch import Launch, LaunchSettings
 from ckd_fast.kernels.tiles import H200, Chip, chooser, cost_of
-from ckd_fast.reference.config import preset
 
 TARGET_MS = 0.40
 OVERLAPPED_START_US = 0.7  # what is left of a launch's start when it begins before the one in front has ended
@@ -56,21 +50,12 @@ def row_of(launch: Launch, chip: Chip) -> Row:
     )  # fmt: skip
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="base", help="preset (default: base)")
-    parser.add_argument("--elimination", choices=("mce", "ce", "none"), default="mce")
-    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+def main() -> None:
+    parser = frame_program(__doc__)
     parser.add_argument("--targets", type=int, default=1, choices=(1, 2, 4, 8, 16, 32))
     parser.add_argument("--json", type=Path, default=ROOT / "out" / "model.json", metavar="FILE")
-    options = parser.parse_args(arguments)
-    try:
-        config = replace(preset(options.model), elimination=options.elimination)
-    except ValueError as error:
-        print(f"model.py: {error}", file=sys.stderr)
-        return 2
-    build = empty_build(config, getattr(torch, options.dtype), LaunchSettings(chooser(H200, table=[])))
+    options = parser.parse_args()
+    build = empty_build(frame_config(options), getattr(torch, options.dtype), LaunchSettings(chooser(H200, table=[])))
     rows = [row_of(launch, H200) for launch in frame_planner(build, options.targets).plan().launches]
     print(
         f"{options.model} {options.elimination}, {options.targets} target(s), {options.dtype}, on paper for {H200.name}"
@@ -91,12 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"aim for the network at one target: {TARGET_MS:.2f} ms")
     summary = {"floor_ms": floor, "estimate_ms": total, "overlapped_ms": total - saved / 1e3, "launches": len(rows)}
     about = {"chip": asdict(H200), "commit": commit()}
-    used = {name: str(value) for name, value in vars(options).items() if name != "json"}
     written = [asdict(row) for row in rows]
-    write_json(options.json, {"machine": about, "arguments": used, "summary": summary, "launches": written})
-    print(f"written to {options.json}")
-    return 0
+    write_json(options.json, {"machine": about, "arguments": used(options), "summary": summary, "launches": written})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -10,11 +10,16 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from common import BOX
 
+from ckd_fast.config import TrackerConfig
+from ckd_fast.engines import Search, Target
 from ckd_fast.engines.triton.plan import Build, FrameMemory, Plan, Workspace, frame_memory, plan_frame, rehearsed
 from ckd_fast.engines.triton.upload import FrameBuffer
 from ckd_fast.engines.triton.weights import PackedStudent, pack
+from ckd_fast.frames import FrameForm, RawPair
 from ckd_fast.kernels.launch import Choose, LaunchSettings
 from ckd_fast.kernels.layout import STATE, FrameKind
 from ckd_fast.reference.config import ModelConfig
@@ -22,6 +27,7 @@ from ckd_fast.reference.elimination import template_mask
 from ckd_fast.reference.model import Student
 from ckd_fast.weights import load_model
 
+SIZE = (480, 640)
 FRAME_BYTES = 640 * 480 * 3
 
 
@@ -53,11 +59,15 @@ class FramePlanner:
 
 
 def frame_planner(build: Build, targets: int = 1) -> FramePlanner:
-    """Room for so many targets."""
+    """Room for so many targets, and a pair of noise in which each searches around the same box."""
     config, device = build.config, build.device
     gt_box = config.template_range == "GT_BOX"
     most = config.template_tokens if gt_box else int(template_mask(config).sum())
     buffer = FrameBuffer(FRAME_BYTES, 2 * FRAME_BYTES, targets, device)
+    rgb, tir = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3), dtype=np.uint8)
+    searches = [Search(Target(), BOX, config.search_factor)] * targets
+    buffer.fill(RawPair(rgb, tir, FrameForm(SIZE, SIZE, None), TrackerConfig()), searches, range(targets), targets)
+    buffer.upload()
     state = torch.zeros(targets, STATE.value, dtype=torch.float64, device=device)
     return FramePlanner(build, frame_memory(build, targets, most), buffer, state)
 

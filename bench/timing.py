@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
+
+
+def queued_ms(call: Callable[[], object], count: int) -> list[float]:
+    """Milliseconds on the device of calls that queue behind each other, on the current stream."""
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        call()
+        mark.record()
+    torch.cuda.synchronize()
+    return [before.elapsed_time(after) for before, after in pairwise(marks)]
 
 
 def median_us(call: Callable[[], object], warmup_ms: int = 5, measure_ms: int = 25) -> float:

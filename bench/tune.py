@@ -11,19 +11,17 @@ improvement; rows of other GPUs stay as they are.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import sys
+import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import triton
+from common import frame_config, frame_program, need_gpu
 from plans import FramePlanner, frame_planner, random_build
+from timing import queued_ms
 
 from ckd_fast.engines.triton.plan import Plan
 from ckd_fast.kernels.launch import Choice, LaunchSettings, TileRequest
@@ -40,7 +38,6 @@ from ckd_fast.kernels.tiles import (
     read_table,
     write_table,
 )
-from ckd_fast.reference.config import preset
 
 MOST_TRIED = 14  # candidates per request, the most promising first
 REPLAYS = 40
@@ -57,16 +54,9 @@ def captured_us(plan: Plan) -> float:
         stream.synchronize()
         with torch.cuda.graph(graph, stream=stream):
             plan.run()
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(REPLAYS + 1)]
         for _ in range(5):
             graph.replay()
-        marks[0].record()
-        for mark in marks[1:]:
-            graph.replay()
-            mark.record()
-        stream.synchronize()
-    times: list[float] = sorted(before.elapsed_time(after) for before, after in pairwise(marks))
-    return 1e3 * times[len(times) // 2]
+        return 1e3 * statistics.median_high(queued_ms(graph.replay, REPLAYS))
 
 
 def requests_by_time(plan: Plan, chip: Chip) -> list[TileRequest]:
@@ -156,25 +146,14 @@ def tune(tuning: Tuning, path: Path, deadline: float) -> bool:
     return True
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure until done or out of time."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="base", help="preset (default: base)")
-    parser.add_argument("--elimination", choices=("mce", "ce", "none"), default="mce")
-    parser.add_argument("--dtype", nargs="+", choices=("bfloat16", "float16", "float32"), default=["bfloat16"])
+def main() -> None:
+    parser = frame_program(__doc__, dtypes=True)
     parser.add_argument("--targets", nargs="+", type=int, choices=(1, 2, 4, 8, 16, 32), default=[1])
     parser.add_argument("--seconds", type=float, default=600, help="stop after so long (default: 600)")
     parser.add_argument("--table", type=Path, default=TABLE, metavar="FILE", help="default: kernels/tiles.json")
-    options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        print("tune.py: measures tiles on a GPU, and torch sees none", file=sys.stderr)
-        return 2
-    try:
-        config = dataclasses.replace(preset(options.model), elimination=options.elimination)
-    except ValueError as error:
-        print(f"tune.py: {error}", file=sys.stderr)
-        return 2
-    device = torch.device("cuda")
+    options = parser.parse_args()
+    need_gpu()
+    config, device = frame_config(options), torch.device("cuda")
     chip, deadline = chip_of(device), time.monotonic() + options.seconds
     table = read_table(options.table) if options.table.exists() else []
     settings = LaunchSettings(chooser(chip, table), overlap=torch.cuda.get_device_capability() >= (9, 0))
@@ -186,10 +165,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             in_time = tune(tuning, options.table, deadline)
             table = tuning.table
             if not in_time:
-                return 0
+                return
     print(f"{len(table)} rows in {options.table}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -22,8 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "bench"))  # for common.py
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))  # for common.py, which finds ckd_fast
 
 import torch
 from common import machine, write_json
@@ -47,13 +46,7 @@ VALIDATION_PAIRS = 1024
 
 @dataclass(frozen=True)
 class Plan:
-    """A row to train.
-
-    Attributes:
-        name: name of the row.
-        config: how it is trained.
-        after: row whose weights it starts from; None for the common student.
-    """
+    """A row to train, from the weights of row `after`, or from the common student."""
 
     name: str
     config: TrainConfig
@@ -62,19 +55,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Row:
-    """Results of a row.
-
-    Attributes:
-        name: name of the row.
-        pairs_iou: mean IoU on rendered pairs.
-        clips_iou: mean over clips of the tracker's mean IoU.
-        clips_error: standard error of that mean.
-    """
+    """Results of a row."""
 
     name: str
-    pairs_iou: float
-    clips_iou: float
-    clips_error: float
+    pairs_iou: float  # mean over rendered pairs
+    clips_iou: float  # mean over clips of the tracker's mean
+    clips_error: float  # standard error of that mean
 
 
 def plan_rows(pairs: int, base: TrainConfig) -> list[Plan]:
@@ -85,11 +71,9 @@ def plan_rows(pairs: int, base: TrainConfig) -> list[Plan]:
     def component(name: str) -> Plan:
         published = recipe(name)
         stage = dataclasses.replace(distil, pairs=pairs, hidden=published.stages[0].hidden)
-        own_losses = dataclasses.replace(
-            losses,
-            style_weight=losses.style_weight if published.losses.style_weight else 0.0,
-            content_weight=losses.content_weight if published.losses.content_weight else 0.0,
-        )
+        style = losses.style_weight if published.losses.style_weight else 0.0
+        content = losses.content_weight if published.losses.content_weight else 0.0
+        own_losses = dataclasses.replace(losses, style_weight=style, content_weight=content)
         return Plan(name, _one_stage(base, stage, losses=own_losses, distillation=published.distillation))
 
     def elimination(name: str) -> Plan:
@@ -129,9 +113,8 @@ def evaluate_row(name: str, weights: Path, config: TrainConfig, clips: Sequence[
     elimination = config.model.elimination if config.stages[-1].elimination else "none"
     model = dataclasses.replace(model, config=dataclasses.replace(config.model, elimination=elimination))
     scene = next((source.scene for source in config.sources if source.kind == "synthetic"), SceneConfig())
-    many_pairs = dataclasses.replace(
-        config, upkeep=dataclasses.replace(config.upkeep, validation_pairs=VALIDATION_PAIRS)
-    )
+    upkeep = dataclasses.replace(config.upkeep, validation_pairs=VALIDATION_PAIRS)
+    many_pairs = dataclasses.replace(config, upkeep=upkeep)
     on_pairs = mean_overlap(model.student(), many_pairs, scene, torch.device("cpu"))
     on_clips = [track_clip(clip, our_tracker(model)).mean_iou for clip in clips]
     return Row(name, on_pairs, statistics.fmean(on_clips), statistics.stdev(on_clips) / len(on_clips) ** 0.5)
@@ -181,15 +164,10 @@ def main() -> None:
         rows.append(row)
         print(f"| {row.name} | {row.pairs_iou:.3f} | {row.clips_iou:.3f} ± {row.clips_error:.3f} |", flush=True)
     if options.json:
-        content = {
-            "machine": machine("cpu"),
-            "start": {"sha256": start.sha256, "kind": start.kind},
-            "pairs": options.pairs,
-            "clips": options.clips,
-            "frames": options.frames,
-            "rows": [dataclasses.asdict(row) for row in rows],
-        }
-        write_json(options.json, content)
+        write_json(options.json, {
+            "machine": machine("cpu"), "start": {"sha256": start.sha256, "kind": start.kind}, "pairs": options.pairs,
+            "clips": options.clips, "frames": options.frames, "rows": [dataclasses.asdict(row) for row in rows],
+        })  # fmt: skip
 
 
 if __name__ == "__main__":

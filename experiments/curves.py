@@ -41,16 +41,10 @@ SMALLEST_SWEEP = 3
 MOST_COLUMNS = 8  # settings shown in the terminal
 PANELS_PER_ROW = 3
 LOSSES = {
-    "loss": "all losses",
-    "focal": "focal",
-    "giou": "GIoU",
-    "l1": "L1",
-    "style": "style (SD)",
-    "content": "content (CD)",
-    "teacher_rgb": "teacher, RGB",
-    "teacher_tir": "teacher, thermal",
+    "loss": "all losses", "focal": "focal", "giou": "GIoU", "l1": "L1", "style": "style (SD)",
+    "content": "content (CD)", "teacher_rgb": "teacher, RGB", "teacher_tir": "teacher, thermal",
     "gradient_norm": "gradient norm",
-}
+}  # fmt: skip
 Setting = str | int | float | bool | None
 
 
@@ -64,21 +58,13 @@ class Curve:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run.
+    """One training run."""
 
-    Attributes:
-        name: name of its folder.
-        settings: its configuration by dotted path ("stages[0].hidden").
-        curves: losses, rates and speeds by name.
-        validation: mean IoU on rendered pairs.
-        unreadable_lines: unreadable lines of the log; a killed run leaves one.
-    """
-
-    name: str
-    settings: Mapping[str, Setting]
-    curves: Mapping[str, Curve]
-    validation: Curve
-    unreadable_lines: int
+    name: str  # of its folder
+    settings: Mapping[str, Setting]  # by dotted path ("stages[0].hidden")
+    curves: Mapping[str, Curve]  # losses, rates and speeds by name
+    validation: Curve  # mean IoU on rendered pairs
+    unreadable_lines: int  # of the log; a killed run leaves one
 
     @property
     def last(self) -> float:
@@ -93,17 +79,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Runs that differ in one number only.
+    """Runs that differ in one number only."""
 
-    Attributes:
-        setting: dotted path of the number.
-        values: the number, ascending.
-        runs: the runs with each value; several if they differ in their seeds.
-    """
-
-    setting: str
-    values: tuple[float, ...]
-    runs: tuple[tuple[Run, ...], ...]
+    setting: str  # dotted path of the number
+    values: tuple[float, ...]  # the number, ascending
+    runs: tuple[tuple[Run, ...], ...]  # with each value; several if they differ in their seeds
 
     def means(self) -> tuple[float, ...]:
         """Mean last validation at each value."""
@@ -270,26 +250,21 @@ def markdown(runs: Sequence[Run], settings: Sequence[str]) -> str:
 
 def as_json(runs: Sequence[Run], settings: Sequence[str], found: Sequence[Sweep]) -> str:
     """Everything but the curves."""
-    content = {
-        "runs": {
-            run.name: {
-                "validation": None if math.isnan(run.last) else run.last,  # JSON has no NaN
-                "best": None if math.isnan(run.best) else run.best,
-                "settings": {name: run.settings.get(name) for name in settings},
-            }
-            for run in runs
-        },
-        "sweeps": [
-            {
-                "setting": sweep.setting,
-                "values": sweep.values,
-                "validation": sweep.means(),
-                "runs": [[run.name for run in repeats] for repeats in sweep.runs],
-            }
-            for sweep in found
-        ],
+
+    def number(value: float) -> float | None:
+        return None if math.isnan(value) else value  # JSON has no NaN
+
+    table = {
+        run.name: {"validation": number(run.last), "best": number(run.best)}
+        | {"settings": {name: run.settings.get(name) for name in settings}}
+        for run in runs
     }
-    return json.dumps(content, indent=1) + "\n"
+    series = [
+        {"setting": sweep.setting, "values": sweep.values, "validation": sweep.means()}
+        | {"runs": [[run.name for run in repeats] for repeats in sweep.runs]}
+        for sweep in found
+    ]
+    return json.dumps({"runs": table, "sweeps": series}, indent=1) + "\n"
 
 
 def draw(folders: Sequence[Path], out: Path, *, force: bool) -> None:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -25,17 +25,16 @@ from numpy.typing import NDArray
 from tsne import tsne
 
 from ckd_fast.cli.parsing import add_model_options, box, not_negative, positive
+from ckd_fast.engines import Engine, Search
 from ckd_fast.errors import CkdFastError, EngineError, InputError
 from ckd_fast.files import make_folder, refuse_overwrite, write_atomically
 from ckd_fast.frames import RawPair, check_pair, first_pair, register
 from ckd_fast.plotting import new_figure, require_matplotlib, save_figure
+from ckd_fast.reference.config import ModelConfig
+from ckd_fast.reference.preprocess import PIXEL_MEAN, PIXEL_STD, crop
 from ckd_fast.tracker import Tracker
+from ckd_fast.types import Box
 from ckd_fast.video import FolderPairs
-
-if TYPE_CHECKING:
-    from ckd_fast.engines import Engine
-    from ckd_fast.reference.config import ModelConfig
-    from ckd_fast.types import Box
 
 Array = NDArray[np.float32]
 FILES = ("tokens.png", "features.png", "gap.png", "explain.json")
@@ -48,40 +47,24 @@ MOST_BLOCKS = 6  # drawn in features.png
 
 @dataclass(frozen=True)
 class Elimination:
-    """One elimination of tokens.
+    """One elimination of tokens."""
 
-    Attributes:
-        block: the block it happens in.
-        kept: [2, L] bool, visible and thermal, over the search grid in raster order. Equal rows for "mce".
-        before: number of tokens before it.
-    """
-
-    block: int
-    kept: NDArray[np.bool_]
-    before: int
+    block: int  # the block it happens in
+    kept: NDArray[np.bool_]  # [2, L], visible and thermal, over the search grid in raster order; equal rows for "mce"
+    before: int  # number of tokens before it
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What happened in one frame.
+    """What happened in one frame."""
 
-    Attributes:
-        crops: search crops [2, S, S, 3] uint8, visible and thermal.
-        eliminations: in order.
-        tokens: search tokens after every block, [2, L, C] in raster order, NaN where dropped.
-        score_map: [g, g].
-        box: result in the frame.
-        box_in_crop: result in pixels of the crop.
-        score: score of the result.
-    """
-
-    crops: NDArray[np.uint8]
-    eliminations: tuple[Elimination, ...]
-    tokens: tuple[Array, ...]
-    score_map: Array
-    box: Box
-    box_in_crop: Box
-    score: float
+    crops: NDArray[np.uint8]  # search crops [2, S, S, 3], visible and thermal
+    eliminations: tuple[Elimination, ...]  # in order
+    tokens: tuple[Array, ...]  # search tokens after every block, [2, L, C] in raster order, NaN where dropped
+    score_map: Array  # [g, g]
+    box: Box  # result in the frame
+    box_in_crop: Box  # result in pixels of the crop
+    score: float  # of the result
 
     @property
     def grid(self) -> int:
@@ -99,9 +82,6 @@ def explain_frame(engine: Engine, first: RawPair, target: Box, pair: RawPair, ar
         pair: frames to explain; both modalities.
         around: target box in the frame before `pair`.
     """
-    from ckd_fast.engines.base import Search
-    from ckd_fast.reference.preprocess import PIXEL_MEAN, PIXEL_STD, crop
-
     visible = register(pair).rgb
     if visible is None or pair.tir is None:
         raise InputError("explaining a frame needs both modalities")
@@ -208,15 +188,15 @@ def draw_tokens(frame: Explanation, path: Path) -> None:
     figure = new_figure(2.3 * (len(frame.eliminations) + 2), 4.9)
     rows = figure.subplots(2, len(frame.eliminations) + 2, squeeze=False)
     x, y, w, h = frame.box_in_crop
-    for modality, (name, crop, axes) in enumerate(zip(MODALITIES, frame.crops, rows, strict=True)):
-        _image(axes[0], crop, f"{name}, {frame.grid**2} tokens")
+    for modality, (name, image, axes) in enumerate(zip(MODALITIES, frame.crops, rows, strict=True)):
+        _image(axes[0], image, f"{name}, {frame.grid**2} tokens")
         for panel, elimination in zip(axes[1:], frame.eliminations, strict=False):
             kept = elimination.kept[modality]
             veil = np.where(kept, 0.0, VEIL).reshape(frame.grid, frame.grid)
             veil = np.kron(veil, np.ones((cell, cell)))[..., None]
-            veiled = (crop * (1 - veil) + VEIL_LEVEL * veil).astype(np.uint8)
+            veiled = (image * (1 - veil) + VEIL_LEVEL * veil).astype(np.uint8)
             _image(panel, veiled, f"block {elimination.block}: {int(kept.sum())} of {elimination.before} kept")
-        _image(axes[-1], crop, f"score {frame.score:.2f}")
+        _image(axes[-1], image, f"score {frame.score:.2f}")
         axes[-1].imshow(frame.score_map, cmap="inferno", alpha=0.6, extent=(0, side, side, 0), vmin=0)
         for panel in (axes[0], axes[-1]):
             panel.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor="#ffd21f", linewidth=1.6))
@@ -226,10 +206,7 @@ def draw_tokens(frame: Explanation, path: Path) -> None:
 def draw_features(frame: Explanation, path: Path, others: Mapping[str, Explanation] | None = None) -> None:
     """Activity of both modalities and their similarity in some blocks, and the mean similarity over all blocks.
 
-    Args:
-        frame: what to draw.
-        path: image file.
-        others: the same frame with other weights, by name, for the curve.
+    `others` is the same frame with other weights, by name, for the curve.
     """
     depth = len(frame.tokens)
     blocks = sorted({round(value) for value in np.linspace(0, depth - 1, min(depth, MOST_BLOCKS))})
@@ -329,12 +306,9 @@ def as_json(number: int, frame: Explanation, others: Mapping[str, Explanation], 
         "box": list(frame.box),
         "score": frame.score,
         "stages": [
-            {
-                "block": elimination.block,
-                "before": elimination.before,
-                "kept": {m: row.nonzero()[0].tolist() for m, row in zip(MODALITIES, elimination.kept, strict=True)},
-            }
-            for elimination in frame.eliminations
+            {"block": e.block, "before": e.before}
+            | {"kept": {name: row.nonzero()[0].tolist() for name, row in zip(MODALITIES, e.kept, strict=True)}}
+            for e in frame.eliminations
         ],
         "similarity": {name: mean_similarities(e) for name, e in {"these weights": frame, **others}.items()},
         "style_gap": {"block": block, "as_is": style_gap(tokens), "normalised": style_gap(instance_norm(tokens))},
@@ -347,9 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("rgb", type=Path, metavar="RGB", help="folder of visible frames")
     parser.add_argument("tir", type=Path, metavar="TIR", help="folder of thermal frames")
     parser.add_argument("--init", type=box, required=True, metavar="x,y,w,h", help="target box in the first frame")
-    parser.add_argument(
-        "--frame", type=positive, default=1, metavar="N", help="frame to draw; 0 is the initialisation (1)"
-    )
+    parser.add_argument("--frame", type=positive, default=1, metavar="N", help="number to draw; 0 is the first (1)")
     parser.add_argument("--block", type=not_negative, metavar="B", help="block for the t-SNE (default: the last)")
     parser.add_argument("--baseline", metavar="FILE", help="other weights to compare the similarity with")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the figures")

@@ -21,8 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "bench"))  # for common.py
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))  # for common.py, which finds ckd_fast
 
 import cv2
 import numpy as np
@@ -205,15 +204,10 @@ def main() -> None:
     cv2.setNumThreads(options.threads)
     model = load_model(options.weights)
     trackers: dict[str, StartTracker] = {OURS: our_tracker(model)}
-    missing = []
+    found = {} if options.only_ours else {name: opencv_tracker(name) for name in options.opencv}
+    missing = [name for name, start in found.items() if start is None]
     if not options.only_ours:
-        trackers |= rivals(model)
-        for name in options.opencv:
-            start = opencv_tracker(name)
-            if start is None:
-                missing.append(name)
-            else:
-                trackers[f"OpenCV {name}"] = start
+        trackers |= rivals(model) | {f"OpenCV {name}": start for name, start in found.items() if start is not None}
     clips = generated_clips(options.clips, options.frames, options.first_seed)
     if options.data is not None:
         clips = itertools.chain(clips, real_clips(options.data, options.sequences))
@@ -223,22 +217,17 @@ def main() -> None:
     for name in missing:
         print(f"OpenCV {name}: missing in OpenCV {cv2.__version__}; opencv-contrib-python has it")
     if options.json:
-        provenance = model.provenance
-        content = {
-            "machine": machine("cpu"),
-            "model": {"source": provenance.source, "sha256": provenance.sha256, "kind": provenance.kind},
-            "frames": options.frames,
-            "first_seed": options.first_seed,
-            "lost_threshold": threshold,
-            "not_in_this_opencv": missing,
-            "rows": [
-                {"clip": clip, "tracker": name}
-                | {field: getattr(run, field) for field in ("mean_iou", "last_iou", "frames_per_second")}
-                for clip, runs in table.items()
-                for name, run in runs.items()
-            ],
-        }
-        write_json(options.json, content)
+        about = {name: getattr(model.provenance, name) for name in ("source", "sha256", "kind")}
+        rows = [
+            {"clip": clip, "tracker": name}
+            | {field: getattr(run, field) for field in ("mean_iou", "last_iou", "frames_per_second")}
+            for clip, runs in table.items()
+            for name, run in runs.items()
+        ]
+        write_json(options.json, {
+            "machine": machine("cpu"), "model": about, "frames": options.frames, "first_seed": options.first_seed,
+            "lost_threshold": threshold, "not_in_this_opencv": missing, "rows": rows,
+        })  # fmt: skip
 
 
 if __name__ == "__main__":

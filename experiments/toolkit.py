@@ -19,8 +19,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "bench"))  # for common.py
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))  # for common.py, which finds ckd_fast
 
 from common import machine, write_json
 
@@ -30,33 +29,24 @@ from ckd_fast.evaluation import evaluate
 
 @dataclass(frozen=True)
 class Case:
-    """One tracker on one data set.
+    """One tracker on one data set; results are in results/FOLDER/TRACKER."""
 
-    Attributes:
-        dataset: our name of the data set.
-        folder: name of its folder, and of the toolkit's class.
-        results: folder of the tracker's results.
-        tracker: name of the tracker.
-        bbox_type: how the toolkit reads the rows.
-        metrics: scores to compare.
-    """
-
-    dataset: str
-    folder: str
-    results: str
+    folder: str  # of the data set, and the name of the toolkit's class; in small letters our name
     tracker: str
-    bbox_type: str
+    bbox_type: str  # how the toolkit reads the rows
     metrics: tuple[str, ...]
+
+    @property
+    def results(self) -> str:
+        return f"results/{self.folder}/{self.tracker}"
 
 
 CASES = (
-    Case("lasher", "LasHeR", "results/LasHeR/APFNet", "APFNet", "ltwh", ("PR", "NPR", "SR")),
-    Case("lasher", "LasHeR", "results/LasHeR/mfDiMP", "mfDiMP", "ltwh", ("PR", "NPR", "SR")),
-    Case("lasher", "LasHeR", "results/LasHeR/MTNet", "MTNet", "ltwh", ("PR", "NPR", "SR")),
-    Case("rgbt234", "RGBT234", "results/RGBT234/MTNet", "MTNet", "ltwh", ("MPR", "MSR")),
-    Case("rgbt210", "RGBT210", "results/RGBT210/mfDiMP", "mfDiMP", "ltwh", ("PR", "SR")),
-    Case("gtot", "GTOT", "results/GTOT/MTNet", "MTNet", "corner", ("MPR", "MSR")),
-    Case("gtot", "GTOT", "results/GTOT/MaCNet", "MaCNet", "ltwh", ("MPR", "MSR")),
+    *(Case("LasHeR", tracker, "ltwh", ("PR", "NPR", "SR")) for tracker in ("APFNet", "mfDiMP", "MTNet")),
+    Case("RGBT234", "MTNet", "ltwh", ("MPR", "MSR")),
+    Case("RGBT210", "mfDiMP", "ltwh", ("PR", "SR")),
+    Case("GTOT", "MTNet", "corner", ("MPR", "MSR")),
+    Case("GTOT", "MaCNet", "ltwh", ("MPR", "MSR")),
 )
 
 # The other interpreter runs this: argument 1 is the list of cases as JSON, the answer is one line of JSON.
@@ -87,7 +77,7 @@ def ours(case: Case, data: Path) -> tuple[dict[str, float], float]:
     scores: dict[str, float] = {}
     for _ in range(2):
         begin = time.perf_counter()
-        dataset = open_dataset(case.dataset, data / "groundtruth" / case.folder)
+        dataset = open_dataset(case.folder.lower(), data / "groundtruth" / case.folder)
         evaluation = evaluate(dataset, [data / case.results])
         metrics = evaluation.metrics(evaluation.trackers[0])
         seconds = time.perf_counter() - begin

@@ -26,15 +26,10 @@ MOST_POINTS = 2000
 
 @dataclass(frozen=True)
 class Map:
-    """Points in the plane.
+    """Points in the plane."""
 
-    Attributes:
-        points: [N, 2].
-        divergence: final KL(P || Q) in nats.
-    """
-
-    points: Array
-    divergence: float
+    points: Array  # [N, 2]
+    divergence: float  # final KL(P || Q) in nats
 
 
 def squared_distances(points: Array) -> Array:

@@ -8,11 +8,13 @@ address stored by two programs, or loaded by one after another one stored it.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
@@ -29,6 +31,15 @@ def float32_to_bf16(values: np.ndarray) -> np.ndarray:
     bits = np.ascontiguousarray(values).view(np.uint32)
     rounded = ((bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> 16).astype(np.uint16)
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+
+
+def kernel_device() -> torch.device:
+    """Where kernels run: the GPU, or without one the CPU in the interpreter, which is repaired."""
+    if os.environ["TRITON_INTERPRET"] == "0":
+        return torch.device("cuda")
+    repair_bf16()
+    repair_fma()
+    return torch.device("cpu")
 
 
 def repair_bf16() -> None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ckd_fast.kernels.launch import Choice, LaunchSettings, TileRequest, Tiles
+from ckd_fast.kernels.layout import GEOMETRY, FrameKind, Uploaded
 from ckd_fast.reference.config import ModelConfig
+from ckd_fast.reference.model import Student
 from ckd_fast.weights.keys import from_authors
 
 ROOT = Path(__file__).parent.parent
@@ -78,6 +82,12 @@ def lay_out(root: Path, files: Mapping[str, str]) -> Path:
     return root
 
 
+def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A program's output and exit code; without a GPU, unless `environment` says otherwise."""
+    variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment}
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=variables)
+
+
 # torch.compile needs one on a CPU; a bare machine has none.
 HAS_COMPILER = shutil.which(os.environ.get("CXX", "g++")) is not None
 
@@ -101,6 +111,26 @@ def assert_as_exact(value: Tensor, twin: Tensor, exact: Tensor, *, rounding: flo
     bound = 2 * max_error(twin, exact) + rounding * scale + 1e-7 * scale
     error = max_error(value, exact)
     assert error <= bound, f"error {error:.3g} against float64, plain PyTorch makes {max_error(twin, exact):.3g}"
+
+
+@torch.no_grad()
+def enliven(student: Student, seed: int) -> None:
+    """Let the norms, biases and positions of random weights do something, and attention be less than flat."""
+    draw = partial(nn.init.uniform_, generator=torch.Generator().manual_seed(seed))
+    for module in student.modules():
+        if isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
+            draw(module.weight, 0.7, 1.3)
+            draw(module.bias, -0.3, 0.3)
+        if isinstance(module, nn.BatchNorm2d):
+            draw(module.running_mean, -0.2, 0.2)
+            draw(module.running_var, 0.5, 1.5)
+        if isinstance(module, nn.Conv2d):
+            draw(module.bias, -0.2, 0.2)
+        if isinstance(module, nn.Linear):
+            module.weight.mul_(3)
+    for name, value in student.named_parameters():
+        if "pos_embed" in name:
+            draw(value, -0.5, 0.5)
 
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
@@ -139,6 +169,17 @@ class PoisonedRoom:
             for name, buffer in self.buffers.items()
         }
         return {name: count for name, count in counts.items() if count}
+
+
+def one_call(
+    device: torch.device, size: tuple[int, int], requests: Sequence[Sequence[float]], frames: Sequence[Tensor] = ()
+) -> Uploaded:
+    """What kernels read of a call: frames of one size in 8 bits, perhaps empty ones, and one row per target."""
+    rgb, tir = frames or (torch.empty(0, dtype=torch.uint8, device=device),) * 2
+    geometry = torch.zeros(2, GEOMETRY.value, dtype=torch.float64, device=device)
+    geometry[:, :8] = torch.tensor([*size, 0, 0, *size, 0, 255])
+    rows = torch.tensor(requests, dtype=torch.float64, device=device)
+    return Uploaded(rgb, tir, geometry, rows, torch.ones(2, len(rows), dtype=torch.int32, device=device), FrameKind())
 
 
 def fixed(tiles: Tiles, split_k: int = 1) -> LaunchSettings:

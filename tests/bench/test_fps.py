@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support import HAS_COMPILER, ROOT
+from support import HAS_COMPILER, ROOT, run
 
 
 def fps(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(ROOT / "bench" / "fps.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
+    return run(sys.executable, ROOT / "bench" / "fps.py", *arguments, cwd=cwd)
 
 
 @pytest.mark.parametrize("protocol", ["end-to-end", "paper"])
@@ -60,17 +57,14 @@ def test_shares_of_the_steps(tmp_path: Path) -> None:
     assert all(value > 0 for value in told["steps_ms"].values())
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--engine", "triton"), "needs a usable NVIDIA GPU"),
-        (("--model", "huge"), "unknown model 'huge'"),
-        (("--iterations", "0"), "--iterations must be at least 1"),
-        (("--json", str(ROOT)), "cannot be written"),
-        (("--no-graph", "--engine", "compiled"), "observes one engine"),
-        (("--device", "cuda"), "sees no usable GPU"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("--engine", "triton"), "needs a usable NVIDIA GPU"),
+    (("--model", "huge"), "unknown model 'huge'"),
+    (("--iterations", "0"), "--iterations must be at least 1"),
+    (("--json", str(ROOT)), "cannot be written"),
+    (("--no-graph", "--engine", "compiled"), "observes one engine"),
+    (("--device", "cuda"), "sees no usable GPU"),
+])  # fmt: skip
 def test_errors_are_one_line(arguments: tuple[str, ...], message: str) -> None:
     done = fps(*arguments)
     assert done.returncode == 2

@@ -6,8 +6,6 @@ import argparse
 import dataclasses
 import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,8 +15,9 @@ import pytest
 import timing
 import torch
 import tune
-from interpreter import repair_bf16, repair_fma
-from support import INTERPRETED, ROOT, large_tiles
+from both import TWO_BLOCKS
+from interpreter import kernel_device
+from support import INTERPRETED, large_tiles, run
 
 from ckd_fast.engines import Engine
 from ckd_fast.engines.host import ReferenceEngine
@@ -26,11 +25,10 @@ from ckd_fast.engines.triton import TritonEngine
 from ckd_fast.engines.triton.plan import Plan
 from ckd_fast.kernels.launch import Choice, LaunchSettings, TileRequest, Tiles
 from ckd_fast.kernels.tiles import H200, Measured, chooser, default_choice, read_table, write_table
-from ckd_fast.reference.config import PRESETS, ModelConfig
+from ckd_fast.reference.config import PRESETS
 from ckd_fast.weights import LoadedModel
 
 CPU = torch.device("cpu")
-CONFIG = ModelConfig(dim=48, depth=2, heads=3, head_channels=24, eliminate_at=(1,), template_size=32, search_size=80)
 
 
 def on_the_cpu(name: str, model: LoadedModel, _device: str, dtype: str) -> Engine:
@@ -43,11 +41,10 @@ def on_the_cpu(name: str, model: LoadedModel, _device: str, dtype: str) -> Engin
 def options(monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     if not INTERPRETED:
         pytest.skip("on a GPU bench/gpu.sh runs them")
-    repair_bf16()
-    repair_fma()
+    kernel_device()
     monkeypatch.setattr(gpu, "build_engine", on_the_cpu)
-    monkeypatch.setattr(gpu, "preset", lambda _name: CONFIG)
-    monkeypatch.setattr(gpu, "load_model", lambda *_: __import__("ckd_fast").load_model("random", CONFIG, 1))
+    monkeypatch.setattr(gpu, "preset", lambda _name: TWO_BLOCKS)
+    monkeypatch.setattr(gpu, "load_model", lambda *_: __import__("ckd_fast").load_model("random", TWO_BLOCKS, 1))
     monkeypatch.setattr(gpu, "awaited", lambda call: call() and 2.0)
     monkeypatch.setattr(timing, "matmul_ceiling_tflops", lambda: 700.0)
     return argparse.Namespace(model="base", weights=None, dtype="float32", counts=[1, 3], frames=2, turns=1, failed=[])
@@ -74,11 +71,6 @@ def test_disagreement_fails(options: argparse.Namespace, monkeypatch: pytest.Mon
     assert len(options.failed) == 3
 
 
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
-
-
 def test_a_frame_on_paper(tmp_path: Path) -> None:
     out = tmp_path / "model.json"
     done = run(sys.executable, "bench/model.py", "--json", str(out))
@@ -103,15 +95,10 @@ def test_without_a_gpu_they_say_so(tool: str) -> None:
 def test_the_script_counts_failures(tmp_path: Path) -> None:
     if not INTERPRETED:
         pytest.skip("there is a GPU")
-    done = subprocess.run(
-        ["bash", "bench/gpu.sh", str(tmp_path / "out"), "targets", "kernels"],
-        capture_output=True, text=True, check=False, cwd=ROOT,
-        env={**os.environ, "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    done = run("bash", "bench/gpu.sh", tmp_path / "out", "targets", "kernels", PYTHON=sys.executable)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "2 failed" in done.stdout
-    assert subprocess.run(["bash", "bench/gpu.sh", str(tmp_path), "tea"], check=False, cwd=ROOT,
-                          capture_output=True).returncode == 2  # fmt: skip
+    assert run("bash", "bench/gpu.sh", tmp_path, "tea").returncode == 2
 
 
 REQUEST = TileRequest("linear", "bfloat16", 2, 320, 768, 768)
@@ -152,7 +139,7 @@ def test_the_requests_tuned_are_those_of_the_engines_frame(tmp_path: Path, targe
 
 def test_tuning_keeps_what_is_clearly_faster(tmp_path: Path) -> None:
     """Noise changes nothing, a candidate that fails is passed over, and a faster one goes into the table."""
-    planner = plans.frame_planner(plans.empty_build(CONFIG, torch.bfloat16, LaunchSettings(chooser(H200, []))))
+    planner = plans.frame_planner(plans.empty_build(TWO_BLOCKS, torch.bfloat16, LaunchSettings(chooser(H200, []))))
     times = {64: 100.0, 128: 50.0}
 
     def timer(plan: Plan) -> float:

@@ -7,35 +7,31 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import threading
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from interpreter import repair_bf16, repair_fma
+from both import BOX, Both, frames
+from interpreter import kernel_device
 from support import INTERPRETED, large_tiles
 
-from ckd_fast import EngineError, TrackerConfig, load_model
-from ckd_fast.engines import Engine, Search, registry
+from ckd_fast import EngineError, load_model
+from ckd_fast.engines import Search, registry
 from ckd_fast.engines.host import ReferenceEngine
 from ckd_fast.engines.triton import TritonEngine
 from ckd_fast.engines.triton.graph import MOST_GRAPHS, GraphRunner
 from ckd_fast.engines.triton.plan import Plan
-from ckd_fast.frames import FrameForm, RawPair
 from ckd_fast.kernels.launch import Launch, LaunchSettings
 from ckd_fast.reference.config import ModelConfig
 
 if not INTERPRETED:
     pytest.skip("on a GPU the runner itself runs", allow_module_level=True)
-repair_bf16()
-repair_fma()
-
-CPU = torch.device("cpu")
+CPU = kernel_device()
 CONFIG = ModelConfig(dim=32, depth=1, heads=2, head_channels=16, eliminate_at=(0,), template_size=32, search_size=64)
-BOX = (40.0, 30.0, 24.0, 20.0)
 
 
 class Graph:
@@ -49,6 +45,14 @@ class Graph:
         self.replays += 1
         for one in self.work:
             one()
+
+
+class Stream(contextlib.nullcontext):
+    """Work runs at once: there is nothing to wait for."""
+
+    def wait_stream(self, _other: object) -> None: ...
+
+    def synchronize(self) -> None: ...
 
 
 class StandIn:
@@ -84,36 +88,12 @@ class StandIn:
             monkeypatch.setattr(torch.cuda, name, getattr(self, name.lower() if name != "graph" else "capture"))
 
     def stream(self, which: object = None) -> Any:
-        log = self.log
-
-        class Stream:
-            def wait_stream(self, _other: object) -> None:
-                log.append("wait")
-
-            def synchronize(self) -> None:
-                log.append("synchronize")
-
-            def __enter__(self) -> None:
-                log.append("enter")
-
-            def __exit__(self, *_: object) -> None:
-                log.append("exit")
-
-        return which if hasattr(which, "wait_stream") else Stream()
+        return which if isinstance(which, Stream) else Stream()
 
     current_stream = stream
 
     def event(self) -> Any:
-        log = self.log
-
-        class Event:
-            def record(self) -> None:
-                log.append("record")
-
-            def synchronize(self) -> None:
-                log.append("await")
-
-        return Event()
+        return SimpleNamespace(record=lambda *_: None, synchronize=lambda: self.log.append("await"))
 
     def cudagraph(self) -> Graph:
         self.graphs.append(Graph())
@@ -128,9 +108,8 @@ class StandIn:
         finally:
             self.capturing = None
 
-    @contextlib.contextmanager
-    def device(self, _: object) -> Iterator[None]:
-        yield
+    def device(self, _: object) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
 
 @pytest.fixture
@@ -138,40 +117,30 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     return StandIn(monkeypatch)
 
 
-def frames(seed: int, size: tuple[int, int] = (72, 96)) -> RawPair:
-    rgb, tir = np.random.default_rng(seed).integers(0, 256, (2, *size, 3), dtype=np.uint8)
-    return RawPair(rgb, tir, FrameForm(size, size, None), TrackerConfig())
-
-
-def engines() -> tuple[Engine, Engine]:
+def engines() -> Both:
     model = load_model("random", CONFIG, seed=2)
     ours = TritonEngine(model, CPU, torch.float32, settings=LaunchSettings(large_tiles), runner=GraphRunner(CPU))
-    return ours, ReferenceEngine(model, CPU, torch.float32)
+    return Both(ours, ReferenceEngine(model, CPU, torch.float32), limit=1e-2)
 
 
 def test_two_graphs_serve_all_frames_of_a_target(cuda: StandIn) -> None:
-    ours, plain = engines()
-    targets = [engine.make_target(frames(0), BOX) for engine in (ours, plain)]
+    both = engines()
+    target = both.target()
     for seed in range(1, 7):
-        one, other = (
-            e.start([Search(s, BOX, 4.0)], frames(seed)).result()[0]
-            for e, s in zip((ours, plain), targets, strict=True)
-        )
-        assert one.cell == other.cell
-        assert one.box == pytest.approx(other.box, abs=1e-2)
+        both.agree(frames(seed), (target, BOX))
     assert [graph.replays for graph in cuda.graphs] == [2, 2]  # the first frame of each buffer runs launch by launch
     assert cuda.log.count("capture") == 2
 
 
 def test_frames_are_taken_in_before_the_last_result_is_there(cuda: StandIn) -> None:
     """The box is carried on the device, through launches, captures and replays alike."""
-    ours, plain = engines()
-    target, other = (engine.make_target(frames(0), BOX) for engine in (ours, plain))
-    pending = [ours.start([Search(target, BOX, 4.0)], frames(1))]
+    both = engines()
+    target, other = both.target()
+    pending = [both.ours.start([Search(target, BOX, 4.0)], frames(1))]
     box = BOX
     for seed in range(2, 8):
-        pending.append(ours.start([Search(target, None, 4.0)], frames(seed)))
-        (expected,) = plain.start([Search(other, box, 4.0)], frames(seed - 1)).result()
+        pending.append(both.ours.start([Search(target, None, 4.0)], frames(seed)))
+        (expected,) = both.plain.start([Search(other, box, 4.0)], frames(seed - 1)).result()
         (found,) = pending.pop(0).result()
         assert found.box == pytest.approx(expected.box, abs=1e-2)
         box = found.box
@@ -180,36 +149,25 @@ def test_frames_are_taken_in_before_the_last_result_is_there(cuda: StandIn) -> N
 
 def test_a_result_outlives_its_memory(cuda: StandIn) -> None:
     """Asked for late, after its buffer went to other frames, from several threads."""
-    ours, plain = engines()
-    target, other = (engine.make_target(frames(0), BOX) for engine in (ours, plain))
-    first = ours.start([Search(target, BOX, 4.0)], frames(1))
-    for seed in range(2, 6):
-        ours.start([Search(target, BOX, 4.0)], frames(seed))
-    (expected,) = plain.start([Search(other, BOX, 4.0)], frames(1)).result()
-    found: list[Any] = []
-    threads = [threading.Thread(target=lambda: found.append(first.result()[0].box)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    both = engines()
+    target, other = both.target()
+    first, *_ = (both.ours.start([Search(target, BOX, 4.0)], frames(seed)) for seed in range(1, 6))
+    (expected,) = both.plain.start([Search(other, BOX, 4.0)], frames(1)).result()
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(lambda _: first.result()[0].box, range(3)))
     assert found[0] == pytest.approx(expected.box, abs=1e-2)
     assert found[1:] == found[:1] * 2
     assert "await" in cuda.log
 
 
 def test_larger_frames_take_new_memory_and_new_graphs(cuda: StandIn) -> None:
-    ours, plain = engines()
+    both = engines()
     for size in ((72, 96), (100, 120), (72, 96)):
-        targets = [engine.make_target(frames(0, size), BOX) for engine in (ours, plain)]
+        target = both.target(pair=frames(0, size))
         for seed in range(1, 4):
-            both = [
-                e.start([Search(s, BOX, 4.0)], frames(seed, size)).result()
-                for e, s in zip((ours, plain), targets, strict=True)
-            ]
-            assert both[0][0].box == pytest.approx(both[1][0].box, abs=1e-2)
+            both.agree(frames(seed, size), (target, BOX))
     assert cuda.log.count("capture") == 4  # smaller frames again go through the large buffers' graphs
-    assert isinstance(ours, TritonEngine)
-    assert ours.memory().frames >= 2 * 2 * 100 * 120 * 3
+    assert both.ours.memory().frames >= 2 * 2 * 100 * 120 * 3
 
 
 def test_graphs_are_bounded(cuda: StandIn) -> None:
@@ -221,11 +179,10 @@ def test_graphs_are_bounded(cuda: StandIn) -> None:
 
 
 def test_the_network_alone(cuda: StandIn) -> None:
-    ours, plain = engines()
+    both = engines()
     for count in (3, 1, 3, 1):
         template, search = torch.randn(2, count, 3, 32, 32), torch.randn(2, count, 3, 64, 64)
-        expected = plain.run_network(template, search)
-        found = ours.run_network(template, search)
+        expected, found = (engine.run_network(template, search) for engine in (both.plain, both.ours))
         for name in ("score", "size", "offset"):
             assert torch.allclose(getattr(found, name), getattr(expected, name), atol=1e-4)
     assert [graph.replays for graph in cuda.graphs] == [1, 1]
@@ -233,7 +190,7 @@ def test_the_network_alone(cuda: StandIn) -> None:
 
 def test_an_engine_goes_when_its_last_user_goes(cuda: StandIn) -> None:  # noqa: ARG001
     """Without waiting for the collector of cycles: it holds a GPU's memory."""
-    ours, _ = engines()
+    ours = engines().ours
     target = ours.make_target(frames(0), BOX)
     ours.start([Search(target, BOX, 4.0)], frames(1)).result()
     pending = ours.start([Search(target, None, 4.0)], frames(2))
@@ -249,17 +206,14 @@ def test_an_engine_goes_when_its_last_user_goes(cuda: StandIn) -> None:  # noqa:
 
 def test_errors_of_the_device_are_errors_of_the_engine(cuda: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     """What failed is not in the tables: the next call copies and runs everything again."""
-    ours, plain = engines()
-    target, other = (engine.make_target(frames(0), BOX) for engine in (ours, plain))
+    both = engines()
+    target = both.target()
     for what in ("current_stream", "CUDAGraph"):
         with monkeypatch.context() as patch:
             patch.setattr(torch.cuda, what, fail)
             with pytest.raises(EngineError, match="triton on cpu, float32 could not run: CUDA error: out of memory"):
-                ours.start([Search(target, BOX, 4.0)], frames(1)).result()
-        (found,), (expected,) = (
-            e.start([Search(s, BOX, 4.0)], frames(2)).result() for e, s in ((ours, target), (plain, other))
-        )
-        assert found.box == pytest.approx(expected.box, abs=1e-2)
+                both.ours.start([Search(target[0], BOX, 4.0)], frames(1)).result()
+        both.agree(frames(2), (target, BOX))
     assert [graph.replays for graph in cuda.graphs] == [1]
 
 
@@ -277,6 +231,17 @@ class Properties:
 NO_OVERLAP = "launches do not overlap, which needs sm_90"
 
 
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """There is a GPU, and what Triton needs beside it."""
+    monkeypatch.setattr(registry, "resolve_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr("triton.knobs.runtime.interpret", False)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("pathlib.Path.exists", lambda _: True)
+    return monkeypatch
+
+
 @pytest.mark.parametrize(("capability", "dtype", "expected"), [
     ((9, 0), None, "triton on cuda:0, bfloat16"),
     ((8, 6), None, "triton on cuda:0, bfloat16 (" + NO_OVERLAP + ")"),
@@ -284,15 +249,11 @@ NO_OVERLAP = "launches do not overlap, which needs sm_90"
     ((9, 0), "float32", "triton on cuda:0, float32"),
 ])  # fmt: skip
 def test_what_a_gpu_lacks_is_said(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: str | None, expected: str
+    gpu: pytest.MonkeyPatch, capability: tuple[int, int], dtype: str | None, expected: str
 ) -> None:
-    monkeypatch.setattr(registry, "resolve_device", lambda _: torch.device("cuda"))
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties(*capability))
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr("triton.knobs.runtime.interpret", False)
-    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr("pathlib.Path.exists", lambda _: True)
-    monkeypatch.setattr("ckd_fast.engines.triton.graph.GraphRunner", lambda _: None)
+    gpu.setattr(torch.cuda, "get_device_properties", lambda _: Properties(*capability))
+    gpu.setattr(torch.cuda, "current_device", lambda: 0)
+    gpu.setattr("ckd_fast.engines.triton.graph.GraphRunner", lambda _: None)
     made = {}
 
     def engine(_model: object, device: torch.device, precision: torch.dtype, note: str, **more: Any) -> str:
@@ -300,7 +261,7 @@ def test_what_a_gpu_lacks_is_said(
         told = f"triton on {device}, {str(precision).removeprefix('torch.')}"
         return told + (f" ({note})" if note else "")
 
-    monkeypatch.setattr("ckd_fast.engines.triton.engine.TritonEngine", engine)
+    gpu.setattr("ckd_fast.engines.triton.engine.TritonEngine", engine)
     model = load_model("random", CONFIG, seed=2)
     if expected.startswith("triton"):
         assert registry.build_engine("triton", model, "cuda", dtype) == expected
@@ -311,18 +272,12 @@ def test_what_a_gpu_lacks_is_said(
             registry.build_engine("triton", model, "cuda", dtype)
 
 
-@pytest.mark.parametrize(("which", "exists", "lack"), [
-    (None, True, "needs a C compiler"), ("/usr/bin/gcc", False, "needs Python.h"),
+@pytest.mark.parametrize(("missing", "lack"), [
+    ("shutil.which", "needs a C compiler"), ("pathlib.Path.exists", "needs Python.h"),
 ])  # fmt: skip
-def test_what_triton_builds_with_is_asked_for_first(
-    monkeypatch: pytest.MonkeyPatch, *, which: str | None, exists: bool, lack: str
-) -> None:
+def test_what_triton_builds_with_is_asked_for_first(gpu: pytest.MonkeyPatch, missing: str, lack: str) -> None:
     """`auto` must not choose an engine that fails with its first frame."""
-    monkeypatch.setattr(registry, "resolve_device", lambda _: torch.device("cuda"))
-    monkeypatch.setattr("triton.knobs.runtime.interpret", False)
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr("shutil.which", lambda _: which)
-    monkeypatch.setattr("pathlib.Path.exists", lambda _: exists)
+    gpu.setattr(missing, lambda _: None)
     with pytest.raises(EngineError, match=lack):
         registry.build_engine("triton", load_model("random", CONFIG, seed=2), "cuda")
 
@@ -341,7 +296,7 @@ def test_both_of_torchs_switches_for_tf32(switch: str) -> None:
         torch.backends.cuda.matmul.fp32_precision = before
 
 
-def test_interpreted_kernels_are_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "resolve_device", lambda _: torch.device("cuda"))
+def test_interpreted_kernels_are_no_engine(gpu: pytest.MonkeyPatch) -> None:
+    gpu.setattr("triton.knobs.runtime.interpret", True)
     with pytest.raises(EngineError, match="TRITON_INTERPRET is set"):
         registry.build_engine("triton", load_model("random", CONFIG, seed=2), "cuda")

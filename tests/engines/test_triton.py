@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from interpreter import repair_bf16, repair_fma
-from support import GOLDEN_CONFIG, Golden, assert_as_exact, large_tiles
-from torch import Tensor, nn
+from both import BOX, BOXES, TWO_BLOCKS, Both, frames
+from interpreter import kernel_device
+from support import DTYPES, GOLDEN_CONFIG, Golden, assert_as_exact, enliven, large_tiles
+from torch import Tensor
 
 from ckd_fast import InputError, Tracker, TrackerConfig, load_model
 from ckd_fast.datasets import ClipConfig, SyntheticClip
@@ -29,51 +29,16 @@ from ckd_fast.kernels.launch import LaunchSettings
 from ckd_fast.pending import Pending
 from ckd_fast.reference.config import PRESETS, ModelConfig
 from ckd_fast.reference.model import OnStep
+from ckd_fast.types import Box
 from ckd_fast.weights import LoadedModel
 
-DEVICE = torch.device("cpu" if os.environ["TRITON_INTERPRET"] == "1" else "cuda")
-if DEVICE.type == "cpu":
-    repair_bf16()
-    repair_fma()
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-# Two blocks, the second of which drops tokens; odd sizes.
-TWO_BLOCKS = ModelConfig(
-    dim=48, depth=2, heads=3, head_channels=24, eliminate_at=(1,), template_size=32, search_size=80
-)  # fmt: skip
-BOX = (40.0, 30.0, 24.0, 20.0)
-BOXES = [BOX, (10.0, 10.0, 40.0, 20.0), (70.0, 40.0, 50.0, 50.0)]
-
-
-def ids(value: object) -> str:
-    return str(value).removeprefix("torch.")
+DEVICE = kernel_device()
 
 
 def model(config: ModelConfig = TWO_BLOCKS, seed: int = 3) -> LoadedModel:
-    """Random weights; norms, positions and running statistics that do something."""
     loaded = load_model("random", config, seed=seed)
-    student = loaded.student()
-    generator = torch.Generator().manual_seed(seed)
-    weights = {name: value.clone() for name, value in loaded.weights.items()}
-    for name, module in student.named_modules():
-        if isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
-            weights[f"{name}.weight"].uniform_(0.7, 1.3, generator=generator)
-            weights[f"{name}.bias"].uniform_(-0.3, 0.3, generator=generator)
-        if isinstance(module, nn.BatchNorm2d):
-            weights[f"{name}.running_mean"].uniform_(-0.2, 0.2, generator=generator)
-            weights[f"{name}.running_var"].uniform_(0.5, 1.5, generator=generator)
-        if isinstance(module, nn.Linear):
-            weights[f"{name}.weight"].mul_(3)  # so that tokens differ and attention is not flat
-    for name, value in weights.items():
-        if "pos_embed" in name:
-            value.normal_(0, 0.3, generator=generator)
-    return dataclasses.replace(loaded, weights=weights)
-
-
-def frames(seed: int = 0, config: TrackerConfig | None = None) -> RawPair:
-    generator = np.random.default_rng(seed)
-    coarse = generator.integers(0, 256, (2, 24, 32, 3), dtype=np.uint8)
-    rgb, tir = coarse.repeat(4, axis=1).repeat(4, axis=2)
-    return RawPair(rgb, tir, FrameForm((96, 128), (96, 128), None), config or TrackerConfig())
+    enliven(loaded.student(), seed)  # it shares its tensors
+    return loaded
 
 
 def triton_engine(
@@ -90,18 +55,23 @@ def reference_engine(loaded: LoadedModel, dtype: torch.dtype = torch.float32) ->
     return ReferenceEngine(loaded, DEVICE, dtype)
 
 
-class Exact(ReferenceEngine):
-    """The reference in float64, crops included."""
-
-    def __init__(self, loaded: LoadedModel) -> None:
-        super().__init__(loaded, DEVICE, torch.float64)
+def both(loaded: LoadedModel, runner: Runner | None = None) -> Both:
+    return Both(triton_engine(loaded, runner=runner), reference_engine(loaded))
 
 
-def observe(engine: Engine, targets: list[Target], boxes: list, pair: RawPair) -> dict[str, Tensor]:
+def observe(engine: Engine, *boxes: Box) -> dict[str, Tensor]:
+    """Every step of a search for one target per box."""
     seen: dict[str, Tensor] = {}
-    searches = [Search(target, box, 4.0) for target, box in zip(targets, boxes, strict=True)]
-    engine.start(searches, pair, lambda name, value: seen.__setitem__(name, value.detach().cpu().clone())).result()
+    searches = [Search(engine.make_target(frames(), box), box, 4.0) for box in boxes]
+    watch = lambda name, value: seen.__setitem__(name, value.detach().cpu().clone())  # noqa: E731
+    engine.start(searches, frames(1), watch).result()
     return seen
+
+
+def observed(loaded: LoadedModel, dtype: torch.dtype, *boxes: Box) -> list[dict[str, Tensor]]:
+    """Of our engine, and of the reference in the same precision and, crops included, in float64."""
+    plain, exact = (reference_engine(loaded, precision) for precision in (dtype, torch.float64))
+    return [observe(engine, *boxes) for engine in (triton_engine(loaded, dtype), plain, exact)]
 
 
 def in_raster_order(seen: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -120,12 +90,10 @@ def in_raster_order(seen: dict[str, Tensor], config: ModelConfig) -> dict[str, T
     return ordered
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_every_step_is_the_references(dtype: torch.dtype) -> None:
     """Each step is as close to float64 as plain PyTorch in the same precision, and the same tokens stay."""
-    loaded = model()
-    engines = [triton_engine(loaded, dtype), reference_engine(loaded, dtype), Exact(loaded)]
-    seen = [observe(e, [e.make_target(frames(), box) for box in BOXES[:2]], BOXES[:2], frames(1)) for e in engines]
+    seen = observed(model(), dtype, *BOXES[:2])
     assert list(seen[0]) == [name for name in step_names(TWO_BLOCKS) if name != "norm"]  # fused into the head
     if dtype == torch.float32:
         assert torch.equal(seen[0]["block1.eliminate"].long(), seen[1]["block1.eliminate"])
@@ -149,9 +117,7 @@ def test_every_kind_of_model(change: dict) -> None:
     config = dataclasses.replace(TWO_BLOCKS, **{"template_size": 32, "search_size": 80, **change})
     if change.get("patch_size") == 8:
         config = dataclasses.replace(config, template_size=16, search_size=40)
-    loaded = model(config)
-    ours, plain, exact = triton_engine(loaded), reference_engine(loaded), Exact(loaded)
-    seen = [observe(e, [e.make_target(frames(), BOX)], [BOX], frames(1)) for e in (ours, plain, exact)]
+    seen = observed(model(config), torch.float32, BOX)
     for name, value in seen[0].items():
         if name.endswith(".eliminate"):
             assert torch.equal(value.long(), seen[1][name])
@@ -162,14 +128,8 @@ def test_every_kind_of_model(change: dict) -> None:
 
 @pytest.mark.parametrize("missing", ["rgb", "tir"])
 def test_a_missing_modality(missing: str) -> None:
-    loaded = model()
-    found = []
-    for engine in (triton_engine(loaded), reference_engine(loaded)):
-        target = engine.make_target(frames(), BOX)
-        pair = dataclasses.replace(frames(1), **{missing: None})
-        found.append(engine.start([Search(target, BOX, 4.0)], pair).result()[0])
-    assert found[0].cell == found[1].cell
-    assert found[0].box == pytest.approx(found[1].box, abs=0.1)
+    engines = both(model())
+    engines.agree(dataclasses.replace(frames(1), **{missing: None}), (engines.target(), BOX))
 
 
 KINDS: dict[str, tuple[Callable[[RawPair], RawPair], dict]] = {
@@ -193,9 +153,9 @@ def test_frames_as_cameras_give_them(kind: str) -> None:
     loaded, config = model(), TrackerConfig(**behaviour)
     crops, found = [], []
     for engine in (triton_engine(loaded), reference_engine(loaded)):
-        target = engine.make_target(change(frames(0, config)), BOX)
+        target = engine.make_target(change(frames(config=config)), BOX)
         seen: dict[str, Tensor] = {}
-        found += engine.start([Search(target, BOX, 4.0)], change(frames(1, config)), seen.__setitem__).result()
+        found += engine.start([Search(target, BOX, 4.0)], change(frames(1, config=config)), seen.__setitem__).result()
         crops.append(seen["crop"])
     # One level of 255 under a homography on some processors, see kernels/crop.py; else the same bits.
     level = 1.01 / 255 / 0.224 if kind == "homography" else 1e-5
@@ -218,25 +178,16 @@ class Counting(PlainRunner):
 def test_one_plan_serves_every_frame() -> None:
     """Other frames, boxes, targets and a missing modality change memory and no launch: two plans for one target and two
     for two, since frame buffers alternate."""
-    loaded = model()
     runner = Counting() if DEVICE.type == "cpu" else None  # on a GPU real graphs are captured and replayed
-    ours = triton_engine(loaded, runner=runner)
-    plain = reference_engine(loaded)
-    targets = [[engine.make_target(frames(), box) for box in BOXES] for engine in (ours, plain)]
+    engines = both(model(), runner)
+    targets = [engines.target(box) for box in BOXES]
     calls = [((0,), 1, None), ((0,), 2, None), ((1,), 3, None), ((2,), 4, "rgb"), ((0,), 5, "tir"), ((0,), 6, None),
              ((0, 1), 7, None), ((2, 0), 8, None), ((1, 2), 9, None), ((1, 0), 10, None)]  # fmt: skip
     for chosen, seed, missing in calls:
         pair = frames(seed)
         if missing:
             pair = dataclasses.replace(pair, **{missing: None})
-        found = [
-            engine.start([Search(own[i], BOXES[(i + seed) % 3], 4.0) for i in chosen], pair).result()
-            for engine, own in zip((ours, plain), targets, strict=True)
-        ]
-        for one, other in zip(*found, strict=True):
-            assert one.cell == other.cell, (chosen, seed)
-            assert one.box == pytest.approx(other.box, abs=0.1)
-            assert one.score == pytest.approx(other.score, abs=1e-4)
+        engines.agree(pair, *((targets[i], BOXES[(i + seed) % 3]) for i in chosen))
     if runner is not None:
         assert len(runner.plans) == len(calls)
         assert len(set(runner.plans)) == 4
@@ -253,13 +204,12 @@ def follow_by_itself(engine: Engine, target: Target, threshold: float) -> Iterat
 @pytest.mark.parametrize("threshold", [0.0, 1.0], ids=["found", "lost"])
 def test_the_box_stays_on_the_device(threshold: float) -> None:
     """Three frames, of which the host gives the first one's box only."""
-    loaded = model()
-    ours, plain = triton_engine(loaded), reference_engine(loaded)
-    mine = list(follow_by_itself(ours, ours.make_target(frames(), BOX), threshold))
-    target = plain.make_target(frames(), BOX)
+    engines = both(model())
+    ours, twin = engines.target()
+    mine = list(follow_by_itself(engines.ours, ours, threshold))
     box, factor = BOX, 4.0
     for seed, found in enumerate(mine, 1):
-        (expected,) = plain.start([Search(target, box, factor)], frames(seed)).result()
+        (expected,) = engines.plain.start([Search(twin, box, factor)], frames(seed)).result()
         assert found == pytest.approx(expected.box, abs=0.1)
         box = found
         widest = 2 * 128 / (box[2] * box[3]) ** 0.5
@@ -286,27 +236,21 @@ def test_a_target_takes_its_box_along() -> None:
 
 def test_a_new_target_in_the_row_of_one_that_is_gone() -> None:
     """Rows are given again; what the batch still holds of the old target is not taken for the new one's."""
-    loaded = model()
-    ours, plain = triton_engine(loaded), reference_engine(loaded)
-    gone = ours.make_target(frames(), BOXES[0])
-    ours.start([Search(gone, BOXES[0], 4.0)], frames(1)).result()
-    kept = [ours.make_target(frames(), BOXES[1]) for _ in range(31)]  # all other rows of the pool
+    engines = both(model())
+    gone, _ = engines.target()
+    engines.ours.start([Search(gone, BOX, 4.0)], frames(1)).result()
+    kept = [engines.target(BOXES[1]) for _ in range(31)]  # all other rows of the pool
     row = gone.row
     del gone
-    new = ours.make_target(frames(), BOXES[2])
-    assert new.row == row
-    (found,) = ours.start([Search(new, BOXES[2], 4.0)], frames(2)).result()
-    (expected,) = plain.start([Search(plain.make_target(frames(), BOXES[2]), BOXES[2], 4.0)], frames(2)).result()
-    assert found.box == pytest.approx(expected.box, abs=0.1)
-    before = ours.memory().targets
-    more = ours.make_target(frames(), BOXES[0])  # the pool grows, and everybody keeps template and box
-    assert ours.memory().targets > 1.9 * before
-    for target, box in ((more, BOXES[0]), (kept[3], BOXES[1]), (new, None)):
-        (found,) = ours.start([Search(target, box, 4.0)], frames(3)).result()
-        start = expected.box if box is None else box
-        twin = plain.make_target(frames(), BOXES[2] if box is None else box)
-        (other,) = plain.start([Search(twin, start, 4.0)], frames(3)).result()
-        assert found.box == pytest.approx(other.box, abs=0.1)
+    new = engines.target(BOXES[2])
+    assert new[0].row == row
+    (found,) = engines.agree(frames(2), (new, BOXES[2]))
+    before = engines.ours.memory().targets
+    more = engines.target(BOX)  # the pool grows, and everybody keeps template and box
+    assert engines.ours.memory().targets > 1.9 * before
+    engines.agree(frames(3), (more, BOX))
+    engines.agree(frames(3), (kept[3], BOXES[1]))
+    engines.agree(frames(3), (new, None), start=found.box)
 
 
 def test_searches_that_cannot_be() -> None:
@@ -320,7 +264,8 @@ def test_searches_that_cannot_be() -> None:
         triton_engine(model()).start([Search(target, BOX, 4.0)], frames(1))
 
 
-def golden_tracks(tmp_path: Path, count: int) -> None:
+@pytest.mark.parametrize("count", [3, pytest.param(19, marks=pytest.mark.slow)])
+def test_the_authors_track(tmp_path: Path, count: int) -> None:
     """The authors' small model over the first frames of their track, in float32."""
     golden = Golden("ckd_small_track.npz")
     names = [name for name in golden if name.startswith("sd/")]
@@ -345,15 +290,6 @@ def golden_tracks(tmp_path: Path, count: int) -> None:
                 assert set(value[0, 0].tolist()) == set(steps[1][name][0, 0].tolist()), name
 
 
-def test_the_authors_track_in_three_frames(tmp_path: Path) -> None:
-    golden_tracks(tmp_path, 3)
-
-
-@pytest.mark.slow
-def test_the_authors_track(tmp_path: Path) -> None:
-    golden_tracks(tmp_path, 19)
-
-
 def test_the_packaged_model() -> None:
     """The weights that come along, on frames that they were made for."""
     loaded = load_model(None)
@@ -373,17 +309,14 @@ def test_the_packaged_model() -> None:
 
 def test_odd_frames_of_8_bits_and_then_of_16() -> None:
     """Memory that held an odd number of bytes is read as 16-bit values afterwards."""
-    loaded = model()
-    ours, plain = triton_engine(loaded), reference_engine(loaded)
+    engines = both(model())
     for thermal, limits in ((np.uint8, None), (np.uint16, (0, 255))):
-        found = []
-        for engine in (ours, plain):
-            pairs = [dataclasses.replace(frames(seed), rgb=frames(seed).rgb[:95, :127],
-                                         tir=frames(seed).tir[:95, :127].astype(thermal),
-                                         form=FrameForm((95, 127), (95, 127), limits)) for seed in (0, 1)]  # fmt: skip
-            target = engine.make_target(pairs[0], BOX)
-            found += engine.start([Search(target, BOX, 4.0)], pairs[1]).result()
-        assert found[0].box == pytest.approx(found[1].box, abs=0.1)
+        form = FrameForm((95, 127), (95, 127), limits)
+        first, second = (
+            dataclasses.replace(whole, rgb=whole.rgb[:95, :127], tir=whole.tir[:95, :127].astype(thermal), form=form)
+            for whole in (frames(), frames(1))
+        )
+        engines.agree(second, (engines.target(pair=first), BOX))
 
 
 def test_fewer_targets_in_the_same_batch_leave_the_others_alone() -> None:
@@ -400,13 +333,11 @@ def test_fewer_targets_in_the_same_batch_leave_the_others_alone() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_block_of_the_papers_size(dtype: torch.dtype) -> None:
     """768 channels, 12 heads, 320 tokens, an elimination, the head on 180 live tokens."""
     loaded = model(dataclasses.replace(PRESETS["base"], depth=1, eliminate_at=(0,)))
-    engines = [triton_engine(loaded, dtype), reference_engine(loaded, dtype), Exact(loaded)]
-    seen = [observe(engine, [engine.make_target(frames(), BOX)], [BOX], frames(1)) for engine in engines]
-    ours, plain, exact = (in_raster_order(steps, loaded.config) for steps in seen)
+    ours, plain, exact = (in_raster_order(steps, loaded.config) for steps in observed(loaded, dtype, BOX))
     kept = [set(steps["block0.eliminate"].flatten().tolist()) for steps in (ours, plain, exact)]
     assert len(kept[0] & kept[2]) >= len(kept[1] & kept[2]) - 2
     for name, value in ours.items():
@@ -419,9 +350,8 @@ def test_a_block_of_the_papers_size(dtype: torch.dtype) -> None:
 @pytest.mark.gpu
 def test_frames_that_lie_on_the_gpu() -> None:
     """Written on the caller's stream right before the call, and overwritten right after it."""
-    loaded = model()
-    ours, plain = triton_engine(loaded), reference_engine(loaded)
-    targets = [engine.make_target(frames(), BOX) for engine in (ours, plain)]
+    engines = both(model())
+    target, twin = engines.target()
     rgb, tir = (torch.empty(96, 128, 3, dtype=torch.uint8, device=DEVICE) for _ in range(2))
     for seed in range(1, 6):
         pair = frames(seed)
@@ -430,34 +360,24 @@ def test_frames_that_lie_on_the_gpu() -> None:
             busy = busy @ busy
         rgb.copy_(torch.from_numpy(pair.rgb), non_blocking=True)
         tir.copy_(torch.from_numpy(pair.tir), non_blocking=True)
-        pending = ours.start([Search(targets[0], BOX, 4.0)], dataclasses.replace(pair, rgb=rgb, tir=tir))
+        pending = engines.ours.start([Search(target, BOX, 4.0)], dataclasses.replace(pair, rgb=rgb, tir=tir))
         rgb.zero_()
         tir.zero_()
-        (expected,) = plain.start([Search(targets[1], BOX, 4.0)], pair).result()
+        (expected,) = engines.plain.start([Search(twin, BOX, 4.0)], pair).result()
         assert pending.result()[0].box == pytest.approx(expected.box, abs=0.1)
 
 
 @pytest.mark.gpu
 def test_two_trackers_in_two_threads() -> None:
     loaded = model()
-    ours, plain = triton_engine(loaded), reference_engine(loaded)
-    other = triton_engine(loaded)
-    found: dict[int, list[tuple[float, ...]]] = {}
+    ours, other, plain = triton_engine(loaded), triton_engine(loaded), reference_engine(loaded)
 
-    def walk(number: int, engine: Engine) -> None:
-        target = engine.make_target(frames(), BOXES[number % 3])
-        found[number] = [
-            engine.start([Search(target, BOXES[number % 3], 4.0)], frames(seed)).result()[0].box
-            for seed in range(1, 12)
-        ]
+    def walk(engine: Engine, start: Box) -> list[Box]:
+        target = engine.make_target(frames(), start)
+        return [engine.start([Search(target, start, 4.0)], frames(seed)).result()[0].box for seed in range(1, 12)]
 
-    threads = [threading.Thread(target=walk, args=(i, engine)) for i, engine in enumerate((ours, ours, other))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for number in range(3):
-        target = plain.make_target(frames(), BOXES[number])
-        for seed, box in enumerate(found[number], 1):
-            (expected,) = plain.start([Search(target, BOXES[number], 4.0)], frames(seed)).result()
-            assert box == pytest.approx(expected.box, abs=0.1)
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(walk, (ours, ours, other), BOXES))
+    for start, boxes in zip(BOXES, found, strict=True):
+        for box, expected in zip(boxes, walk(plain, start), strict=True):
+            assert box == pytest.approx(expected, abs=0.1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 import pytest
@@ -32,12 +34,14 @@ def boxes_around(rng: np.random.Generator, height: int, width: int) -> list[Box]
     return boxes
 
 
-def crops(frame: NDArray, boxes: list[Box]) -> list[NDArray]:
-    return [crop(frame, box, FACTOR, 32).image for box in boxes]
-
-
-def windows(boxes: list[Box]) -> list[Window]:
-    return [crop_window(box, FACTOR) for box in boxes]
+def assert_enough(
+    part: Rectangle, frame: NDArray, boxes: list[Box], onto_grid: Callable[[NDArray], NDArray] = np.asarray
+) -> None:
+    """Crops do not change with what lies outside of the rectangle."""
+    grids = [onto_grid(raw) for raw in (frame, changed_outside(frame, part))]
+    for box in boxes:
+        one, other = (crop(grid, box, FACTOR, 32).image for grid in grids)
+        assert np.array_equal(one, other), f"{box} in {grids[0].shape}: {part} is too little"
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -48,14 +52,13 @@ def test_visible_frame(seed: int) -> None:
         height, width = (int(n) for n in rng.integers(10, 120, 2))
         frame = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
         boxes = boxes_around(rng, height, width)
-        part = rectangle_of(windows(boxes), (height, width))
+        part = rectangle_of([crop_window(box, FACTOR) for box in boxes], (height, width))
         assert part.row >= 0
         assert part.column >= 0
         assert part.row + part.rows <= height
         assert part.column + part.columns <= width
         smaller += part.rows * part.columns < height * width / 2
-        for one, other in zip(crops(frame, boxes), crops(changed_outside(frame, part), boxes), strict=True):
-            assert np.array_equal(one, other), f"{boxes} in {width}x{height}: {part} is too little"
+        assert_enough(part, frame, boxes)
     assert smaller > 25, "the rectangles were to be smaller than the frame"
 
 
@@ -67,7 +70,7 @@ def test_thermal_frame(mapped: str) -> None:
         (height, width), (tir_height, tir_width) = rng.integers(10, 120, (2, 2)).tolist()
         frame = rng.integers(0, 256, (tir_height, tir_width, 3)).astype(np.uint8)
         boxes = boxes_around(rng, height, width)
-        visible = rectangle_of(windows(boxes), (height, width))
+        visible = rectangle_of([crop_window(box, FACTOR) for box in boxes], (height, width))
         matrix = np.diag([width / tir_width, height / tir_height, 1.0])
         matrix += rng.normal(size=(3, 3)) * [[0.2, 0.2, 9], [0.2, 0.2, 9], [4e-3, 4e-3, 0]]
 
@@ -79,9 +82,7 @@ def test_thermal_frame(mapped: str) -> None:
         else:
             part = warped_rectangle(visible, np.linalg.inv(matrix), (tir_height, tir_width))
         smaller += part.rows * part.columns < tir_height * tir_width / 2
-        other_frame = changed_outside(frame, part)
-        for one, other in zip(crops(onto_grid(frame), boxes), crops(onto_grid(other_frame), boxes), strict=True):
-            assert np.array_equal(one, other), f"{boxes} in {width}x{height}: {part} is too little"
+        assert_enough(part, frame, boxes, onto_grid)
     assert smaller > 40, "the rectangles were to be smaller than the frame"
 
 

@@ -17,9 +17,9 @@ from ckd_fast.training import recipe
 def write_run(folder: Path, hidden: float, style: float, scores: list[float], seed: int = 0) -> Path:
     """A run of two settings with made-up numbers."""
     config = recipe("sd-cd-mm")
-    stage = dataclasses.replace(config.stages[0], hidden=hidden)
+    stages = (dataclasses.replace(config.stages[0], hidden=hidden),)
     losses = dataclasses.replace(config.losses, style_weight=style)
-    config = dataclasses.replace(config, stages=(stage,), losses=losses, seed=seed)
+    config = dataclasses.replace(config, stages=stages, losses=losses, seed=seed)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(config.to_json())
     lines = [
@@ -116,22 +116,17 @@ def test_never_validated(runs: list[Path], capsys: pytest.CaptureFixture[str], t
     assert "never validated" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("break_it", ["empty", "no config", "no numbers", "no losses", "config", "list"])
-def test_what_is_no_run(runs: list[Path], break_it: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("file", "content"), [
+    ("config.json", None), ("log.jsonl", None), ("config.json", "{"), ("config.json", "[1]"), ("log.jsonl", ""),
+    ("log.jsonl", '{"kind": "validation", "step": 2, "mean_iou": 0.5}\n'),
+])  # fmt: skip
+def test_what_is_no_run(
+    runs: list[Path], file: str, content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = runs[0]
-    if break_it == "empty":
-        folder = tmp_path / "none"
-        folder.mkdir()
-    if break_it == "no config":
-        (folder / "config.json").unlink()
-    if break_it == "config":
-        (folder / "config.json").write_text("{")
-    if break_it == "list":
-        (folder / "config.json").write_text("[1]")
-    if break_it == "no losses":
-        (folder / "log.jsonl").write_text('{"kind": "validation", "step": 2, "mean_iou": 0.5}\n')
-    if break_it == "no numbers":
-        (folder / "log.jsonl").write_text("")
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
     with pytest.raises(InputError, match=folder.name):
         read_run(folder)
     with pytest.raises(SystemExit, match="2"):

@@ -22,6 +22,7 @@ from ckd_fast.engines.host import ReferenceEngine
 from ckd_fast.frames import RawPair, first_pair
 from ckd_fast.reference import losses
 from ckd_fast.reference.model import OnStep
+from ckd_fast.types import Box
 from ckd_fast.video import FolderPairs, Pair
 
 
@@ -43,21 +44,36 @@ def first_box(clip: Path) -> str:
     return (clip / "groundtruth.txt").read_text().splitlines()[0]
 
 
-def checked(tracker: Tracker, moment: Pair) -> RawPair:
-    return first_pair(moment.rgb, moment.tir, tracker.config)
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A tracker, its target in the first frame, and the frames."""
+
+    tracker: Tracker
+    target: Box
+    moments: list[Pair]
+
+    def raw(self, index: int) -> RawPair:
+        return first_pair(self.moments[index].rgb, self.moments[index].tir, self.tracker.config)
+
+    def update(self, index: int) -> Box:
+        return self.tracker.update(self.moments[index].rgb, self.moments[index].tir).box
+
+
+def started(clip: Path, weights: str) -> Start:
+    target = tuple(map(float, first_box(clip).split(",")))
+    moments = list(FolderPairs(clip / "visible", clip / "infrared"))
+    tracker = Tracker(weights, engine="reference", device="cpu")
+    tracker.init(moments[0].rgb, moments[0].tir, target)
+    return Start(tracker, target, moments)
 
 
 def explained(clip: Path, weights: str) -> tuple[Explanation, Tracker]:
     """The second frame after the first, and the tracker that has followed as far."""
-    target = tuple(map(float, first_box(clip).split(",")))
-    tracker = Tracker(weights, engine="reference", device="cpu")
-    first, second, third, *_ = list(FolderPairs(clip / "visible", clip / "infrared"))
-    tracker.init(first.rgb, first.tir, target)
-    around = tracker.update(second.rgb, second.tir).box
-    begin, pair = (checked(tracker, moment) for moment in (first, third))
-    frame = explain_frame(tracker.engine, begin, target, pair, around)
-    tracker.update(third.rgb, third.tir)
-    return frame, tracker
+    start = started(clip, weights)
+    around = start.update(1)
+    frame = explain_frame(start.tracker.engine, start.raw(0), start.target, start.raw(2), around)
+    start.update(2)
+    return frame, start.tracker
 
 
 def test_explains_the_frame_that_was_tracked(clip: Path, weights: str) -> None:
@@ -92,24 +108,19 @@ def test_an_engine_that_hides_steps_is_refused(clip: Path, weights: str, monkeyp
         return start(engine, searches, frames, lambda name, value: name == "block1.mlp" or on_step(name, value))
 
     monkeypatch.setattr(ReferenceEngine, "start", fused)
-    tracker = Tracker(weights, engine="reference", device="cpu")
-    first = next(iter(FolderPairs(clip / "visible", clip / "infrared")))
-    target = tuple(map(float, first_box(clip).split(",")))
+    begin = started(clip, weights)
+    first = begin.raw(0)
     with pytest.raises(EngineError, match=r"does not show its step block1\.mlp: use the engine 'reference'"):
-        explain_frame(tracker.engine, checked(tracker, first), target, checked(tracker, first), target)
+        explain_frame(begin.tracker.engine, first, begin.target, first, begin.target)
 
 
 def test_tokens_are_put_back_where_they_came_from(clip: Path, weights: str) -> None:
-    frame, tracker = explained(clip, weights)
-    # The first block drops nothing and its order is the grid's, so a token there must match the network's own output.
+    frame, _ = explained(clip, weights)
     seen: dict[str, torch.Tensor] = {}
-    target = tuple(map(float, first_box(clip).split(",")))
-    pairs = list(FolderPairs(clip / "visible", clip / "infrared"))
-    again = Tracker(engine=tracker.engine)
-    again.init(pairs[0].rgb, pairs[0].tir, target)
-    target_of_engine = tracker.engine.make_target(checked(again, pairs[0]), target)
-    around = again.update(pairs[1].rgb, pairs[1].tir).box
-    tracker.engine.start([Search(target_of_engine, around, 4.0)], checked(again, pairs[2]), seen.__setitem__)
+    again = started(clip, weights)
+    engine, around = again.tracker.engine, again.update(1)
+    search = Search(engine.make_target(again.raw(0), again.target), around, 4.0)
+    engine.start([search], again.raw(2), seen.__setitem__).result()
     kept = seen["block9.eliminate"][0, 0].numpy()
     last = seen["block11.mlp"][:, 0, 64:].numpy()
     for place, position in enumerate(kept):

@@ -1,24 +1,18 @@
-"""The device of kernel tests, and the interpreter's repairs."""
+"""The device of kernel tests."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 
 import pytest
 import torch
-from interpreter import guarded, repair_bf16, repair_fma
-
-INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
-if INTERPRETED:
-    repair_bf16()
-    repair_fma()
+from interpreter import guarded, kernel_device
+from support import INTERPRETED
 
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    """Where the kernels run: the CPU under the interpreter, else the GPU."""
-    return torch.device("cpu" if INTERPRETED else "cuda")
+    return kernel_device()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 
@@ -16,7 +15,7 @@ from ckd_fast.kernels.elimination import Decision, attend_score_gather, decide, 
 from ckd_fast.kernels.launch import Tiles
 from ckd_fast.reference import elimination as plain
 from ckd_fast.reference.config import ModelConfig
-from ckd_fast.reference.vit import attention as plain_attention
+from ckd_fast.reference.vit import attention as attention_of_heads
 
 TEMPLATE, SEARCH = 16, 49
 CONFIG = ModelConfig(dim=48, depth=2, heads=3, eliminate_at=(0,), template_size=64, search_size=112)
@@ -35,9 +34,9 @@ def mask(kind: str, device: torch.device, batch: int = 2) -> Tensor:
     return plain.template_mask(config, boxes if kind == "GT_BOX" else None, batch).to(device).contiguous()
 
 
-def heads_side_by_side(out: Tensor) -> Tensor:
-    """[S, B, H, N, D] -> [S, B, N, H * D]."""
-    return out.transpose(2, 3).flatten(3)
+def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """With heads side by side [S, B, N, H * D]."""
+    return attention_of_heads(q, k, v).transpose(2, 3).flatten(3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -49,8 +48,7 @@ def test_attention(device: torch.device, dtype: torch.dtype, channels: int) -> N
     assert out.tokens is room.buffers["attended"]
     assert out.probabilities is None
     assert set(room.buffers) == {"attended"}
-    twin, exact = (heads_side_by_side(plain_attention(*t)) for t in ((q, k, v), (q.double(), k.double(), v.double())))
-    assert_as_exact(out.tokens, twin, exact)
+    assert_as_exact(out.tokens, plain_attention(q, k, v), plain_attention(q.double(), k.double(), v.double()))
 
 
 def test_attention_with_extreme_scores(device: torch.device) -> None:
@@ -58,9 +56,7 @@ def test_attention_with_extreme_scores(device: torch.device) -> None:
     q, k, v = (tensor.contiguous() for tensor in qkv(device, torch.float32))
     q, k = q * 60, k * 60
     out = attention(q, k, v, room=PoisonedRoom(device), settings=fixed(Tiles(32, 16))).run()
-    twin = heads_side_by_side(plain_attention(q, k, v))
-    exact = heads_side_by_side(plain_attention(q.double(), k.double(), v.double()))
-    assert_as_exact(out.tokens, twin, exact)
+    assert_as_exact(out.tokens, plain_attention(q, k, v), plain_attention(q.double(), k.double(), v.double()))
 
 
 @pytest.mark.parametrize("kind", ["ALL", "CTR_POINT", "CTR_REC", "GT_BOX"])
@@ -136,24 +132,28 @@ def test_decisions(device: torch.device, kind: str, mode: str, missing: str | No
             assert torch.equal(token_of_cell[branch, target].cpu(), inverse)
 
 
-def unwritten_cells(device: torch.device, targets: int = 2, cells: int = SEARCH) -> Tensor:
+def unwritten_cells(device: torch.device, cells: int = SEARCH) -> Tensor:
     """Memory for `token_of_cell`."""
-    return torch.full((2, targets, cells), UNWRITTEN, dtype=torch.int32, device=device)
+    return torch.full((2, 2, cells), UNWRITTEN, dtype=torch.int32, device=device)
+
+
+def decided(device: torch.device, values: Tensor, positions: Tensor, keep: int) -> tuple[Decision, PoisonedRoom]:
+    """Both branches of two targets, of each of which one template token decides, with the same scores."""
+    count, room = len(values), PoisonedRoom(device)
+    chosen = torch.zeros(2, TEMPLATE, dtype=torch.bool)
+    chosen[:, 5] = True
+    return decide(
+        values.expand(2, 2, 3, 1, count).contiguous().to(device), deciding_tokens(chosen.to(device)),
+        positions.expand(2, 2, count).int().contiguous().to(device), keep, elimination="mce",
+        present=torch.ones(2, 2, dtype=torch.int32, device=device),
+        token_of_cell=unwritten_cells(device, cells=count), room=room,
+    ).run(), room  # fmt: skip
 
 
 def test_ties_and_extremes(device: torch.device) -> None:
     """Equal scores go by position; zeros and denormals too."""
     values = torch.tensor([0.5, 0.0, 0.5, 1e-40, 1.0, 0.0, 0.5, 1e-40, 1.0, 0.25, 0.0])
-    count = len(values)
-    probabilities = values.expand(2, 2, 3, 1, count).contiguous().to(device)
-    chosen = torch.zeros(2, TEMPLATE, dtype=torch.bool)
-    chosen[:, 5] = True
-    positions = torch.arange(count).flip(0).expand(2, 2, count).int().contiguous().to(device)
-    decision = decide(
-        probabilities, deciding_tokens(chosen.to(device)), positions, 8, elimination="mce",
-        present=torch.ones(2, 2, dtype=torch.int32, device=device),
-        token_of_cell=unwritten_cells(device, cells=count), room=PoisonedRoom(device),
-    ).run()  # fmt: skip
+    decision, _ = decided(device, values, torch.arange(11).flip(0), 8)
     assert decision.kept_index[0, 0].tolist() == [4, 8, 0, 2, 6, 9, 3, 7]
     assert torch.equal(decision.kept_index[0, 0], decision.kept_index[1, 1])
 
@@ -163,16 +163,9 @@ def test_scores_that_are_not_numbers_still_rank(device: torch.device, bad: list[
     """Every place is taken once, so that nothing is gathered from nowhere; NaN comes last."""
     values = torch.linspace(0.1, 0.9, 11)
     values[bad] = float("nan")
-    chosen = torch.zeros(1, TEMPLATE, dtype=torch.bool)
-    chosen[:, 5] = True
-    room, token_of_cell = PoisonedRoom(device), unwritten_cells(device, targets=1, cells=11)
-    decision = decide(
-        values.expand(2, 1, 3, 1, 11).contiguous().to(device), deciding_tokens(chosen.to(device)),
-        torch.arange(11).expand(2, 1, 11).int().contiguous().to(device), 11, elimination="mce",
-        present=torch.ones(2, 1, dtype=torch.int32, device=device), token_of_cell=token_of_cell, room=room,
-    ).run()  # fmt: skip
+    decision, room = decided(device, values, torch.arange(11), 11)
     assert not room.unwritten()
-    assert token_of_cell[0, 0].sort().values.tolist() == list(range(TEMPLATE, TEMPLATE + 11))
+    assert decision.token_of_cell[0, 0].sort().values.tolist() == list(range(TEMPLATE, TEMPLATE + 11))
     order = [index for index in range(10, -1, -1) if index not in bad] + bad
     assert decision.kept_index[0, 0].tolist() == order
 
@@ -233,24 +226,8 @@ def test_attend_score_gather(device: torch.device, mode: str, dtype: torch.dtype
     expected = plain.eliminate(0, scores, positions.long(), 0.7)
     # Products are accumulated in float32 in every precision: the decision is that of float64.
     check(done.decision, dataclasses.replace(expected, scores=expected.scores.float()), keep)
-    for_twin = [heads_side_by_side(plain_attention(*t)) for t in ((q, k, v), exact)]
-    twin, whole = (plain.keep_tokens(t, expected.kept_index, TEMPLATE) for t in for_twin)
-    assert_as_exact(done.attended, twin, whole)
-
-
-def test_memory_accesses(device: torch.device, guard: contextlib.AbstractContextManager) -> None:
-    q, k, v = qkv(device, torch.float32, tokens=4 + 9, channels=16)
-    chosen = torch.tensor([[True, False, True, False], [False, True, False, False]], device=device)
-    positions = torch.arange(9, device=device).expand(2, 2, 9).int().contiguous()
-    operation = attend_score_gather(
-        q, k, v, deciding=deciding_tokens(chosen), positions=positions, keep=7, settings=fixed(Tiles(16, 16))
-    )
-    for launch in operation.launches:
-        poison(*launch.writes)
-    with guard:
-        done = operation.run()
-    assert done.attended.shape == (2, 2, 11, 48)
-    assert done.attended.isfinite().all()
+    unfused = (plain_attention(q, k, v), plain_attention(*exact))
+    assert_as_exact(done.attended, *(plain.keep_tokens(t, expected.kept_index, TEMPLATE) for t in unfused))
 
 
 def test_what_does_not_fit_is_refused(device: torch.device) -> None:

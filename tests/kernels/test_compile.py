@@ -6,19 +6,16 @@ In a process of its own, since interpreted and compiled kernels cannot share one
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from support import run
 
 
 def compile_kernels(tmp_path: Path, *arguments: str) -> list[dict]:
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "cache")}
-    command = [sys.executable, str(ROOT / "bench" / "compile.py"), "--json", str(tmp_path / "c.json"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    command = (sys.executable, "bench/compile.py", "--json", tmp_path / "c.json", *arguments)
+    done = run(*command, TRITON_CACHE_DIR=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stdout + done.stderr
     results: list[dict] = json.loads((tmp_path / "c.json").read_text())["results"]
     return results

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,6 +32,7 @@ SIZE, PATCH, FACTOR = 32, 8, 2.0
 HEIGHT, WIDTH = 61, 96  # whole vectors of OpenCV's: what it does with the last columns depends on the processor
 FMA = 12  # OpenCV's number of the processor feature FMA3
 NAN = float("nan")
+Guard = contextlib.AbstractContextManager[None]
 
 # Inside, on, across and beyond every border and corner; the crop is twice as wide as the box.
 BORDERS: list[Box] = [
@@ -76,12 +78,9 @@ def noise(height: int, width: int, channels: int = 3, *, wide: bool = False, see
 
 
 def scene(
-    kind: FrameKind | None = None,
-    *,
-    size: tuple[int, int] = (HEIGHT, WIDTH),
-    tir_size: tuple[int, int] | None = None,
-    matrix: NDArray | None = None,
-) -> Scene:
+    kind: FrameKind | None = None, *, size: tuple[int, int] = (HEIGHT, WIDTH),
+    tir_size: tuple[int, int] | None = None, matrix: NDArray | None = None,
+) -> Scene:  # fmt: skip
     kind = kind or FrameKind()
     config = TrackerConfig(
         color="bgr" if kind.rgb_flipped else "rgb",
@@ -106,21 +105,12 @@ def uploaded(frame: NDArray, part: Rectangle, spare: int, device: torch.device) 
 
 
 def launch(
-    device: torch.device,
-    what: Scene,
-    boxes: Sequence[Box],
-    *,
-    factor: float = FACTOR,
-    dtype: torch.dtype = torch.float32,
-    size: int = SIZE,
-    patch: int = PATCH,
-    parts: tuple[Rectangle, Rectangle] | None = None,
-    requests: Tensor | None = None,
-    state: Tensor | None = None,
+    device: torch.device, what: Scene, boxes: Sequence[Box], *, factor: float = FACTOR, size: int = SIZE,
+    patch: int = PATCH, dtype: torch.dtype = torch.float32, tile: tuple[int, int] = (32, 32), spare: int = 50,
+    parts: tuple[Rectangle, Rectangle] | None = None, requests: Tensor | None = None, state: Tensor | None = None,
     present: Tensor | None = None,
-    tile: tuple[int, int] = (32, 32),
-    spare: int = 50,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
+    """The kernel's patches; every target is new and both its modalities are there, unless said otherwise."""
     parts = parts or (Rectangle(0, 0, *what.rgb.shape[:2]), Rectangle(0, 0, *what.tir.shape[:2]))
     geometry = torch.full((2, layout.GEOMETRY.value), NAN, dtype=torch.float64)
     geometry[:, [layout.LOW.value, layout.HIGH.value]] = 0
@@ -133,22 +123,18 @@ def launch(
         geometry[1, layout.INVERSE.value :] = torch.from_numpy(inverse).flatten()
     many = len(boxes)
     room = PoisonedRoom(device)
-    out = crop(
-        Uploaded(
-            rgb=uploaded(what.rgb, parts[0], spare, device),
-            tir=uploaded(what.tir, parts[1], spare, device),
-            geometry=geometry.to(device),
-            requests=requests_of(boxes, factor, device) if requests is None else requests,
-            present=torch.ones(2, many, dtype=torch.int32, device=device) if present is None else present,
-            kind=what.kind,
-        ),
-        torch.full((many, layout.STATE.value), NAN, dtype=torch.float64, device=device) if state is None else state,
-        size=size,
-        patch=patch,
-        dtype=dtype,
-        room=room,
-        settings=fixed(Tiles(*tile)),
-    ).run()
+    frames = Uploaded(
+        rgb=uploaded(what.rgb, parts[0], spare, device),
+        tir=uploaded(what.tir, parts[1], spare, device),
+        geometry=geometry.to(device),
+        requests=requests_of(boxes, factor, device) if requests is None else requests,
+        present=torch.ones(2, many, dtype=torch.int32, device=device) if present is None else present,
+        kind=what.kind,
+    )
+    if state is None:
+        state = torch.full((many, layout.STATE.value), NAN, dtype=torch.float64, device=device)
+    settings = fixed(Tiles(*tile))
+    out = crop(frames, state, size=size, patch=patch, dtype=dtype, room=room, settings=settings).run()
     assert out is room.buffers["patches"]
     assert not room.unwritten()
     return out.cpu()
@@ -172,6 +158,10 @@ def assert_equal(found: Tensor, wanted: Tensor) -> None:
     assert torch.equal(found.float(), wanted), f"levels off, by modality and target: {worst}"
 
 
+def assert_as_host(device: torch.device, what: Scene, boxes: Sequence[Box], **sizes: Any) -> None:
+    assert_equal(launch(device, what, boxes, **sizes), expected(what, boxes, **sizes))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_borders(device: torch.device, dtype: torch.dtype) -> None:
     what = scene()
@@ -183,41 +173,30 @@ def test_sides(device: torch.device) -> None:
     sides = [1, 2, 3, 7, 15, 16, 17, 31, 32, 33, 47, 48, 63, 64, 65, 96, 128, 129, 250, 777]
     boxes: list[Box] = [(48 - s / 4, 30 - s / 4, s / 2, s / 2) for s in sides]
     assert [preprocess.crop_window(box, FACTOR).side for box in boxes] == sides
-    what = scene()
-    assert_equal(launch(device, what, boxes), expected(what, boxes))
+    assert_as_host(device, scene(), boxes)
 
 
-SCALED_SIZES = [(48, 64), (122, 192), (33, 171), (61, 95)]
 MATRIX = np.array([[1.2, 0.06, 8.2], [-0.04, 1.0, 7.5], [4e-4, -3e-4, 1.0]])  # all four borders lie in the grid
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        FrameKind(rgb_flipped=True, tir_flipped=True),
-        FrameKind(rgb_flipped=True, tir_channels=1),
-        FrameKind(tir_channels=1, tir_wide=True),
-        FrameKind(rgb_flipped=True, tir_flipped=True, tir_wide=True),
-    ],
-    ids=["bgr", "grey", "grey-16-bit", "bgr-16-bit"],
-)
-def test_kinds_of_frames(device: torch.device, kind: FrameKind) -> None:
-    what = scene(kind)
-    boxes = BORDERS[:7]
-    assert_equal(launch(device, what, boxes), expected(what, boxes))
+SCALED = FrameKind(tir_map="scaled")
+KINDS = {
+    "bgr": (FrameKind(rgb_flipped=True, tir_flipped=True), None, 7),
+    "grey": (FrameKind(rgb_flipped=True, tir_channels=1), None, 7),
+    "grey-16-bit": (FrameKind(tir_channels=1, tir_wide=True), None, 7),
+    "bgr-16-bit": (FrameKind(rgb_flipped=True, tir_flipped=True, tir_wide=True), None, 7),
+    # A resize inside a resize, each rounded to 8 bits.
+    "scaled upward": (SCALED, (48, 64), 10),
+    "scaled, halved": (SCALED, (122, 192), 10),
+    "scaled, mixed": (SCALED, (33, 171), 10),
+    "scaled, one less": (SCALED, (61, 95), 10),
+    "scaled, grey-16-bit": (replace(SCALED, tir_channels=1, tir_wide=True), (48, 64), len(BORDERS)),
+}
 
 
-@pytest.mark.parametrize("tir_size", SCALED_SIZES, ids=["upward", "halved", "mixed", "one-less"])
-def test_scaled_thermal(device: torch.device, tir_size: tuple[int, int]) -> None:
-    """A resize inside a resize, each rounded to 8 bits."""
-    what = scene(FrameKind(tir_map="scaled"), tir_size=tir_size)
-    boxes = BORDERS[:10]
-    assert_equal(launch(device, what, boxes), expected(what, boxes))
-
-
-def test_scaled_16_bit_thermal(device: torch.device) -> None:
-    what = scene(FrameKind(tir_channels=1, tir_wide=True, tir_map="scaled"), tir_size=(48, 64))
-    assert_equal(launch(device, what, BORDERS), expected(what, BORDERS))
+@pytest.mark.parametrize(("kind", "tir_size", "count"), KINDS.values(), ids=KINDS)
+def test_kinds_of_frames(device: torch.device, kind: FrameKind, tir_size: tuple[int, int] | None, count: int) -> None:
+    assert_as_host(device, scene(kind, tir_size=tir_size), BORDERS[:count])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -261,21 +240,7 @@ def test_missing_modalities(device: torch.device) -> None:
             )
 
 
-def test_box_carried_from_the_frame_before(device: torch.device) -> None:
-    what = scene()
-    boxes = BORDERS[:4]
-    requests = requests_of(boxes, FACTOR, device)
-    state = torch.full((4, layout.STATE.value), NAN, dtype=torch.float64, device=device)
-    for target in (1, 3):
-        state[target] = requests[target, : layout.STATE.value]
-        requests[target, : layout.STATE.value] = NAN
-        requests[target, layout.CARRY.value] = 1
-    assert_equal(launch(device, what, boxes, requests=requests, state=state), expected(what, boxes))
-
-
-def test_pool_in_another_order_than_the_batch(
-    device: torch.device, guard: contextlib.AbstractContextManager[None]
-) -> None:
+def test_pool_in_another_order_than_the_batch(device: torch.device, guard: Guard) -> None:
     """Each carried box comes from its own pool row; an empty row of the batch has none, and none is changed."""
     what = scene()
     boxes = BORDERS[:4]
@@ -297,26 +262,19 @@ def test_pool_in_another_order_than_the_batch(
 
 
 @pytest.mark.parametrize("box", [(0, 0, 0, 0), (5, 5, 0, 7), (NAN, NAN, NAN, NAN), (3, 3, math.inf, 5)], ids=str)
-def test_targets_without_a_box(device: torch.device, box: Box, guard: contextlib.AbstractContextManager[None]) -> None:
+def test_targets_without_a_box(device: torch.device, box: Box, guard: Guard) -> None:
     """An empty row, or one whose result was not finite, disturbs no other target and reads nothing stray."""
-    what = scene(FrameKind(tir_map="scaled"), tir_size=(48, 64))
+    what = scene(SCALED, tir_size=(48, 64))
     with guard:
         found = launch(device, what, [box, BORDERS[0]], size=16)
     assert torch.isfinite(found).all()
     assert_equal(found[:, 1:], expected(what, [BORDERS[0]], size=16))
 
 
-@pytest.mark.parametrize(
-    ("kind", "matrix"),
-    [
-        (FrameKind(tir_channels=1, tir_wide=True, tir_map="scaled"), None),
-        (FrameKind(tir_map="homography"), MATRIX),
-    ],
-    ids=["scaled", "homography"],
-)
-def test_bounds(
-    device: torch.device, guard: contextlib.AbstractContextManager[None], kind: FrameKind, matrix: NDArray | None
-) -> None:
+@pytest.mark.parametrize(("kind", "matrix"), [
+    (replace(SCALED, tir_channels=1, tir_wide=True), None), (FrameKind(tir_map="homography"), MATRIX),
+], ids=["scaled", "homography"])  # fmt: skip
+def test_bounds(device: torch.device, guard: Guard, kind: FrameKind, matrix: NDArray | None) -> None:
     """Buffers without a value to spare; every program writes its own part."""
     what = scene(kind, size=(33, 47), tir_size=(30, 40), matrix=matrix)
     with guard:
@@ -325,10 +283,8 @@ def test_bounds(
 
 
 def test_tiles_that_do_not_divide(device: torch.device) -> None:
-    what = scene()
-    boxes = BORDERS[:2]
-    found = launch(device, what, boxes, size=40, patch=10, tile=(16, 32))
-    assert_equal(found, expected(what, boxes, size=40, patch=10))
+    found = launch(device, scene(), BORDERS[:2], size=40, patch=10, tile=(16, 32))
+    assert_equal(found, expected(scene(), BORDERS[:2], size=40, patch=10))
 
 
 @pytest.mark.parametrize("tir_map", ["same", "scaled", "homography"])
@@ -373,10 +329,7 @@ def test_8k_frame(device: torch.device) -> None:
     height, width = 4320, 7680
     frame = np.zeros((height, width, 3), np.uint8)
     frame[-300:, -300:] = noise(300, 300)
-    config = TrackerConfig()
-    what = Scene(frame, frame, config, FrameKind())
-    boxes: list[Box] = [(width - 130.3, height - 101.9, 60.0, 60.0)]
-    assert_equal(launch(device, what, boxes), expected(what, boxes))
+    assert_as_host(device, Scene(frame, frame, TrackerConfig(), FrameKind()), [(width - 130.3, height - 101.9, 60, 60)])
 
 
 def test_patches_fit_a_convolution() -> None:
@@ -421,17 +374,15 @@ def test_windows_round_as_python_does(device: torch.device) -> None:
 
 def test_wrong_arguments(device: torch.device) -> None:
     what, boxes = scene(), BORDERS[:1]
-    with pytest.raises(ValueError, match="size=30: expected a multiple of patch=8"):
-        launch(device, what, boxes, size=30)
-    with pytest.raises(ValueError, match=r"tir is torch\.uint8"):
-        launch(device, replace(what, kind=FrameKind(tir_wide=True)), boxes)
-    with pytest.raises(ValueError, match=r"requests is torch\.float32"):
-        launch(device, what, boxes, requests=requests_of(boxes, 2.0, device).float())
-    with pytest.raises(ValueError, match=r"requests is torch\.float64 \(1, 8\)"):
-        launch(device, what, boxes, requests=requests_of(boxes, 2.0, device)[:, :-1].contiguous())
-    with pytest.raises(ValueError, match=r"state is torch\.float64 \(1, 4\)"):
-        launch(device, what, boxes, state=torch.zeros(1, 4, dtype=torch.float64, device=device))
-    with pytest.raises(ValueError, match=r"present is torch\.bool"):
-        launch(device, what, boxes, present=torch.ones(2, 1, dtype=torch.bool, device=device))
-    with pytest.raises(ValueError, match=r"tir_channels=2.*expected 1 or 3 channels"):
-        launch(device, replace(what, kind=FrameKind(tir_channels=2)), boxes)
+    requests = requests_of(boxes, 2.0, device)
+    for change, message in (
+        ({"size": 30}, "size=30: expected a multiple of patch=8"),
+        ({"what": replace(what, kind=FrameKind(tir_wide=True))}, r"tir is torch\.uint8"),
+        ({"what": replace(what, kind=FrameKind(tir_channels=2))}, r"tir_channels=2.*expected 1 or 3 channels"),
+        ({"requests": requests.float()}, r"requests is torch\.float32"),
+        ({"requests": requests[:, :-1].contiguous()}, r"requests is torch\.float64 \(1, 8\)"),
+        ({"state": torch.zeros(1, 4, dtype=torch.float64, device=device)}, r"state is torch\.float64 \(1, 4\)"),
+        ({"present": torch.ones(2, 1, dtype=torch.bool, device=device)}, r"present is torch\.bool"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            launch(device, **({"what": what, "boxes": boxes} | change))

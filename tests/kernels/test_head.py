@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 
 import pytest
 import torch
-from support import DTYPES, PoisonedRoom, assert_as_exact, big, fixed
-from torch import Tensor, nn
+from support import DTYPES, PoisonedRoom, assert_as_exact, big, enliven, fixed
+from torch import Tensor
 
 from ckd_fast.engines.triton.weights import PackedStudent, pack
 from ckd_fast.kernels.head import convolution, gather_taps, last_convolution
@@ -25,23 +26,9 @@ TARGETS, LIVE = 3, 19
 
 
 def student(*, share: bool = False) -> Student:
-    """Random weights, and norms that do something."""
     model = Student(ModelConfig(**{**vars(CONFIG), "share_students": share}))
     initialise(model, seed=5)
-    generator = torch.Generator().manual_seed(6)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                for values, low, high in (
-                    (module.running_mean, -0.3, 0.3), (module.running_var, 0.3, 2.0), (module.weight, 0.5, 1.5),
-                    (module.bias, -0.3, 0.3),
-                ):  # fmt: skip
-                    values.uniform_(low, high, generator=generator)
-            elif isinstance(module, nn.LayerNorm):
-                module.weight.uniform_(0.5, 1.5, generator=generator)
-                module.bias.uniform_(-0.5, 0.5, generator=generator)
-            elif isinstance(module, nn.Conv2d):
-                module.bias.uniform_(-0.2, 0.2, generator=generator)
+    enliven(model, seed=6)
     return model.eval().requires_grad_(requires_grad=False)
 
 
@@ -69,20 +56,14 @@ def head_of(packed: PackedStudent, tokens: Tensor, positions: Tensor, tiles: Til
     token_of_cell = torch.full((2, TARGETS, CONFIG.search_tokens), -1, dtype=torch.int32, device=device)
     token_of_cell.scatter_(2, positions, live)
     rows = Rows(tokens, RowStatistics(twins.row_statistics(tokens, 16).contiguous(), 16))
-    products = linear(
-        rows, packed.taps, token_index=live.contiguous(), room=PoisonedRoom(device), settings=settings
-    )  # fmt: skip
-    steps = [
-        gather_taps(
-            products.out.tokens, token_of_cell, packed.taps_bias, template_tokens=template, room=PoisonedRoom(device),
-            settings=settings,
-        )
-    ]  # fmt: skip
-    for layer in packed.convolutions[:2]:
-        steps.append(convolution(steps[-1].out, layer, room=PoisonedRoom(device), settings=settings))
-    maps = last_convolution(
-        steps[-1].out, packed.convolutions[2], packed.maps, room=PoisonedRoom(device), settings=settings
-    )  # fmt: skip
+    rooms = ({"room": PoisonedRoom(device), "settings": settings} for _ in range(5))
+    products = linear(rows, packed.taps, token_index=live.contiguous(), **next(rooms))
+    tokens, bias = products.out.tokens, packed.taps_bias
+    steps = [gather_taps(tokens, token_of_cell, bias, template_tokens=template, **next(rooms))]
+    *middle, last = packed.convolutions
+    for layer in middle:
+        steps.append(convolution(steps[-1].out, layer, **next(rooms)))
+    maps = last_convolution(steps[-1].out, last, packed.maps, **next(rooms))
     launches = [launch for operation in (products, *steps, maps) for launch in operation.launches]
     return Operation(maps.out, tuple(launches))
 
@@ -116,27 +97,6 @@ def test_a_cell_without_live_neighbours_has_only_biases(device: torch.device) ->
     assert torch.equal(out, packed.taps_bias.clamp(min=0).expand_as(out))
 
 
-@pytest.mark.parametrize("tiles", [Tiles(16, 32, 16), LARGE], ids=["small", "large"])
-def test_every_value_is_written(device: torch.device, tiles: Tiles) -> None:
-    """At sizes that no tile divides: 49 cells, 40 features."""
-    packed, settings = pack(student(), device, torch.float32), fixed(tiles)
-    room = PoisonedRoom(device)
-    x = torch.rand(2, CONFIG.search_tokens, 3 * CONFIG.head_channels, device=device)
-    operation = convolution(x, packed.convolutions[0], room=room, settings=settings)
-    assert operation.run() is room.buffers["cells"]
-    operation = last_convolution(operation.out, *last_layers(packed, operation.out), room=room, settings=settings)
-    assert operation.run() is room.buffers["maps"]
-    assert not room.unwritten()
-
-
-def last_layers(packed: PackedStudent, x: Tensor) -> tuple[PlainLayer, PlainLayer]:
-    """Layers that turn x [B, cells, 3 * F] into maps at once."""
-    features = x.shape[2] // 3
-    last = next(layer for layer in packed.convolutions if layer.weight.shape[3] == features)
-    outputs = last.weight.shape[1]
-    return last, PlainLayer(torch.rand(3, 2, outputs, device=x.device), torch.rand(3, 2, device=x.device))
-
-
 def test_overflow_stays_visible(device: torch.device) -> None:
     """A NaN among the tokens reaches the maps: neither relu nor clamp hides it."""
     packed = pack(student(), device, torch.float32)
@@ -160,9 +120,10 @@ def test_scores_are_clamped(device: torch.device) -> None:
 
 
 def test_memory_accesses(device: torch.device, guard: contextlib.AbstractContextManager) -> None:
+    """In tiles that divide neither 49 cells nor 40 features. A value left unwritten would reach the maps as NaN."""
     packed = pack(student(), device, torch.float32)
     tokens, positions = tokens_and_positions(device, torch.float32)
-    operation = head_of(packed, tokens, positions, Tiles(16, 64, 32))
+    operation = head_of(packed, tokens, positions, Tiles(16, 32, 16))
     with guard:
         guarded_maps = operation.run()
     assert torch.allclose(guarded_maps, head_of(packed, tokens, positions, LARGE).run(), atol=1e-5)
@@ -174,17 +135,21 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
     x = torch.zeros(1, CONFIG.search_tokens, 3 * CONFIG.head_channels, device=device)
     token_of_cell = torch.zeros(2, 1, CONFIG.search_tokens, dtype=torch.int32, device=device)
     products = torch.zeros(2, 1, LIVE, 9 * x.shape[2], device=device)
-    with pytest.raises(ValueError, match=r"x is \(1, 49, 119\) .* expected \[B, cells, 3 C\]"):
-        convolution(x[..., :-1], layer)
-    with pytest.raises(TypeError, match=r"weight is torch\.float16: expected torch\.float32"):
-        convolution(x, PlainLayer(layer.weight.half(), layer.bias))
-    with pytest.raises(ValueError, match=r"bias is torch\.float32 \(20,\)"):
-        convolution(x, PlainLayer(layer.weight, layer.bias[0]))
-    with pytest.raises(ValueError, match=r"token_of_cell is torch\.int64"):
-        gather_taps(products, token_of_cell.long(), packed.taps_bias, template_tokens=4)
-    with pytest.raises(ValueError, match="products have 1079 columns"):
-        gather_taps(products[..., :-1], token_of_cell, packed.taps_bias, template_tokens=4)
-    with pytest.raises(ValueError, match=r"maps\.weight is torch.float32 \(3, 2, 5\)"):
-        last_convolution(x, layer, packed.maps)
-    with pytest.raises(ValueError, match=r"maps\.bias is non-contiguous torch\.float32 \(3, 1\)"):
-        last_convolution(x, layer, PlainLayer(torch.zeros(3, 2, 20, device=device), packed.maps.bias[:, :1]))
+    gathering = partial(gather_taps, bias=packed.taps_bias, template_tokens=4)
+    narrow = PlainLayer(torch.zeros(3, 2, 20, device=device), packed.maps.bias[:, :1])
+    for operation, arguments, error, message in (
+        (convolution, (x[..., :-1], layer), ValueError, r"x is \(1, 49, 119\) .* expected \[B, cells, 3 C\]"),
+        (
+            convolution,
+            (x, PlainLayer(layer.weight.half(), layer.bias)),
+            TypeError,
+            r"weight is torch\.float16: expected",
+        ),
+        (convolution, (x, PlainLayer(layer.weight, layer.bias[0])), ValueError, r"bias is torch\.float32 \(20,\)"),
+        (gathering, (products, token_of_cell.long()), ValueError, r"token_of_cell is torch\.int64"),
+        (gathering, (products[..., :-1], token_of_cell), ValueError, "products have 1079 columns"),
+        (last_convolution, (x, layer, packed.maps), ValueError, r"maps\.weight is torch.float32 \(3, 2, 5\)"),
+        (last_convolution, (x, layer, narrow), ValueError, r"maps\.bias is non-contiguous torch\.float32 \(3, 1\)"),
+    ):
+        with pytest.raises(error, match=message):
+            operation(*arguments)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from interpreter import guarded
-from support import INTERPRETED, PoisonedRoom, fixed
+from support import INTERPRETED, PoisonedRoom, fixed, one_call
 from torch import Tensor
 
 from ckd_fast.kernels.attention import DecidingTokens, attention, deciding_tokens
@@ -17,7 +17,7 @@ from ckd_fast.kernels.distillation import Moments, Reading, distillation_backwar
 from ckd_fast.kernels.elimination import decide, gather
 from ckd_fast.kernels.head import convolution, gather_taps, last_convolution
 from ckd_fast.kernels.launch import Launch, Operation, Tiles, check
-from ckd_fast.kernels.layout import GEOMETRY, REQUEST, FrameKind, Uploaded
+from ckd_fast.kernels.layout import Uploaded
 from ckd_fast.kernels.linear import PlainLayer, Rows, RowStatistics, fold_norm, linear
 
 TARGETS, TEMPLATE, SEARCH, KEEP = 2, 4, 9, 5
@@ -75,28 +75,21 @@ def adding_taps(device: torch.device, room: PoisonedRoom) -> Operation:
     )  # fmt: skip
 
 
-def convolving(device: torch.device, room: PoisonedRoom) -> Operation:
+def convolving(device: torch.device, room: PoisonedRoom, *more: PlainLayer) -> Operation:
     x, convolved = rand(device, TARGETS, SEARCH, 3 * 16), PlainLayer(rand(device, 3, 8, 9, 16), rand(device, 3, 8))
-    return convolution(x, convolved, room=room, settings=SETTINGS)
+    return (last_convolution if more else convolution)(x, convolved, *more, room=room, settings=SETTINGS)
 
 
 def making_maps(device: torch.device, room: PoisonedRoom) -> Operation:
-    x, convolved = rand(device, TARGETS, SEARCH, 3 * 16), PlainLayer(rand(device, 3, 8, 9, 16), rand(device, 3, 8))
-    maps = PlainLayer(rand(device, 3, 2, 8), rand(device, 3, 2))
-    return last_convolution(x, convolved, maps, room=room, settings=SETTINGS)
+    return convolving(device, room, PlainLayer(rand(device, 3, 2, 8), rand(device, 3, 2)))
 
 
 def call(device: torch.device) -> tuple[Uploaded, Tensor]:
     """Frames of 20 x 30 and the pool's state: the second target carries on from it, the first does not."""
-    geometry = torch.zeros(2, GEOMETRY.value, dtype=torch.float64, device=device)
-    geometry[:, :8] = torch.tensor([20, 30, 0, 0, 20, 30, 0, 255])
-    requests = torch.zeros(TARGETS, REQUEST.value, dtype=torch.float64, device=device)
-    requests[0] = torch.tensor([8.0, 7, 6, 5, 2, 0, 0.5, 1.7, 2])
-    requests[1] = torch.tensor([0.0, 0, 0, 0, 0, 1, 0.5, 1.7, 0])
+    frames = [torch.randint(1, 255, (20 * 30 * 3,), dtype=torch.uint8, device=device) for _ in range(2)]
+    requests = [[8.0, 7, 6, 5, 2, 0, 0.5, 1.7, 2], [0.0, 0, 0, 0, 0, 1, 0.5, 1.7, 0]]
     state = torch.tensor([9.0, 4, 5, 6, 2], dtype=torch.float64, device=device).repeat(3, 1)
-    rgb, tir = (torch.randint(1, 255, (20 * 30 * 3,), dtype=torch.uint8, device=device) for _ in range(2))
-    present = torch.ones(2, TARGETS, dtype=torch.int32, device=device)
-    return Uploaded(rgb, tir, geometry, requests, present, FrameKind()), state
+    return one_call(device, (20, 30), requests, frames), state
 
 
 def cropping(device: torch.device, room: PoisonedRoom) -> Operation:
@@ -111,12 +104,13 @@ def decoding(device: torch.device, room: PoisonedRoom) -> Operation:
 
 
 def distilling(device: torch.device, _room: PoisonedRoom) -> Operation:
-    return distillation_forward(rand(device, 4, 2, 7, 8), Reading())
+    return distillation_forward(rand(device, 4, 2, 9, 11), Reading(), tile_columns=8)
 
 
 def distilling_backward(device: torch.device, _room: PoisonedRoom) -> Operation:
-    features, moments = rand(device, 4, 2, 7, 8), Moments(*(rand(device, 4, 2, 8) for _ in range(3)))
-    return distillation_backward(features, moments, rand(device, 3), Reading(move_teachers=True))
+    features, moments = rand(device, 4, 2, 9, 11), Moments(*(rand(device, 4, 2, 11) for _ in range(3)))
+    reading = Reading(move_teachers=True)
+    return distillation_backward(features, moments, rand(device, 3), reading, tile_tokens=8, tile_columns=8)
 
 
 KINDS: dict[str, Build] = {

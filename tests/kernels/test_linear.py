@@ -10,7 +10,7 @@ import torch
 from support import DTYPES, PoisonedRoom, assert_as_exact, big, fixed, poison
 from torch import Tensor
 
-from ckd_fast.kernels.launch import LaunchSettings, Tiles
+from ckd_fast.kernels.launch import Choice, LaunchSettings, TileRequest, Tiles
 from ckd_fast.kernels.linear import FoldedLayer, PlainLayer, Rows, RowStatistics, fold_norm, linear
 from ckd_fast.reference import twins
 
@@ -53,19 +53,13 @@ class Layer:
         both = []
         for given in (self, self.to(torch.float64)):
             around = {"gamma": given.gamma, "beta": given.beta, "eps": EPS} if norm else {}
-            added = None if residual is None else residual.to(given.x.dtype)
-            both.append(
-                twins.linear(
-                    given.x, given.weight, given.bias, gelu=gelu, residual=added, token_index=token_index, **around
-                )
-            )
+            around |= {"residual": None if residual is None else residual.to(given.x.dtype), "token_index": token_index}
+            both.append(twins.linear(given.x, given.weight, given.bias, gelu=gelu, **around))
         return both[0], both[1]
 
 
-def layer(
-    device: torch.device, dtype: torch.dtype, tokens: int = 53, k: int = 96, f: int = 160, seed: int = 0
-) -> Layer:
-    generator = torch.Generator().manual_seed(seed)
+def layer(device: torch.device, dtype: torch.dtype, tokens: int = 53, k: int = 96, f: int = 160) -> Layer:
+    generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int, scale: float = 1.0) -> Tensor:
         return (torch.randn(*shape, generator=generator) * scale).to(dtype).to(device)
@@ -80,13 +74,17 @@ def layer(
     )
 
 
+def assert_statistics(found: RowStatistics, tokens: Tensor) -> None:
+    """They are of the rounded tokens."""
+    assert_as_exact(found.values, *(twins.row_statistics(x, found.tile) for x in (tokens, tokens.double())))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("split_k", [1, 3])
 def test_bias_gelu_residual(device: torch.device, dtype: torch.dtype, split_k: int) -> None:
     given, room = layer(device, dtype), PoisonedRoom(device)
-    operation = linear(
-        Rows(given.x), given.plain, gelu=True, residual=given.residual, room=room, settings=fixed(LARGE, split_k)
-    )
+    settings = fixed(LARGE, split_k)
+    operation = linear(Rows(given.x), given.plain, gelu=True, residual=given.residual, room=room, settings=settings)
     assert operation.run().tokens is room.buffers["tokens"]
     assert set(room.buffers) == ({"tokens"} if split_k == 1 else {"tokens", "partial"})
     assert not room.unwritten()
@@ -94,22 +92,15 @@ def test_bias_gelu_residual(device: torch.device, dtype: torch.dtype, split_k: i
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("offset", [0.0, 30.0], ids=["centred", "mean-30-std"])
-def test_folded_norm(device: torch.device, dtype: torch.dtype, offset: float) -> None:
-    """With statistics in tiles of 40 of 96 columns; the mean may be 30 standard deviations."""
+@pytest.mark.parametrize(("offset", "factor", "tile"), [(0, 1, 40), (30, 1, 40), (0, 1000, 96)],
+                         ids=["centred", "mean-30-std", "one-huge-channel"])  # fmt: skip
+def test_folded_norm(device: torch.device, dtype: torch.dtype, offset: float, factor: float, tile: int) -> None:
+    """With statistics in tiles of 40 of 96 columns, or in one; the mean may be 30 standard deviations."""
     given = layer(device, dtype)
-    given = dataclasses.replace(given, x=(given.x.float() + offset).to(dtype))
-    out = linear(given.rows(40), given.folded, room=PoisonedRoom(device), settings=SETTINGS).run()
-    assert_as_exact(out.tokens, *given.twin_and_exact(norm=True))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_folded_norm_with_one_huge_channel(device: torch.device, dtype: torch.dtype) -> None:
-    given = layer(device, dtype)
-    x = given.x.clone()
-    x[..., 7] *= 1000
+    x = (given.x.float() + offset).to(dtype)
+    x[..., 7] *= factor
     given = dataclasses.replace(given, x=x)
-    out = linear(given.rows(96), given.folded, room=PoisonedRoom(device), settings=SETTINGS).run()
+    out = linear(given.rows(tile), given.folded, room=PoisonedRoom(device), settings=SETTINGS).run()
     assert_as_exact(out.tokens, *given.twin_and_exact(norm=True))
 
 
@@ -130,19 +121,16 @@ def test_index_into_input_statistics_and_residual(device: torch.device, split_k:
 def test_statistics_for_the_next_norm(device: torch.device, dtype: torch.dtype, split_k: int) -> None:
     """Of the rounded result, in tiles of 64 of 160 columns, even where the mean is large."""
     given, room = layer(device, dtype), PoisonedRoom(device)
-    given = dataclasses.replace(given, bias=given.bias + 50)
-    tiles = dataclasses.replace(LARGE, columns=64)
-    out = linear(
-        Rows(given.x), given.plain, write_statistics=True, room=room, settings=fixed(tiles, split_k)
-    ).run()  # fmt: skip
+    given, settings = (
+        dataclasses.replace(given, bias=given.bias + 50),
+        fixed(dataclasses.replace(LARGE, columns=64), split_k),
+    )
+    out = linear(Rows(given.x), given.plain, write_statistics=True, room=room, settings=settings).run()
     assert not room.unwritten()
     assert out.statistics is not None
     assert out.statistics.tile == 64
     assert out.statistics.values is room.buffers["statistics"]
-    tokens = out.tokens
-    assert_as_exact(
-        out.statistics.values, twins.row_statistics(tokens, 64), twins.row_statistics(tokens.double(), 64)
-    )  # fmt: skip
+    assert_statistics(out.statistics, out.tokens)
 
 
 @pytest.mark.parametrize("split_k", [1, 2])
@@ -165,10 +153,7 @@ def test_patch_embedding_into_the_middle(device: torch.device, split_k: int) -> 
     assert_as_exact(found[:, :, 17:], *given.twin_and_exact(residual=positions))
     assert (found[:, :, :17] == 7).all()
     assert (stats[:, :, :17] == 9).all()
-    written = found[:, :, 17:]
-    assert_as_exact(
-        stats[:, :, 17:], twins.row_statistics(written, tile), twins.row_statistics(written.double(), tile)
-    )  # fmt: skip
+    assert_statistics(RowStatistics(stats[:, :, 17:], tile), found[:, :, 17:])
 
 
 def test_two_runs_are_bit_identical(device: torch.device) -> None:
@@ -197,13 +182,13 @@ def test_memory_accesses(device: torch.device, guard: contextlib.AbstractContext
 def test_settings_reach_the_launches(device: torch.device) -> None:
     """Tiles as chosen for the request; precision and overlap as options of every launch."""
     given = layer(device, torch.float32)
-    asked = []
+    asked: list[TileRequest] = []
 
-    def choose(request: object) -> object:
+    def choose(request: TileRequest) -> Choice:
         asked.append(request)
-        return fixed(Tiles(32, 64, 16, warps=8, stages=2), 2).choose(request)  # type: ignore[arg-type]
+        return Choice(Tiles(32, 64, 16, warps=8, stages=2), 2)
 
-    settings = LaunchSettings(choose, tf32=True, overlap=True)  # type: ignore[arg-type]
+    settings = LaunchSettings(choose, tf32=True, overlap=True)
     product, join = linear(Rows(given.x), given.plain, settings=settings, kernel="patch").launches
     assert [vars(request) for request in asked] == [
         {"kernel": "patch", "dtype": "float32", "groups": 2, "rows": 159, "columns": 160, "depth": 96}
@@ -241,9 +226,8 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
 
 def test_branches_that_share_weights(device: torch.device) -> None:
     given = layer(device, torch.float32)
-    shared = PlainLayer(given.weight[:1].contiguous(), given.bias[:1])
+    weight, bias = given.weight[:1].contiguous(), given.bias[:1]
+    shared = PlainLayer(weight, bias)
     out = linear(Rows(given.x), shared, gelu=True, room=PoisonedRoom(device), settings=fixed(LARGE, 2)).run()
-    both = dataclasses.replace(
-        given, weight=given.weight[:1].expand_as(given.weight), bias=given.bias[:1].expand_as(given.bias)
-    )
+    both = dataclasses.replace(given, weight=weight.expand_as(given.weight), bias=bias.expand_as(given.bias))
     assert_as_exact(out.tokens, *both.twin_and_exact(gelu=True))
