@@ -53,7 +53,7 @@ CHIPS = {
 }  # fmt: skip
 ARCHITECTURES = tuple(int(name[3:]) for name in CHIPS if name != AMD)
 MATRIX_INSTRUCTIONS = ("HGMMA", "UTCHMMA", "HMMA", "QGMMA")
-MATRIX_KERNELS = ("_linear_kernel", "_attention_kernel", "_convolution_kernel")
+MATRIX_KERNELS = ("linear", "attention", "convolution")
 CAMERAS = (FrameKind(tir_channels=1, tir_wide=True, tir_map="scaled"), FrameKind(tir_map="homography"))
 
 
@@ -92,6 +92,7 @@ def launches(config: ModelConfig, dtype: torch.dtype, chip: str, targets: Sequen
     settings = LaunchSettings(chooser(chip_of(chip)), overlap=overlap)
     build = empty_build(config, dtype, settings)
     found = [launch for count in targets for launch in frame_planner(build, count).plan().launches]
+    found += frame_planner(build).others()
     for kind in CAMERAS:
         found += [launch for launch in frame_planner(build).plan(kind=kind).launches if launch.name == "crop"]
     per_branch = empty_build(replace(config, elimination="ce"), dtype, settings)
@@ -153,7 +154,7 @@ def compile_all(found: Sequence[Launch], chip: str, dtype: str, tell: Callable[[
             problems.append(f"{spills} spills")
         if shared > limit:
             problems.append(f"shared memory {shared} of {limit}")
-        if launch.kernel.fn.__name__ in MATRIX_KERNELS and dtype != "float32" and not matrix:
+        if launch.kernel_name in MATRIX_KERNELS and dtype != "float32" and not matrix:
             problems.append("no tensor-core instructions")
         waits = "griddepcontrol.wait" in kernel.asm.get("ptx", "")
         label = f"{launch.name.split('.')[-1]} {launch.what}"

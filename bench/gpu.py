@@ -12,11 +12,12 @@ import argparse
 import dataclasses
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,13 +25,17 @@ from typing import Any
 
 import torch
 from common import BOX, DTYPES, ROOT, Times, clip, machine, need_gpu, percentiles, program, write_json
-from timing import queued_ms
+from plans import frame_planner, random_build
+from timing import captured, queued_ms
 
-from ckd_fast import MultiTracker, Tracker, TrackerConfig, load_model
+from ckd_fast import MultiTracker, TrackerConfig, load_model
 from ckd_fast.boxes import iou
 from ckd_fast.engines import Engine, Search, build_engine
 from ckd_fast.engines.triton import TritonEngine
 from ckd_fast.frames import check_pair, first_pair
+from ckd_fast.kernels.launch import Launch, LaunchSettings
+from ckd_fast.kernels.requirements import can_overlap
+from ckd_fast.kernels.tiles import chip_of, chooser
 from ckd_fast.reference.config import preset
 
 TRUE_GFLOP = 90.0  # of the base model's frame, attention's products included
@@ -168,28 +173,60 @@ def agreement(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel that the profiler saw."""
+
+    name: str
+    microseconds: float
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """A launch of the plan in the replayed graph."""
+
+    launch: str
+    size: str
+    median_us: float
+
+
+def by_launch(launches: Sequence[Launch], kernels: Sequence[Kernel]) -> list[Profiled]:
+    """A plan's launches with the times of their kernels, which come frame after frame in the order of the plan."""
+    frames, rest = divmod(len(kernels), len(launches))
+    rows = []
+    for number, launch in enumerate(launches):
+        mine = kernels[number :: len(launches)]
+        if rest or any(launch.kernel_name not in kernel.name for kernel in mine):
+            raise ValueError(f"{len(kernels)} kernels in another order than the {len(launches)} kernels of a frame")
+        rows.append(Profiled(launch.name, launch.what, statistics.median(kernel.microseconds for kernel in mine)))
+    print(f"{frames} frames")
+    return rows
+
+
 def profile(options: argparse.Namespace) -> dict[str, Any]:
-    """Kernels of a frame by time, as the profiler sees them in the replayed graph."""
+    """Every launch of a frame by time, as the profiler sees it in the replayed graph."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
-    pairs = clip(8)
-    tracker = Tracker(load_model("random", options.model), engine="triton", device="cuda", dtype=options.dtype)
-    tracker.init(*pairs[0], BOX)
-    for pair in pairs:
-        tracker.update(*pair)
-    with profiler(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as recorded:
-        for _ in range(5):
-            for pair in pairs:
-                tracker.update(*pair)
-    events = recorded.key_averages()
-    print(events.table(sort_by="self_cuda_time_total", row_limit=20))
-    rows = [
-        {"name": event.key, "count": event.count, "self_us": event.self_device_time_total}
-        for event in sorted(events, key=lambda event: -event.self_device_time_total)
-        if event.self_device_time_total > 0
+    device = torch.device("cuda")
+    settings = LaunchSettings(chooser(chip_of(device)), overlap=can_overlap(device))
+    build = random_build(preset(options.model), getattr(torch, options.dtype), settings, device)
+    launches = (plan := frame_planner(build).plan()).launches
+    with captured(plan) as graph, profiler(activities=[ProfilerActivity.CUDA]) as recorded:
+        for _ in range(20):
+            graph.replay()
+        torch.cuda.synchronize()
+    names = {launch.kernel_name for launch in launches}
+    seen = [event for event in recorded.events() if event.device_type.name == "CUDA"]
+    seen.sort(key=lambda event: event.time_range.start)
+    kernels = [
+        Kernel(event.name, event.time_range.elapsed_us()) for event in seen if any(name in event.name for name in names)
     ]
-    return {"frames": 5 * len(pairs), "rows": rows}
+    rows = by_launch(launches, kernels)
+    for row in rows:
+        print(f"{row.launch:<24}{row.size:<52}{row.median_us:>9.2f} us")
+    print(f"sum {sum(row.median_us for row in rows):.1f} us; launches that overlap count twice where they do")
+    return {"rows": [dataclasses.asdict(row) for row in rows]}
 
 
 def frame(options: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001

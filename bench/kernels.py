@@ -22,6 +22,7 @@ from timing import matmul_ceiling_tflops, median_us
 
 from ckd_fast.kernels.head import TOWERS
 from ckd_fast.kernels.launch import Launch, LaunchSettings
+from ckd_fast.kernels.requirements import can_overlap
 from ckd_fast.kernels.tiles import Chip, chip_of, chooser, cost_of
 from ckd_fast.reference.config import PRESETS
 
@@ -85,7 +86,7 @@ def time_launches(launches: Sequence[Launch], chip: Chip) -> list[Timed]:
     """Launches of equal size and variant once, with how often a frame has them."""
     groups: dict[tuple[str, str], list[Launch]] = {}
     for launch in launches:
-        groups.setdefault((launch.kernel.fn.__name__, launch.what), []).append(launch)
+        groups.setdefault((launch.kernel_name, launch.what), []).append(launch)
     rows = []
     for group in groups.values():
         launch = group[0]
@@ -121,7 +122,7 @@ def main() -> None:
     chip = measured_chip()
     print(f"{chip.name}: products at {chip.tensor_tflops:.0f} TFLOP/s, memory at {chip.memory_tb:.2f} TB/s, measured")
     device = torch.device("cuda")
-    settings = LaunchSettings(chooser(chip_of(device)), overlap=torch.cuda.get_device_capability() >= (9, 0))
+    settings = LaunchSettings(chooser(chip_of(device)), overlap=can_overlap(device))
     build = random_build(config, dtype, settings, device)
     timed: dict[int, list[Timed]] = {}
     for targets in options.targets:

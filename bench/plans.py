@@ -16,14 +16,27 @@ from common import BOX
 
 from ckd_fast.config import TrackerConfig
 from ckd_fast.engines import Search, Target
-from ckd_fast.engines.triton.plan import Build, FrameMemory, Plan, Workspace, frame_memory, plan_frame, rehearsed
+from ckd_fast.engines.triton.plan import (
+    BRANCHES,
+    Build,
+    FrameMemory,
+    Plan,
+    Workspace,
+    empty_crops,
+    frame_memory,
+    measured_memory,
+    most_deciding,
+    plan_frame,
+    plan_measured,
+    plan_template,
+    rehearsed,
+)
 from ckd_fast.engines.triton.upload import FrameBuffer
 from ckd_fast.engines.triton.weights import PackedStudent, pack
 from ckd_fast.frames import FrameForm, RawPair
-from ckd_fast.kernels.launch import Choose, LaunchSettings
+from ckd_fast.kernels.launch import Choose, Launch, LaunchSettings
 from ckd_fast.kernels.layout import STATE, FrameKind
 from ckd_fast.reference.config import ModelConfig
-from ckd_fast.reference.elimination import template_mask
 from ckd_fast.reference.model import Student
 from ckd_fast.weights import load_model
 
@@ -57,19 +70,29 @@ class FramePlanner:
 
         return planned(rehearsed(build, planned))
 
+    def others(self) -> list[Launch]:
+        """What the engine launches beside a frame: a new target's template, and the network alone."""
+        build, config = self.build, self.build.config
+        uploaded = self.buffer.uploaded(1, FrameKind())
+        template = plan_template(build, uploaded, self.state, build.embedded(BRANCHES, 1, config.template_tokens))
+        memory, crops = measured_memory(build, 1), empty_crops(build, 1)
+
+        def planned(workspace: Workspace) -> Plan:
+            return plan_measured(build, memory, workspace, build.packed.patch, crops)
+
+        return [*template, *planned(rehearsed(build, planned)).launches]
+
 
 def frame_planner(build: Build, targets: int = 1) -> FramePlanner:
     """Room for so many targets, and a pair of noise in which each searches around the same box."""
     config, device = build.config, build.device
-    gt_box = config.template_range == "GT_BOX"
-    most = config.template_tokens if gt_box else int(template_mask(config).sum())
     buffer = FrameBuffer(FRAME_BYTES, 2 * FRAME_BYTES, targets, device)
     rgb, tir = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3), dtype=np.uint8)
-    searches = [Search(Target(), BOX, config.search_factor)] * targets
+    searches = [Search(Target(owner=None), BOX, config.search_factor)] * targets
     buffer.fill(RawPair(rgb, tir, FrameForm(SIZE, SIZE, None), TrackerConfig()), searches, range(targets), targets)
     buffer.upload()
     state = torch.zeros(targets, STATE.value, dtype=torch.float64, device=device)
-    return FramePlanner(build, frame_memory(build, targets, most), buffer, state)
+    return FramePlanner(build, frame_memory(build, targets, most_deciding(config)), buffer, state)
 
 
 def random_build(config: ModelConfig, dtype: torch.dtype, settings: LaunchSettings, device: torch.device) -> Build:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
+
+from ckd_fast.engines.triton.plan import Plan
 
 
 def queued_ms(call: Callable[[], object], count: int) -> list[float]:
@@ -17,6 +20,19 @@ def queued_ms(call: Callable[[], object], count: int) -> list[float]:
         mark.record()
     torch.cuda.synchronize()
     return [before.elapsed_time(after) for before, after in pairwise(marks)]
+
+
+@contextmanager
+def captured(plan: Plan) -> Iterator[torch.cuda.CUDAGraph]:
+    """A frame's launches in a graph, as the engine captures them; inside the block its stream is current."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        plan.run()  # compiles
+        stream.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            plan.run()
+        yield graph
 
 
 def median_us(call: Callable[[], object], warmup_ms: int = 5, measure_ms: int = 25) -> float:

@@ -6,7 +6,7 @@
 Every request for tiles that a frame makes is tried with other tiles, and the whole frame is timed, captured in a graph
 as the engine captures it: so each launch has its own epilogue, strides and neighbours, and finds in the L2 cache what
 it finds there in use. Requests that take longest by the estimate come first. The table is written after every
-improvement; rows of other GPUs stay as they are.
+request; rows of other GPUs stay as they are.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ import torch
 import triton
 from common import frame_config, frame_program, need_gpu
 from plans import FramePlanner, frame_planner, random_build
-from timing import queued_ms
+from timing import captured, queued_ms
 
 from ckd_fast.engines.triton.plan import Plan
 from ckd_fast.kernels.launch import Choice, LaunchSettings, TileRequest
+from ckd_fast.kernels.requirements import can_overlap
 from ckd_fast.kernels.tiles import (
     PRODUCTS,
     TABLE,
@@ -48,12 +49,7 @@ FrameTimer = Callable[[Plan], float]  # microseconds
 
 def captured_us(plan: Plan) -> float:
     """A frame in a graph on this GPU: the median of replays that follow each other."""
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    with torch.cuda.stream(stream):
-        plan.run()  # compiles
-        stream.synchronize()
-        with torch.cuda.graph(graph, stream=stream):
-            plan.run()
+    with captured(plan) as graph:
         for _ in range(5):
             graph.replay()
         return 1e3 * statistics.median_high(queued_ms(graph.replay, REPLAYS))
@@ -98,31 +94,42 @@ class Tuning:
         known = chooser(self.chip, self.table)
         try:
             return self.frame_us(self.planner.plan(lambda asked: choice if asked == request else known(asked)))
-        except Exception as error:  # noqa: BLE001 - whatever a candidate raises, it is not chosen
+        except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if gpu_is_lost():  # every later candidate would fail as well
+                raise RuntimeError(f"the GPU does not answer after {told(choice)} for {request}: {reason}") from error
             print(f"    {told(choice)}: {reason}", flush=True)
             return None
 
     def improve(self, request: TileRequest, deadline: float) -> Measured | None:
-        """Try a request's candidates; a row for the table, None where out of time or nothing works."""
+        """Try a request's candidates, as long as there is time; a row for the table, None where nothing works."""
         choice = chooser(self.chip, self.table)(request)
         best = self.time(request, choice)
         for candidate in tried(request, self.chip):
             if time.monotonic() > deadline:
-                return None
+                break
             if candidate == choice:
                 continue
             found = self.time(request, candidate)
             if found is None or (best is not None and found > CLEARLY * best):
                 continue
-            again = self.time(request, choice)  # the clock may have changed meanwhile
-            if again is None or found < CLEARLY * again:
+            # Both once more, in turns: the clock may have changed, or the first time was luck.
+            best, found = self.time(request, choice), self.time(request, candidate)
+            if found is not None and (best is None or found < CLEARLY * best):
                 choice, best = candidate, found
         if best is None:
             return None
         row = Measured(self.chip.name, request, choice, round(best, 2), triton.__version__)
         self.table = [old for old in self.table if (old.gpu, old.request) != (row.gpu, request)] + [row]
         return row
+
+
+def gpu_is_lost() -> bool:
+    """Whether an earlier error has made this process's GPU unusable."""
+    try:
+        return torch.cuda.is_available() and torch.ones(1, device="cuda").item() != 1
+    except RuntimeError:
+        return True
 
 
 def told(choice: Choice) -> str:
@@ -135,10 +142,10 @@ def tune(tuning: Tuning, path: Path, deadline: float) -> bool:
     """Go through all requests of the frame; whether there was time for all of them."""
     requests = requests_by_time(tuning.planner.plan(chooser(tuning.chip, tuning.table)), tuning.chip)
     for number, request in enumerate(requests, 1):
-        row = tuning.improve(request, deadline)
-        if row is None and time.monotonic() > deadline:
+        if time.monotonic() > deadline:
             print(f"out of time after {number - 1} of {len(requests)} requests")
             return False
+        row = tuning.improve(request, deadline)
         shape = f"{request.kernel} {request.groups} x {request.rows} x {request.columns} x {request.depth}"
         result = "nothing works" if row is None else f"{told(row.choice):<26}{row.frame_us:>9.2f} us a frame"
         print(f"{number:>3}/{len(requests)} {shape:<48}{request.dtype:<10}{result}", flush=True)
@@ -156,7 +163,7 @@ def main() -> None:
     config, device = frame_config(options), torch.device("cuda")
     chip, deadline = chip_of(device), time.monotonic() + options.seconds
     table = read_table(options.table) if options.table.exists() else []
-    settings = LaunchSettings(chooser(chip, table), overlap=torch.cuda.get_device_capability() >= (9, 0))
+    settings = LaunchSettings(chooser(chip, table), overlap=can_overlap(device))
     for dtype in options.dtype:
         build = random_build(config, getattr(torch, dtype), settings, device)
         for targets in options.targets:

@@ -171,7 +171,8 @@ class Tracker(Follower):
     def _start_over(self) -> None:
         self._form: FrameForm | None = None  # of the latest frames
         self._track: Track | None = None
-        self._in_flight: list[Pending[TrackResult]] = []  # frames whose result nobody has waited for, oldest first
+        # Frames whose result nobody has waited for, oldest first, and their form.
+        self._in_flight: dict[Pending[TrackResult], FrameForm] = {}
 
     def __repr__(self) -> str:
         state = "not initialised" if self._track is None else f"frame {self.frame}, box {self.box}"
@@ -220,31 +221,32 @@ class Tracker(Follower):
         """
         begin = time.perf_counter()
         track, form = self._following()
+        form = next(reversed(self._in_flight.values()), form)
         frames = check_pair(rgb, tir, form, self.config)
         overlaps = self.engine.carries_boxes and frames.form.rgb_size == form.rgb_size
         self._settle(leave=FRAMES_IN_FLIGHT - 1 if overlaps else 0)
         search = self._search(track, frames)
         before = None
         if self._in_flight:  # the box is on the device still
-            before = self._in_flight[-1]
+            before = next(reversed(self._in_flight))
             search = replace(search, box=None, factor=self.engine.config.search_factor)
         prepare_ms = (time.perf_counter() - begin) * 1e3
         started = self.engine.start([search], frames)
 
         def wait() -> TrackResult:
-            if before is not None:
-                before.result()  # in order; if that failed, this was searched from a box that does not exist
             try:
+                if before is not None:
+                    before.result()  # in order; if that failed, this was searched from a box that does not exist
                 (found,) = started.result()
             except Exception:
                 self._in_flight.clear()
                 raise
-            del self._in_flight[0]
+            self._in_flight.pop(pending, None)
+            self._form = frames.form
             return self._accept(track, found, frames, begin, prepare_ms)
 
         pending = Pending(wait)
-        self._in_flight.append(pending)
-        self._form = frames.form
+        self._in_flight[pending] = frames.form
         return pending
 
     def follow(self, pairs: Iterable[tuple[Frame | None, Frame | None]]) -> Iterator[TrackResult]:
@@ -299,5 +301,7 @@ class Tracker(Follower):
     def _settle(self, leave: int = 0) -> None:
         """Wait for the oldest frames in flight until only so many are left."""
         while len(self._in_flight) > leave:
+            oldest = next(iter(self._in_flight))
             with suppress(Exception):  # whoever asks for this result gets the error
-                self._in_flight[0].result()
+                oldest.result()
+            self._in_flight.pop(oldest, None)

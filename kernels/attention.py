@@ -176,10 +176,9 @@ def attention(
         shape = (branches, targets, heads, deciding.most, tokens - template)
         probabilities = room("probabilities", shape, torch.float32)
     groups = branches * targets * heads
-    request = TileRequest("attention", dtype_name(q), groups, tokens, tokens, channels)
+    request = TileRequest("attention", dtype_name(q.dtype), groups, tokens, tokens, channels)
     choice = settings.choose(request)
     tiles = choice.tiles
-    size = q.element_size()
     launch = Launch(
         name="attention",
         what=f"{tokens} tokens" + (f", {deciding.most} deciding" if deciding else ""),
@@ -215,7 +214,6 @@ def attention(
         reads=(q, k, v) if deciding is None else (q, k, v, deciding.order),
         writes=(out,) if probabilities is None else (out, probabilities),
         flops=2 * request.products + 2.0 * groups * template * tokens * channels,
-        bytes=4.0 * groups * tokens * channels * size,
         request=request,
         choice=choice,
     )

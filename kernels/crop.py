@@ -32,7 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import SETTINGS, Launch, LaunchSettings, Operation, Room, TileRequest, check, fresh_room
+from .launch import SETTINGS, Launch, LaunchSettings, Operation, Room, TileRequest, check, dtype_name, fresh_room
 from .layout import (
     CARRY,
     COLUMNS,
@@ -394,7 +394,7 @@ def crop(
     check("present", uploaded.present, torch.int32, (2, targets))
     room = room or fresh_room(state.device)
     out = room("patches", (2, targets, (size // patch) ** 2, 3 * patch * patch), dtype)
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
     request = TileRequest("crop", name, 2 * targets, size, size, kind.tir_channels)
     choice = settings.choose(request)
     tiles = choice.tiles
@@ -431,7 +431,7 @@ def crop(
         reads=(uploaded.rgb, uploaded.tir, uploaded.geometry, uploaded.requests, state, uploaded.present),
         writes=(out,),
         flops=pixels * 12,
-        bytes=pixels * (4 + out.element_size()),
+        moved=pixels * (4 + out.element_size()),  # four pixels of the frame for one of a crop
         request=request,
         choice=choice,
     )

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .crop import target_state, window_of
-from .launch import SETTINGS, Launch, LaunchSettings, Operation, Room, bytes_of, check, fresh_room
+from .launch import SETTINGS, Launch, LaunchSettings, Operation, Room, check, fresh_room
 from .layout import (
     CELL,
     FACTOR,
@@ -29,10 +29,12 @@ from .layout import (
     HEIGHT,
     LOST_SCALE,
     LOST_THRESHOLD,
+    OFFSET_TOWER,
     POOL_ROW,
     REQUEST,
     RESULT,
     SCORE,
+    SIZE_TOWER,
     STATE,
     WIDTH,
     H,
@@ -84,8 +86,9 @@ def _decode_kernel(
     ranked = tl.where(ok, score * tl.load(window_ptr + cell, mask=ok, other=0.0), float("-inf"))
     best = tl.minimum(tl.argmax(ranked, 0, tie_break_left=True), cells - 1)  # if all is NaN, it may lie beyond
     chosen = tl.load(maps + best)
-    dx, dy = tl.load(maps + 2 * cells + best), tl.load(maps + 3 * cells + best)
-    across, down = tl.load(maps + 4 * cells + best), tl.load(maps + 5 * cells + best)
+    offset, size_here = maps + OFFSET_TOWER * 2 * cells + best, maps + SIZE_TOWER * 2 * cells + best
+    dx, dy = tl.load(offset), tl.load(offset + cells)
+    across, down = tl.load(size_here), tl.load(size_here + cells)
     # If anything is not finite, the score becomes NaN: comparing and clipping could hide it otherwise.
     astray = _not_finite(dx) | _not_finite(dy) | _not_finite(across) | _not_finite(down)
     strange = tl.sum((ok & _not_finite(ranked)).to(tl.int32), 0) + astray.to(tl.int32)
@@ -181,7 +184,6 @@ def decode(
         options={"num_warps": 4, "enable_fp_fusion": False, **settings.options},
         reads=(maps, window, uploaded.geometry, uploaded.requests, state, fixed),
         writes=(result, state),
-        flops=0.0,
-        bytes=bytes_of(maps),
+        flops=2.0 * maps.numel(),
     )  # fmt: skip
     return Operation(result, (launch,))

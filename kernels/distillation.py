@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch, Operation, bytes_of, check
+from .launch import Launch, Operation, check
 
 FEATURES = 4  # rgb teacher, tir teacher, rgb student, tir student
 
@@ -252,7 +252,6 @@ def distillation_forward(
         reads=(features,),
         writes=(shift, m2, q, sums),
         flops=12.0 * features.numel(),
-        bytes=bytes_of(features),
     )  # fmt: skip
     return Operation(Statistics(sums, Moments(shift, m2, q)), (launch,))
 
@@ -293,6 +292,5 @@ def distillation_backward(
         reads=(features, moments.shift, moments.m2, moments.q, upstream),
         writes=(grad,),
         flops=20.0 * features.numel(),
-        bytes=bytes_of(features, grad),
     )  # fmt: skip
     return Operation(grad, (launch,))

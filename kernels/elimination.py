@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import DecidingTokens, attention
-from .launch import SETTINGS, Launch, LaunchSettings, Operation, Room, bytes_of, check, fresh_room
+from .launch import SETTINGS, Launch, LaunchSettings, Operation, Room, check, fresh_room
 from .overlap import await_producer
 
 RANKED_ROWS = 64
@@ -83,7 +83,8 @@ def _scores(
                 if not TOGETHER:
                     votes = votes & ((alone == 0) | (branch == decider))
                 line = (((branch * targets + target) * heads + head) * most + row).to(tl.int64)
-                value = tl.maximum(value, tl.load(probability_ptr + line * search + token, mask=ok & votes, other=0.0))
+                vote = tl.load(probability_ptr + line * search + token, mask=ok & votes, other=0.0)
+                value = tl.maximum(value, vote, propagate_nan=tl.PropagateNan.ALL)
             total += value
     score = total / (count * heads).to(tl.float32)
     # NaN has no rank, and a rank that no token takes would leave a hole in the index. So NaN comes last. It stays in
@@ -230,7 +231,6 @@ def decide(
         reads=(probabilities, deciding.counts, present, positions),
         writes=(decision.scores, decision.kept_index, decision.kept, decision.token_index, token_of_cell),
         flops=float(targets * search**2),
-        bytes=bytes_of(probabilities),
     )
     return Operation(decision, (launch,))
 
@@ -277,7 +277,6 @@ def gather(x: Tensor, token_index: Tensor, room: Room | None = None) -> Operatio
         reads=(x, token_index),
         writes=(out,),
         flops=0.0,
-        bytes=2 * bytes_of(out),
     )  # fmt: skip
     return Operation(out, (launch,))
 

@@ -8,7 +8,7 @@ With x[s, b, n] the tokens after the last block, LN the branch's final norm, and
 
 The first convolutions of the three towers read the same input, so they are one. It is turned around: a linear layer
 (linear.py, with the final norm folded in) multiplies each live token once with the weights of all nine taps; then
-`gather_taps` adds, for each cell, the products of its live neighbours. A dropped token, zero in the restored map, costs
+`sum_taps` adds, for each cell, the products of its live neighbours. A dropped token, zero in the restored map, costs
 nothing: with 89 of 256 tokens a third of the products is left. Restoring is a look-up in `token_of_cell`.
 Batch norms are folded into the convolutions by `fold_batch_norm`.
 """
@@ -28,11 +28,11 @@ from .launch import (
     Operation,
     Room,
     TileRequest,
-    bytes_of,
     check,
     dtype_name,
     fresh_room,
 )
+from .layout import OFFSET_TOWER
 from .linear import PlainLayer
 from .overlap import await_producer
 
@@ -57,7 +57,7 @@ def _relu(value):
 
 
 @triton.jit
-def _gather_taps_kernel(
+def _sum_taps_kernel(
     products_ptr,  # [S, B, live, 9 * F]
     token_of_cell_ptr,  # [S, B, grid_side * grid_side] int32: a cell's token in its sequence, -1 where it was dropped
     bias_ptr,  # [F] float32
@@ -96,7 +96,7 @@ def _gather_taps_kernel(
     tl.store(out_ptr + out_at, _relu(acc).to(out_ptr.dtype.element_ty), mask=ok_cell[:, None] & ok_feature[None, :])
 
 
-def gather_taps(
+def sum_taps(
     products: Tensor,
     token_of_cell: Tensor,
     bias: Tensor,
@@ -122,13 +122,13 @@ def gather_taps(
     if columns != TAPS * features or bias.shape != (features,):
         raise ValueError(f"products have {columns} columns and bias {tuple(bias.shape)}: expected 9 F and F")
     out = (room or fresh_room(products.device))("cells", (targets, cells, features), products.dtype)
-    request = TileRequest("taps", dtype_name(products), targets, cells, features, branches * TAPS)
+    request = TileRequest("tap_sum", dtype_name(products.dtype), targets, cells, features, branches * TAPS)
     choice = settings.choose(request)
     tiles = choice.tiles
     launch = Launch(
-        name="taps",
+        name="tap_sum",
         what=f"{live} tokens to {cells} cells of {features}",
-        kernel=_gather_taps_kernel,
+        kernel=_sum_taps_kernel,
         # One program per tile of cells and features of a target.
         grid=(triton.cdiv(cells, tiles.rows), triton.cdiv(features, tiles.columns), targets),
         arguments={
@@ -140,7 +140,6 @@ def gather_taps(
         reads=(products, token_of_cell, bias),
         writes=(out,),
         flops=float(targets * cells * features * branches * TAPS),
-        bytes=bytes_of(products, out),
         request=request,
         choice=choice,
     )  # fmt: skip
@@ -199,7 +198,7 @@ def _convolution_kernel(
             last = tl.load(last_weight_ptr + at * F + feature, mask=ok_feature, other=0.0)
             answer = tl.sum(tl.where(ok_feature[None, :], value * last[None, :], 0.0), 1)
             answer += tl.load(last_bias_ptr + at)
-            if tower != 1:  # score and size; an offset is as it is
+            if tower != OFFSET_TOWER:  # an offset is as it is
                 chance = 1.0 / (1.0 + tl.exp(-answer))
                 bounded = tl.minimum(tl.maximum(chance, margin), 1.0 - margin)
                 answer = tl.where(chance != chance, chance, bounded)  # NaN stays NaN
@@ -218,7 +217,7 @@ def _plan_convolution(
     weight, bias = layer.weight, layer.bias
     targets, cells, _ = x.shape
     _, features, _, channels = weight.shape
-    request = TileRequest(kernel, dtype_name(x), TOWERS * targets, cells, features, TAPS * channels)
+    request = TileRequest(kernel, dtype_name(x.dtype), TOWERS * targets, cells, features, TAPS * channels)
     choice = settings.choose(request)
     tiles = choice.tiles
     columns = tiles.columns if maps is None else max(16, triton.next_power_of_2(features))
@@ -255,7 +254,6 @@ def _plan_convolution(
         reads=(x, weight, bias, *more),
         writes=(out,),
         flops=request.products,
-        bytes=bytes_of(x, weight, out),
         request=request,
         choice=choice,
     )

@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
-KernelName = Literal["crop", "patch", "linear", "attention", "taps", "convolution", "last_convolution"]
+KernelName = Literal["crop", "patch", "linear", "attention", "tap_sum", "convolution", "last_convolution"]
 T = TypeVar("T")
 
 
@@ -79,8 +79,8 @@ def usual_tiles(request: TileRequest) -> Choice:
     """Tiles that fit every GPU. `tiles.chooser` finds faster ones."""
     if request.kernel == "attention":
         return Choice(Tiles(stages=2))
-    rows = {"crop": 8, "taps": 16, "last_convolution": 32}.get(request.kernel, 64)
-    columns = {"taps": 128, "convolution": 32}.get(request.kernel, 64)
+    rows = {"crop": 8, "tap_sum": 16, "last_convolution": 32}.get(request.kernel, 64)
+    columns = {"tap_sum": 128, "convolution": 32}.get(request.kernel, 64)
     return Choice(Tiles(rows, columns))
 
 
@@ -125,7 +125,7 @@ class Launch:
         options: of the compiler: warps, stages, overlap.
         reads, writes: tensors it touches.
         flops: multiplications and additions.
-        bytes: the least it must read from and write to memory.
+        moved: bytes, where they are not all that `reads` and `writes` hold.
         request, choice: the tiles it asked for and got; None if there is nothing to choose.
     """
 
@@ -138,9 +138,20 @@ class Launch:
     reads: tuple[Tensor, ...]
     writes: tuple[Tensor, ...]
     flops: float
-    bytes: float
     request: TileRequest | None = None
     choice: Choice | None = None
+    moved: float | None = None
+
+    @property
+    def bytes(self) -> float:
+        """That it reads from and writes to memory, each value once."""
+        return bytes_of(*self.reads, *self.writes) if self.moved is None else self.moved
+
+    @property
+    def kernel_name(self) -> str:
+        """Of the jit function."""
+        name: str = self.kernel.fn.__name__
+        return name.strip("_").removesuffix("_kernel")
 
     @property
     def programs(self) -> int:
@@ -176,9 +187,9 @@ def fresh_room(device: torch.device) -> Room:
     return lambda _name, shape, dtype: torch.empty(shape, dtype=dtype, device=device)
 
 
-def dtype_name(tensor: Tensor) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     """A tensor's type as requests name it."""
-    return str(tensor.dtype).removeprefix("torch.")
+    return str(dtype).removeprefix("torch.")
 
 
 def bytes_of(*tensors: Tensor) -> float:

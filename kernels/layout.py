@@ -37,6 +37,9 @@ REQUEST = tl.constexpr(9)
 
 STATE = tl.constexpr(5)  # X to FACTOR
 
+# The head's maps [B, 3 towers, 2, cells]: the score (its second map is unused), the offset and the size of each cell.
+SCORE_TOWER, OFFSET_TOWER, SIZE_TOWER = _columns(3)
+
 # result: X, Y, W, H, then the score at the peak and the peak's cell.
 SCORE, CELL = tl.constexpr(4), tl.constexpr(5)
 RESULT = tl.constexpr(6)

@@ -38,7 +38,6 @@ from .launch import (
     Operation,
     Room,
     TileRequest,
-    bytes_of,
     dtype_name,
     fresh_room,
 )
@@ -346,7 +345,7 @@ def linear(
             f"token_index is {token_index.dtype} {tuple(token_index.shape)}: expected int32 [{branches}, {targets}, M]"
         )
     tokens_out = tokens_in if token_index is None else token_index.shape[2]
-    request = TileRequest(kernel, dtype_name(x.tokens), branches, targets * tokens_out, features, depth)
+    request = TileRequest(kernel, dtype_name(x.tokens.dtype), branches, targets * tokens_out, features, depth)
     choice = settings.choose(request)
     tiles, split = choice.tiles, choice.split_k
     column_tiles = triton.cdiv(features, tiles.columns)
@@ -439,7 +438,6 @@ def linear(
         reads=(x.tokens, weight, *index, *(around if partial is None else normed if centred else ())),
         writes=written if partial is None else (partial,),
         flops=request.products,
-        bytes=bytes_of(weight) + (branches * targets * tokens_out * depth + values) * out.element_size(),
         request=request,
         choice=choice,
     )  # fmt: skip
@@ -456,6 +454,5 @@ def linear(
         reads=(partial, *index, *around),
         writes=written,
         flops=values * split,
-        bytes=values * (4 * split + 2 * out.element_size()),
     )
     return Operation(into, (product, join))

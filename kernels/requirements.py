@@ -37,8 +37,13 @@ def missing(device: torch.device) -> str | None:
     return None
 
 
+def can_overlap(device: torch.device) -> bool:
+    """Whether launches may begin before the one in front has ended, see overlap.py."""
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 def launch_errors() -> tuple[type[Exception], ...]:
     """The errors that a launch, a capture or a copy may raise."""
-    from triton.runtime.errors import OutOfResources
+    from triton.errors import TritonError
 
-    return (RuntimeError, OutOfResources)
+    return (RuntimeError, TritonError)

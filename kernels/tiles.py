@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from .launch import Choice, Choose, Launch, TileRequest, Tiles
+from .launch import Choice, Choose, Launch, TileRequest, Tiles, usual_tiles
 
 TABLE = Path(__file__).parent / "tiles.json"
 SHARED_EVERYWHERE = 65536  # bytes that a program may use on every GPU of compute capability 7.5 and newer
@@ -157,9 +157,11 @@ def candidates(request: TileRequest, chip: Chip) -> Iterator[Choice]:
     elif request.kernel == "crop":
         shapes = [(rows, columns) for rows in (4, 8, 16) for columns in (32, 64, 128)]
         variants = [(64, warps, 3) for warps in (2, 4, 8)]
-    else:  # taps
+    elif request.kernel == "tap_sum":
         shapes = [(rows, columns) for rows in (8, 16, 32) for columns in (64, 128, 256)]
         variants = [(64, warps, 3) for warps in (4, 8)]
+    else:
+        raise ValueError(f"no candidates for kernel {request.kernel!r}: add them here")
     for rows, columns in shapes:
         for depth, warps, stages in variants:
             yield Choice(Tiles(rows, columns, depth, warps, stages))
@@ -191,20 +193,11 @@ def _product_candidates(request: TileRequest, chip: Chip) -> Iterator[Choice]:
                     break
 
 
-# Tiles of kernels that `estimate_us` does not model, unless measured.
-UNMODELLED = {
-    "crop": Tiles(rows=8, columns=64),
-    "attention": Tiles(rows=64, columns=64, stages=2),
-    "last_convolution": Tiles(rows=32),
-    "taps": Tiles(rows=16, columns=128),
-}
-
-
 @lru_cache(maxsize=1024)
 def default_choice(request: TileRequest, chip: Chip) -> Choice:
     """The candidate with the lowest estimate; the first of equal ones."""
-    if request.kernel in UNMODELLED:
-        tiles = UNMODELLED[request.kernel]
+    if request.kernel not in PRODUCTS:  # until they are measured, kernels without a model have the usual ones
+        tiles = usual_tiles(request).tiles
         if request.dtype == "float32" and request.kernel in ("attention", "last_convolution"):
             tiles = replace(tiles, rows=32, columns=min(tiles.columns, 32), depth=32, warps=8)
         return Choice(tiles)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ckd_fast.errors import EngineError
+from ckd_fast.errors import EngineError, InputError
 from ckd_fast.frames import RawPair
 from ckd_fast.pending import Pending
 from ckd_fast.reference.config import ModelConfig
@@ -28,8 +28,11 @@ NOT_CALIBRATED = 0.2  # threshold of a lost target for weights that bring none
 FRAMES_IN_FLIGHT = 2  # one that the network works on, one that is being copied to the device
 
 
+@dataclass(frozen=True, eq=False)
 class Target:
     """A target as its engine knows it: its template. Nobody else looks inside."""
+
+    owner: object  # the engine's, see `Engine.check`
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class Engine(ABC):
         self.dtype = dtype
         self.note = note
         self._lock = threading.Lock()
+        self._owner = object()  # marks this engine's targets
 
     def __str__(self) -> str:
         """Name, device and precision, and the note: why `auto` chose this engine, or what the GPU lacks."""
@@ -118,6 +122,20 @@ class Engine(ABC):
         Returns:
             What was found, in the order of `searches`.
         """
+
+    def check(self, searches: Sequence[Search]) -> None:
+        """Raise for searches that this engine cannot start."""
+        most = self.most_targets
+        if not searches or (most is not None and len(searches) > most):
+            expected = "at least 1" if most is None else f"1 to {most}"
+            raise ValueError(f"{len(searches)} targets in one call: expected {expected}")
+        if len({search.target for search in searches}) < len(searches):
+            raise ValueError("a target stands in one call twice: search for it once per frame")
+        for search in searches:
+            if search.target.owner is not self._owner:
+                raise InputError("this target belongs to another engine: call init on a tracker of this one")
+            if search.box is None and not self.carries_boxes:
+                raise ValueError(f"engine {self.name!r} keeps no boxes: every search needs one")
 
     @abstractmethod
     def run_network(self, template_images: Tensor, search_images: Tensor) -> HeadMaps:

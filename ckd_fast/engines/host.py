@@ -58,22 +58,15 @@ class HostEngine(Engine):
     def make_target(self, frames: RawPair, box: Box) -> Target:
         pair = register(frames)
         with self._lock:
-            return HostTarget(make_template(self._embed, self.config, (pair.rgb, pair.tir), box))
+            return HostTarget(self._owner, make_template(self._embed, self.config, (pair.rgb, pair.tir), box))
 
     def start(self, searches: Sequence[Search], frames: RawPair, on_step: OnStep | None = None) -> Pending[list[Found]]:
         """Find the targets now: there is nothing to overlap."""
         moments = [time.perf_counter()]
-        templates, boxes, factors = [], [], []
-        for search in searches:
-            if search.box is None:
-                raise ValueError(f"engine {self.name!r} keeps no boxes: every search needs one")
-            if not isinstance(search.target, HostTarget):
-                raise InputError("this target belongs to another engine: call init on a tracker of this one")
-            templates.append(search.target.template)
-            boxes.append(search.box)
-            factors.append(search.factor)
-        if len(set(map(id, templates))) < len(searches):
-            raise ValueError("a target stands in one call twice: search for it once per frame")
+        self.check(searches)
+        targets = [search.target for search in searches if isinstance(search.target, HostTarget)]
+        templates, factors = [target.template for target in targets], [search.factor for search in searches]
+        boxes = [search.box for search in searches if search.box is not None]
         pair = register(frames)
         moments.append(time.perf_counter())
 
@@ -161,11 +154,19 @@ class CompiledEngine(ReferenceEngine):
             ) from error
         log.info("compiled in %.0f s", time.perf_counter() - start)
 
-    def _maps(
-        self, template: Tensor, search: Tensor, deciding: Tensor, present: Tensor | None, on_step: OnStep | None
-    ) -> HeadMaps:
+    def start(self, searches: Sequence[Search], frames: RawPair, on_step: OnStep | None = None) -> Pending[list[Found]]:
         if on_step is not None:
             raise InputError("engine 'compiled' cannot be observed step by step: use 'reference'")
+        return super().start(searches, frames)
+
+    def _maps(
+        self,
+        template: Tensor,
+        search: Tensor,
+        deciding: Tensor,
+        present: Tensor | None,
+        on_step: OnStep | None,  # noqa: ARG002 - `start` refuses it
+    ) -> HeadMaps:
         targets = template.shape[1]
         if present is None:  # always a tensor: a frame without one modality must not compile anew
             present = torch.ones(2, targets, dtype=torch.bool, device=self.device)

@@ -86,7 +86,7 @@ def build_engine(
 def _triton(model: LoadedModel, device: torch.device, precision: torch.dtype | None) -> Engine:
     if device.type != "cuda":
         raise EngineError("engine 'triton' needs a usable NVIDIA GPU and found none: use 'reference' or 'compiled'")
-    from ckd_fast.kernels.requirements import missing
+    from ckd_fast.kernels.requirements import can_overlap, missing
 
     reason = missing(device)
     if reason is not None:
@@ -99,7 +99,7 @@ def _triton(model: LoadedModel, device: torch.device, precision: torch.dtype | N
 
     device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     precision = precision or torch.bfloat16
-    overlap = torch.cuda.get_device_capability(device) >= (9, 0)
+    overlap = can_overlap(device)
     tf32 = precision == torch.float32 and _tf32_asked()
     notes = []
     if not overlap:

@@ -133,7 +133,7 @@ def test_the_requests_tuned_are_those_of_the_engines_frame(
     assert set(tried) == set(frame.requests) == engine_asks
     assert {row.request for row in read_table(tmp_path / "tiles.json")} == engine_asks
     kinds = {request.kernel for request in engine_asks}
-    assert kinds == {"crop", "patch", "linear", "attention", "taps", "convolution", "last_convolution"}
+    assert kinds == {"crop", "patch", "linear", "attention", "tap_sum", "convolution", "last_convolution"}
     patch = next(request for request in engine_asks if request.kernel == "patch")
     assert patch.rows == targets * config.search_tokens
 
@@ -187,7 +187,23 @@ def test_defaults_fill_the_chip() -> None:
         assert tiles.stages * (tiles.rows + tiles.columns) * tiles.depth * 2 <= 65536
 
 
-def test_the_table_that_ships_is_readable() -> None:
-    for row in read_table():
-        assert row.microseconds > 0
+def test_the_table_that_ships_is_readable(tmp_path: Path) -> None:
+    row = Measured(H200.name, REQUEST, default_choice(REQUEST, H200), 480.0, "3.6.0")
+    write_table([*read_table(), row], tmp_path / "tiles.json")
+    for row in read_table(tmp_path / "tiles.json"):
+        assert row.frame_us > 0
         assert row.choice.split_k >= 1
+
+
+def test_the_profile_goes_by_the_plan() -> None:
+    """Kernels of a replayed graph come in the order of the plan; a frame that is cut off is an error."""
+    plan = plans.frame_planner(plans.empty_build(TWO_BLOCKS, torch.bfloat16, LaunchSettings(chooser(H200, [])))).plan()
+    names = [launch.kernel_name for launch in plan.launches]
+    kernels = [gpu.Kernel(f"_{name}_kernel", 10.0 * i + turn) for turn in range(3) for i, name in enumerate(names)]
+    rows = gpu.by_launch(plan.launches, kernels)
+    assert [row.launch for row in rows] == [launch.name for launch in plan.launches]
+    assert [row.median_us for row in rows] == [10.0 * i + 1 for i in range(len(names))]
+    with pytest.raises(ValueError, match="kernels of a frame"):
+        gpu.by_launch(plan.launches, kernels[:-1])
+    with pytest.raises(ValueError, match="kernels of a frame"):
+        gpu.by_launch(plan.launches, kernels[1:] + kernels[:1])

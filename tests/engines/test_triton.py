@@ -26,6 +26,7 @@ from ckd_fast.engines.triton.plan import Plan
 from ckd_fast.engines.triton.upload import FrameBuffer
 from ckd_fast.frames import FrameForm, RawPair
 from ckd_fast.kernels.launch import LaunchSettings
+from ckd_fast.kernels.requirements import can_overlap
 from ckd_fast.pending import Pending
 from ckd_fast.reference.config import PRESETS, ModelConfig
 from ckd_fast.reference.model import OnStep
@@ -47,7 +48,7 @@ def triton_engine(
     """As the registry builds it: on a GPU with graphs, and with launches that overlap where it can."""
     overlap = False
     if DEVICE.type == "cuda":
-        runner, overlap = runner or GraphRunner(DEVICE), torch.cuda.get_device_capability(DEVICE) >= (9, 0)
+        runner, overlap = runner or GraphRunner(DEVICE), can_overlap(DEVICE)
     return TritonEngine(loaded, DEVICE, dtype, settings=LaunchSettings(large_tiles, overlap=overlap), runner=runner)
 
 

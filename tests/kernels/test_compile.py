@@ -25,15 +25,15 @@ def test_hopper(tmp_path: Path) -> None:
     results = compile_kernels(tmp_path)
     found = {result["launch"]: result for result in results}
     assert {name.split()[0] for name in found} == {
-        "crop", "patch", "qkv", "attention", "proj", "fc1", "fc2", "join", "rank", "taps", "gather", "convolution2",
-        "convolution3", "maps", "decode", "distillation",
+        "crop", "patch", "qkv", "attention", "proj", "fc1", "fc2", "join", "rank", "tap_products", "tap_sum",
+        "convolution2", "convolution3", "maps", "decode", "distillation",
     }  # fmt: skip
     alone = {
         "crop 256 x 256, thermal same", "crop 256 x 256, thermal homography", "crop 256 x 256, thermal scaled, 16 bits",
         "distillation forward 16 x 320 x 768", "distillation backward 16 x 320 x 768", "gather 153 of 320",
     }  # fmt: skip
     assert alone | {"rank 126 of 180, mce", "rank 126 of 180, ce", "decode 256 cells"} <= set(found)
-    products = ("patch", "qkv", "attention", "proj", "fc1", "fc2", "taps", "convolution", "maps")
+    products = ("patch", "qkv", "attention", "proj", "fc1", "fc2", "tap_products", "convolution", "maps")
     for name, result in found.items():
         assert result["spills"] == 0
         assert result["registers"] <= 255

@@ -11,7 +11,7 @@ from support import DTYPES, PoisonedRoom, assert_as_exact, big, enliven, fixed
 from torch import Tensor
 
 from ckd_fast.engines.triton.weights import PackedStudent, pack
-from ckd_fast.kernels.head import convolution, gather_taps, last_convolution
+from ckd_fast.kernels.head import convolution, last_convolution, sum_taps
 from ckd_fast.kernels.launch import Operation, Tiles
 from ckd_fast.kernels.linear import PlainLayer, Rows, RowStatistics, linear
 from ckd_fast.reference import twins
@@ -59,7 +59,7 @@ def head_of(packed: PackedStudent, tokens: Tensor, positions: Tensor, tiles: Til
     rooms = ({"room": PoisonedRoom(device), "settings": settings} for _ in range(5))
     products = linear(rows, packed.taps, token_index=live.contiguous(), **next(rooms))
     tokens, bias = products.out.tokens, packed.taps_bias
-    steps = [gather_taps(tokens, token_of_cell, bias, template_tokens=template, **next(rooms))]
+    steps = [sum_taps(tokens, token_of_cell, bias, template_tokens=template, **next(rooms))]
     *middle, last = packed.convolutions
     for layer in middle:
         steps.append(convolution(steps[-1].out, layer, **next(rooms)))
@@ -91,7 +91,7 @@ def test_a_cell_without_live_neighbours_has_only_biases(device: torch.device) ->
     features = 3 * CONFIG.head_channels
     dropped = torch.full((2, 1, CONFIG.search_tokens), -1, dtype=torch.int32, device=device)
     products = torch.full((2, 1, LIVE, 9 * features), float("nan"), device=device)
-    out = gather_taps(
+    out = sum_taps(
         products, dropped, packed.taps_bias, template_tokens=CONFIG.template_tokens, room=PoisonedRoom(device)
     ).run()
     assert torch.equal(out, packed.taps_bias.clamp(min=0).expand_as(out))
@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
     x = torch.zeros(1, CONFIG.search_tokens, 3 * CONFIG.head_channels, device=device)
     token_of_cell = torch.zeros(2, 1, CONFIG.search_tokens, dtype=torch.int32, device=device)
     products = torch.zeros(2, 1, LIVE, 9 * x.shape[2], device=device)
-    gathering = partial(gather_taps, bias=packed.taps_bias, template_tokens=4)
+    gathering = partial(sum_taps, bias=packed.taps_bias, template_tokens=4)
     narrow = PlainLayer(torch.zeros(3, 2, 20, device=device), packed.maps.bias[:, :1])
     for operation, arguments, error, message in (
         (convolution, (x[..., :-1], layer), ValueError, r"x is \(1, 49, 119\) .* expected \[B, cells, 3 C\]"),

@@ -15,7 +15,7 @@ from ckd_fast.kernels.crop import crop
 from ckd_fast.kernels.decode import constants, decode
 from ckd_fast.kernels.distillation import Moments, Reading, distillation_backward, distillation_forward
 from ckd_fast.kernels.elimination import decide, gather
-from ckd_fast.kernels.head import convolution, gather_taps, last_convolution
+from ckd_fast.kernels.head import convolution, last_convolution, sum_taps
 from ckd_fast.kernels.launch import Launch, Operation, Tiles, check
 from ckd_fast.kernels.layout import Uploaded
 from ckd_fast.kernels.linear import PlainLayer, Rows, RowStatistics, fold_norm, linear
@@ -69,7 +69,7 @@ def gathering(device: torch.device, room: PoisonedRoom) -> Operation:
 
 
 def adding_taps(device: torch.device, room: PoisonedRoom) -> Operation:
-    return gather_taps(
+    return sum_taps(
         rand(device, 2, TARGETS, KEEP, 9 * 24), whole(device, 2, TARGETS, SEARCH, below=KEEP) + TEMPLATE,
         rand(device, 24), template_tokens=TEMPLATE, room=room, settings=SETTINGS,
     )  # fmt: skip
@@ -122,7 +122,7 @@ KINDS: dict[str, Build] = {
     "attention": attending,
     "rank": ranking,
     "gather": gathering,
-    "taps": adding_taps,
+    "tap_sum": adding_taps,
     "convolution": convolving,
     "last_convolution": making_maps,
     "decode": decoding,

@@ -20,7 +20,7 @@ from functools import partial
 import torch
 
 from ckd_fast.engines.base import FRAMES_IN_FLIGHT, Engine, Found, Search, Target
-from ckd_fast.errors import CkdFastError, EngineError, InputError
+from ckd_fast.errors import CkdFastError, EngineError
 from ckd_fast.frames import RawPair
 from ckd_fast.kernels.attention import deciding_tokens
 from ckd_fast.kernels.launch import LaunchSettings, run_all
@@ -28,7 +28,6 @@ from ckd_fast.kernels.layout import FrameKind
 from ckd_fast.kernels.requirements import launch_errors
 from ckd_fast.pending import Pending
 from ckd_fast.reference import track, twins
-from ckd_fast.reference.elimination import template_mask
 from ckd_fast.reference.head import HeadMaps
 from ckd_fast.reference.model import OnStep
 from ckd_fast.types import Box
@@ -36,14 +35,16 @@ from ckd_fast.weights import LoadedModel
 
 from .graph import PlainRunner, ResultRows, Runner
 from .plan import (
-    BRANCHES,
     Build,
     Crops,
     FrameMemory,
     Plan,
     Workspace,
+    empty_crops,
     frame_memory,
     head_maps,
+    measured_memory,
+    most_deciding,
     plan_frame,
     plan_measured,
     plan_template,
@@ -65,6 +66,16 @@ class _Batch:
     workspace: Workspace
     holds: tuple[int, ...] = ()
     plans: dict[tuple[int, FrameKind], Plan] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Memory and plan of the network alone."""
+
+    crops: Crops
+    memory: FrameMemory
+    workspace: Workspace
+    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -105,13 +116,16 @@ class TritonEngine(Engine):
         super().__init__(model, device, dtype, note)
         self._model = model
         self._runner = runner or PlainRunner()
+
+        def allocate() -> None:
+            packed = pack(model.student(), device, dtype)
+            self._build = Build(model.config, packed, device, dtype, settings)
+            self._pool = TargetPool(self._build, self._owner)
+
         with torch.inference_mode():
-            self._build = Build(model.config, pack(model.student(), device, dtype), device, dtype, settings)
-            self._pool = TargetPool(self._build)
-        gt_box = model.config.template_range == "GT_BOX"
-        self._most_deciding = model.config.template_tokens if gt_box else int(template_mask(model.config).sum())
+            self._runner.prepare(allocate, wait=True)
         self._batches: dict[int, _Batch] = {}
-        self._measured: dict[int, tuple[Crops, Plan]] = {}
+        self._measured: dict[int, _Measured] = {}
         self._buffers: list[FrameBuffer] = []
         self._turn = 0
         self._flying: list[Pending[ResultRows] | None] = [None] * FRAMES_IN_FLIGHT  # by buffer
@@ -125,8 +139,8 @@ class TritonEngine(Engine):
             self._kind = kind = kind_of(frames, self._kind)
             if self._pool.full:
                 self._land_all()
-                self._runner.prepare(self._pool.grow, wait=True)
                 self._forget_plans()  # they point to the pool's old state
+                self._runner.prepare(self._pool.grow, wait=True)
             target = self._pool.add()
             search = Search(target, box, self.config.template_factor)
             buffer.fill(frames, [search], [target.row], 1)
@@ -134,91 +148,80 @@ class TritonEngine(Engine):
             def embed() -> None:
                 buffer.upload()
                 uploaded, template = buffer.uploaded(1, kind), self._pool.template(target)
-                run_all(plan_template(self._build, uploaded, self._pool.state, template))
-                self._pool.set_deciding(target, deciding)
+                run_all(plan_template(self._build, uploaded, self._pool.state, template.rows))
+                template.order.copy_(deciding.order)
+                template.counts.copy_(deciding.counts)
 
             self._runner.prepare(embed, wait=True)  # the next frame will overwrite the buffer
             return target
 
     @torch.inference_mode()
     def start(self, searches: Sequence[Search], frames: RawPair, on_step: OnStep | None = None) -> Pending[list[Found]]:
-        if not 0 < len(searches) <= MOST_TARGETS:
-            raise ValueError(f"{len(searches)} targets in one call: expected 1 to {MOST_TARGETS}")
-        targets = [self._own(search.target) for search in searches]
-        if len(set(targets)) < len(targets):
-            raise ValueError("a target is searched twice in one call: expected each at most once")
+        self.check(searches)
+        targets = [search.target for search in searches if isinstance(search.target, PooledTarget)]
         started = time.perf_counter()
         with self._lock, self._launching():
             buffer, turn = self._next_buffer(frames)
             self._kind = kind = kind_of(frames, self._kind)
             batch = self._batch(1 << (len(targets) - 1).bit_length())
             buffer.fill(frames, searches, [target.row for target in targets], batch.memory.targets)
-            uploaded = time.perf_counter()
+            filled = time.perf_counter()
             self._hold(batch, targets)
             rows = self._runner.run(self._plan(batch, buffer, turn, kind), buffer, on_step)
             self._flying[turn] = rows
-        return Pending(partial(self._found, rows, len(targets), uploaded, (uploaded - started) * 1e3))
+        return Pending(partial(self._found, rows, len(targets), filled, (filled - started) * 1e3))
 
     @torch.inference_mode()
     def run_network(self, template_images: torch.Tensor, search_images: torch.Tensor) -> HeadMaps:
         """The maps are overwritten by the next call."""
         targets, patch = template_images.shape[1], self.config.patch_size
         with self._lock, self._launching():
-            if targets not in self._measured:
-                self._measured[targets] = self._plan_measured(targets)
-            crops, plan = self._measured[targets]
 
             def lay_out() -> None:
+                if targets not in self._measured:
+                    self._measured[targets] = self._measure(targets)
                 # This is measured too, because the reference's convolution does the same inside.
+                crops = self._measured[targets].crops
                 crops.template.copy_(twins.patches(template_images, patch))
                 crops.search.copy_(twins.patches(search_images, patch))
 
             self._runner.prepare(lay_out)
-            self._runner.measure(plan)
-        return head_maps(plan.maps)
+            self._runner.measure(self._measured[targets].plan)
+        return head_maps(self._measured[targets].plan.maps)
 
     def memory(self) -> Memory:
         """Device memory that this engine uses now."""
+        batches: tuple[_Batch | _Measured, ...] = (*self._batches.values(), *self._measured.values())
         return Memory(
             weights=self._build.packed.bytes,
             targets=self._pool.bytes,
-            batches=sum(b.workspace.bytes + b.memory.embedded.tokens.nbytes for b in self._batches.values()),
+            batches=sum(batch.workspace.bytes + batch.memory.bytes for batch in batches),
             frames=sum(buffer.bytes for buffer in self._buffers),
         )
 
-    def _plan_measured(self, targets: int) -> tuple[Crops, Plan]:
-        """The network alone, on normalised crops; all template tokens decide."""
-        build, config = self._build, self.config
-        values, template = 3 * config.patch_size**2, config.template_tokens
-
-        def patches(tokens: int) -> torch.Tensor:
-            return torch.zeros(BRANCHES, targets, tokens, values, dtype=self.dtype, device=self.device)
-
-        present = torch.ones(BRANCHES, targets, dtype=torch.int32, device=self.device)
-        crops = Crops(patches(template), patches(config.search_tokens), present)
-        memory = frame_memory(build, targets, template)
-        memory.deciding.order.copy_(torch.arange(template, dtype=torch.int32, device=self.device).expand(targets, -1))
-        memory.deciding.counts.fill_(template)
+    def _measure(self, targets: int) -> _Measured:
+        """The network alone, on normalised crops."""
         patch = unfolded_patch(self._model.student(), self.device, self.dtype)
+        crops, memory = empty_crops(self._build, targets), measured_memory(self._build, targets)
 
         def plan(workspace: Workspace) -> Plan:
-            return plan_measured(build, memory, workspace, patch, crops)
+            return plan_measured(self._build, memory, workspace, patch, crops)
 
-        return crops, plan(rehearsed(build, plan))
-
-    def _own(self, target: Target) -> PooledTarget:
-        if not isinstance(target, PooledTarget) or target.pool is not self._pool:
-            raise InputError("this target belongs to another engine: call init on a tracker of this one")
-        return target
+        workspace = rehearsed(self._build, plan)
+        return _Measured(crops, memory, workspace, plan(workspace))
 
     def _batch(self, targets: int) -> _Batch:
         if targets not in self._batches:
-            memory = frame_memory(self._build, targets, self._most_deciding)
-            buffer = self._buffers[0].uploaded(targets, FrameKind())
-            workspace = rehearsed(
-                self._build, lambda room: plan_frame(self._build, memory, room, buffer, self._pool.state)
-            )
-            self._batches[targets] = _Batch(memory, workspace)
+            uploaded = self._buffers[0].uploaded(targets, FrameKind())
+
+            def allocate() -> None:
+                memory = frame_memory(self._build, targets, most_deciding(self.config))
+                workspace = rehearsed(
+                    self._build, lambda room: plan_frame(self._build, memory, room, uploaded, self._pool.state)
+                )
+                self._batches[targets] = _Batch(memory, workspace)
+
+            self._runner.prepare(allocate, wait=True)
         return self._batches[targets]
 
     def _plan(self, batch: _Batch, buffer: FrameBuffer, turn: int, kind: FrameKind) -> Plan:
@@ -233,9 +236,7 @@ class TritonEngine(Engine):
         if batch.holds == numbers:
             return
         batch.holds = ()  # if copying fails, the batch holds nothing that we know
-        template = [self._pool.template(target) for target in targets]
-        order, counts = self._pool.deciding([target.row for target in targets])
-        self._runner.prepare(partial(take_in, batch.memory, template, order, counts))
+        self._runner.prepare(partial(take_in, batch.memory, [self._pool.template(target) for target in targets]))
         batch.holds = numbers
 
     def _found(self, rows: Pending[ResultRows], count: int, started: float, upload_ms: float) -> list[Found]:
@@ -288,9 +289,14 @@ class TritonEngine(Engine):
 
     def _land(self, turn: int) -> None:
         """Wait for the frame in a buffer, so that the buffer can be used again."""
-        flying, self._flying[turn] = self._flying[turn], None
+        flying = self._flying[turn]
         if flying is not None:
-            flying.result()
+            try:
+                flying.result()
+            except Exception:
+                self._flying[turn] = None  # but not when interrupted: the device still works on it
+                raise
+            self._flying[turn] = None
 
     def _land_all(self) -> None:
         for turn in range(FRAMES_IN_FLIGHT):

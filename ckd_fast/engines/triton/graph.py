@@ -6,6 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -45,8 +46,10 @@ class Runner(ABC):
 class PlainRunner(Runner):
     """Runs launch by launch and waits; on any device."""
 
-    def prepare(self, work: Callable[[], None], *, wait: bool = False) -> None:  # noqa: ARG002 - it always waits
+    def prepare(self, work: Callable[[], None], *, wait: bool = False) -> None:
         work()
+        if wait and torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()
 
     def run(self, plan: Plan, buffer: FrameBuffer, on_step: OnStep | None = None) -> Pending[ResultRows]:
         buffer.upload()
@@ -90,22 +93,31 @@ class GraphRunner(Runner):
             caller = torch.cuda.current_stream(self._device)
             if buffer.from_device:
                 self._copy.wait_stream(caller)
-            with torch.cuda.stream(self._copy):
-                buffer.upload()
-            if buffer.from_device:  # the caller may overwrite its frames only once they are copied
-                caller.wait_stream(self._copy)
-            self._compute.wait_stream(self._copy)
-            with torch.cuda.stream(self._compute):
-                if on_step is not None:
-                    plan.run(on_step)
-                    return Pending.of(result_of(plan).tolist())
-                host = self._results.get(plan)
-                if host is None:
-                    result = result_of(plan)
-                    host = self._results[plan] = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
-                self._replay(plan, host)
-                done = torch.cuda.Event()
-                done.record()
+            try:
+                with torch.cuda.stream(self._copy):
+                    buffer.upload()
+                if buffer.from_device:  # the caller may overwrite its frames only once they are copied
+                    caller.wait_stream(self._copy)
+                self._compute.wait_stream(self._copy)
+                with torch.cuda.stream(self._compute):
+                    return self._launch(plan, on_step)
+            except Exception:
+                with suppress(RuntimeError):  # nobody waits for this frame: its buffer must be free all the same
+                    self._copy.synchronize()
+                    self._compute.synchronize()
+                raise
+
+    def _launch(self, plan: Plan, on_step: OnStep | None) -> Pending[ResultRows]:
+        if on_step is not None:
+            plan.run(on_step)
+            return Pending.of(result_of(plan).tolist())
+        result, host = result_of(plan), self._results.get(plan)
+        if host is None:
+            host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+        self._replay(plan, host)
+        self._results[plan] = host
+        done = torch.cuda.Event()
+        done.record()
         return Pending(lambda: _downloaded(host, done))
 
     def measure(self, plan: Plan) -> None:

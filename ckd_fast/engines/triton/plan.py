@@ -1,7 +1,7 @@
 """One frame as a list of launches: made once, run for every frame.
 
     crop ─► patch ─► [ qkv ─► attention (─► rank) ─► proj ─► fc1 ─► fc2 ] x depth
-         ─► taps ─► gather ─► three convolutions ─► decode
+         ─► tap products ─► tap sum ─► three convolutions ─► decode
 
 A plan is a tuple of `kernels.launch.Launch` on buffers that never move. Running a frame is a loop over it; so are
 capturing it in a graph, observing its steps, tuning, costing and compiling. Only three things change from frame to
@@ -22,17 +22,18 @@ from ckd_fast.kernels.attention import DecidingTokens, attention
 from ckd_fast.kernels.crop import crop
 from ckd_fast.kernels.decode import constants, decode
 from ckd_fast.kernels.elimination import decide
-from ckd_fast.kernels.head import convolution, gather_taps, last_convolution
-from ckd_fast.kernels.launch import Launch, LaunchSettings, Operation, Room, TileRequest
+from ckd_fast.kernels.head import convolution, last_convolution, sum_taps
+from ckd_fast.kernels.launch import Launch, LaunchSettings, Operation, Room, TileRequest, dtype_name
 from ckd_fast.kernels.layout import Uploaded
 from ckd_fast.kernels.linear import PlainLayer, Rows, RowStatistics, linear
 from ckd_fast.reference.boxes import hann_window
 from ckd_fast.reference.config import ModelConfig
+from ckd_fast.reference.elimination import template_mask
 from ckd_fast.reference.head import HeadMaps
 from ckd_fast.reference.model import OnStep
 from ckd_fast.reference.preprocess import PIXEL_MEAN, PIXEL_STD
 
-from .weights import PIXEL_CENTRE, PackedBlock, PackedStudent
+from .weights import PIXEL_CENTRE, PackedBlock, PackedStudent, tensors_of
 
 BRANCHES = 2
 T = TypeVar("T")
@@ -60,7 +61,7 @@ class Build:
         """Columns per tile of the patch embedding's row statistics: one width for all, because template tokens are
         embedded once and then read beside search tokens."""
         config, weight = self.config, self.packed.patch.weight
-        name = str(self.dtype).removeprefix("torch.")
+        name = dtype_name(self.dtype)
         request = TileRequest("patch", name, BRANCHES, config.template_tokens, weight.shape[1], weight.shape[2])
         return self.settings.choose(request).tiles.columns
 
@@ -99,6 +100,16 @@ class Workspace:
         return sum(self.needs.values())
 
 
+@dataclass(frozen=True)
+class Template:
+    """What is kept of a target: embedded tokens [2, 1, T, C], and which of them decide: [1, T] and [1] int32, see
+    `DecidingTokens`."""
+
+    rows: Rows
+    order: Tensor
+    counts: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class FrameMemory:
     """Memory of the plans for one number of targets that outlives a frame.
@@ -123,6 +134,16 @@ class FrameMemory:
     window: Tensor
     fixed: Tensor
 
+    @property
+    def bytes(self) -> int:
+        """Device memory."""
+        return sum(tensor.nbytes for tensor in tensors_of(self))
+
+
+def most_deciding(config: ModelConfig) -> int:
+    """How many template tokens of a target decide at most: memory and graphs are made for it."""
+    return config.template_tokens if config.template_range == "GT_BOX" else int(template_mask(config).sum())
+
 
 def frame_memory(build: Build, targets: int, most_deciding: int) -> FrameMemory:
     """Memory for so many targets, each with at most `most_deciding` deciding tokens."""
@@ -146,6 +167,15 @@ def frame_memory(build: Build, targets: int, most_deciding: int) -> FrameMemory:
         window=hann_window(config.search_grid).flatten().to(device),
         fixed=constants(config.search_factor, device),
     )
+
+
+def measured_memory(build: Build, targets: int) -> FrameMemory:
+    """Memory for the network alone: all template tokens decide, as in the authors' measurement."""
+    template = build.config.template_tokens
+    memory = frame_memory(build, targets, template)
+    memory.deciding.order.copy_(torch.arange(template, dtype=torch.int32, device=build.device).expand(targets, -1))
+    memory.deciding.counts.fill_(template)
+    return memory
 
 
 @dataclass(frozen=True)
@@ -240,14 +270,6 @@ def plan_frame(build: Build, memory: FrameMemory, workspace: Workspace, uploaded
     return planner.plan(maps, result)
 
 
-def plan_measured(build: Build, memory: FrameMemory, workspace: Workspace, patch: PlainLayer, crops: Crops) -> Plan:
-    """The network alone, to measure it: from patches of normalised crops to maps. The template is embedded too."""
-    planner = _Planner(workspace)
-    planner.add("template", _embed(build, crops.template, patch, memory.embedded, 0))
-    maps = _plan_network(planner, build, memory, crops.search, patch, crops.present)
-    return planner.plan(maps)
-
-
 @dataclass(frozen=True)
 class Crops:
     """Inputs of the network alone: patches [2, B, T or L, 3 P^2], and which modalities are present [2, B] int32."""
@@ -255,6 +277,25 @@ class Crops:
     template: Tensor
     search: Tensor
     present: Tensor
+
+
+def empty_crops(build: Build, targets: int) -> Crops:
+    """Room for the inputs of so many targets; both modalities are there."""
+    config, device = build.config, build.device
+
+    def patches(tokens: int) -> Tensor:
+        return torch.zeros(BRANCHES, targets, tokens, 3 * config.patch_size**2, dtype=build.dtype, device=device)
+
+    present = torch.ones(BRANCHES, targets, dtype=torch.int32, device=device)
+    return Crops(patches(config.template_tokens), patches(config.search_tokens), present)
+
+
+def plan_measured(build: Build, memory: FrameMemory, workspace: Workspace, patch: PlainLayer, crops: Crops) -> Plan:
+    """The network alone, to measure it: from patches of normalised crops to maps. The template is embedded too."""
+    planner = _Planner(workspace)
+    planner.add("template", _embed(build, crops.template, patch, memory.embedded, 0))
+    maps = _plan_network(planner, build, memory, crops.search, patch, crops.present)
+    return planner.plan(maps)
 
 
 def plan_template(build: Build, uploaded: Uploaded, state: Tensor, embedded: Rows) -> tuple[Launch, ...]:
@@ -287,14 +328,14 @@ def _plan_network(
     for index, block in enumerate(packed.blocks):
         rows, positions = _plan_block(planner, build, memory, index, block, rows, positions, present)
     products = planner.add(
-        "head.taps",
-        linear(rows, packed.taps, token_index=memory.live, room=planner.room("head.taps"), settings=settings),
+        "head.tap_products",
+        linear(rows, packed.taps, token_index=memory.live, room=planner.room("head.tap_products"), settings=settings),
     )
     cells = planner.add(
-        "head.gather",
-        gather_taps(
+        "head.tap_sum",
+        sum_taps(
             products.tokens, memory.token_of_cell, packed.taps_bias, template_tokens=config.template_tokens,
-            room=planner.room("head.gather"), settings=settings,
+            room=planner.room("head.tap_sum"), settings=settings,
         ),
     )  # fmt: skip
     *middle, last = packed.convolutions
@@ -375,15 +416,15 @@ def rehearsed(build: Build, plan: Callable[[Workspace], object]) -> Workspace:
     return Workspace(build.device, rehearsal.needs)
 
 
-def take_in(memory: FrameMemory, template: Sequence[Rows], order: Tensor, counts: Tensor) -> None:
-    """Copy targets into the rows of the batch: their template tokens [2, 1, T, C], and which of these decide."""
+def take_in(memory: FrameMemory, templates: Sequence[Template]) -> None:
+    """Put targets into the rows of the batch, in order."""
     tokens, moments = memory.embedded.tokens, memory.embedded.moments
-    for row, rows in enumerate(template):
-        length = rows.tokens.shape[2]
-        tokens[:, row : row + 1, :length] = rows.tokens
-        moments[:, row : row + 1, :length] = rows.moments
-    memory.deciding.order[: len(template)] = order
-    memory.deciding.counts[: len(template)] = counts
+    for place, template in enumerate(templates):
+        length = template.rows.tokens.shape[2]
+        tokens[:, place : place + 1, :length] = template.rows.tokens
+        moments[:, place : place + 1, :length] = template.rows.moments
+        memory.deciding.order[place : place + 1] = template.order
+        memory.deciding.counts[place : place + 1] = template.counts
 
 
 def _normalised(patches: Tensor, config: ModelConfig) -> Tensor:

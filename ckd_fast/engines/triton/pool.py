@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from ckd_fast.engines.base import Target
-from ckd_fast.kernels.attention import DecidingTokens
 from ckd_fast.kernels.layout import STATE
 from ckd_fast.kernels.linear import Rows, RowStatistics
 
-from .plan import BRANCHES, Build
+from .plan import BRANCHES, Build, Template
 
 FIRST_ROWS = 32
 
@@ -29,7 +28,6 @@ class PooledTarget(Target):
 
     row: int
     number: int
-    pool: TargetPool
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,9 @@ class _Memory:
 class TargetPool:
     """Rows for targets; doubles when it is full."""
 
-    def __init__(self, build: Build) -> None:
+    def __init__(self, build: Build, owner: object) -> None:
         self._build = build
+        self._owner = owner
         self._numbers = count()
         self._memory = self._allocated(FIRST_ROWS)
         self._free = deque(range(FIRST_ROWS))
@@ -70,10 +69,11 @@ class TargetPool:
 
     def grow(self) -> None:
         """Double the rows. Everything moves to new memory, `state` too."""
-        before, rows = self._memory, len(self._memory.counts)
-        self._memory = self._allocated(2 * rows)
-        for new, old in zip(self._memory.tensors(), before.tensors(), strict=True):
+        rows = len(self._memory.counts)
+        larger = self._allocated(2 * rows)
+        for new, old in zip(larger.tensors(), self._memory.tensors(), strict=True):
             new[:rows] = old
+        self._memory = larger
         self._free.extend(range(rows, 2 * rows))
 
     @property
@@ -84,23 +84,16 @@ class TargetPool:
     def add(self) -> PooledTarget:
         """A new target. Its row still has to be filled."""
         row = self._free.popleft()
-        target = PooledTarget(row, next(self._numbers), self)
+        target = PooledTarget(self._owner, row, next(self._numbers))
         weakref.finalize(target, self._free.append, row)
         return target
 
-    def template(self, target: PooledTarget) -> Rows:
-        """A target's template tokens [2, 1, T, C] and their statistics."""
-        statistics = RowStatistics(self._memory.embedded.moments[target.row], self._build.patch_tile)
-        return Rows(self._memory.embedded.tokens[target.row], statistics)
-
-    def set_deciding(self, target: PooledTarget, deciding: DecidingTokens) -> None:
-        """Store which template tokens of a new target decide."""
-        self._memory.order[target.row] = deciding.order[0]
-        self._memory.counts[target.row] = deciding.counts[0]
-
-    def deciding(self, rows: list[int]) -> tuple[Tensor, Tensor]:
-        """Order and counts of targets' deciding tokens, see `DecidingTokens`."""
-        return self._memory.order[rows], self._memory.counts[rows]
+    def template(self, target: PooledTarget) -> Template:
+        """A target's part of the pool."""
+        memory, row = self._memory, target.row
+        statistics = RowStatistics(memory.embedded.moments[row], self._build.patch_tile)
+        rows = Rows(memory.embedded.tokens[row], statistics)
+        return Template(rows, memory.order[row : row + 1], memory.counts[row : row + 1])
 
     @property
     def bytes(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import cv2
@@ -21,12 +21,20 @@ from ckd_fast.config import Homography
 from ckd_fast.engines.base import Search
 from ckd_fast.frames import RawPair, Size
 from ckd_fast.kernels.layout import (
+    CARRY,
+    FACTOR,
     GEOMETRY,
+    HEIGHT,
     INVERSE,
+    LOST_SCALE,
+    LOST_THRESHOLD,
+    LOW,
+    ORIGIN_ROW,
     POOL_ROW,
     REQUEST,
     FrameKind,
     Uploaded,
+    X,
 )
 from ckd_fast.reference.preprocess import Window, crop_window
 
@@ -223,9 +231,10 @@ class FrameBuffer:
         requests[:] = 0.0
         requests[:, POOL_ROW] = -1.0
         for row, search, pool_row in zip(requests, searches, pool_rows, strict=False):
-            x, y, w, h = search.box or (0.0, 0.0, 0.0, 0.0)
-            carry = search.box is None
-            row[:] = (x, y, w, h, search.factor, carry, search.lost_threshold, search.lost_scale, pool_row)
+            row[X:FACTOR] = search.box or 0.0
+            row[FACTOR], row[CARRY] = search.factor, search.box is None
+            row[LOST_THRESHOLD], row[LOST_SCALE] = search.lost_threshold, search.lost_scale
+            row[POOL_ROW] = pool_row
         self._present[:targets] = frames.rgb is not None
         self._present[targets : 2 * targets] = frames.tir is not None
         size, thermal_size = frames.form.rgb_size, frames.form.tir_size
@@ -234,16 +243,15 @@ class FrameBuffer:
         part = rectangle_of(windows, size) if len(windows) == len(searches) else _whole(size)
         thermal_part = part
         geometry = self._geometry
-        geometry[0, :INVERSE] = (*size, part.row, part.column, part.rows, part.columns, 0, 0)
+        geometry[0, HEIGHT:ORIGIN_ROW], geometry[0, ORIGIN_ROW:LOW] = size, astuple(part)
         if frames.config.tir_to_rgb is not None:
             inverse = self._inverse_of(frames.config.tir_to_rgb)
             thermal_part = warped_rectangle(part, inverse, thermal_size)
             geometry[1, INVERSE:] = inverse.ravel()
         elif thermal_size != size:
             thermal_part = scaled_rectangle(part, size, thermal_size)
-        low, high = frames.form.tir_range or (0, 255)
-        rectangle = (thermal_part.row, thermal_part.column, thermal_part.rows, thermal_part.columns)
-        geometry[1, :INVERSE] = (*thermal_size, *rectangle, low, high)
+        geometry[1, HEIGHT:ORIGIN_ROW], geometry[1, ORIGIN_ROW:LOW] = thermal_size, astuple(thermal_part)
+        geometry[1, LOW:INVERSE] = frames.form.tir_range or (0, 255)
         self._on_device.clear()
         self._rgb_used = self._copy(frames.rgb, part, self._rgb_at)
         self._tir_used = self._copy(frames.tir, thermal_part, self._tir_at)
