@@ -39,9 +39,9 @@ def frame_program(about: str | None, *, dtypes: bool = False) -> argparse.Argume
     """The same with options that say which frame; `dtypes` for a program that takes several at once."""
     parser = program(about)
     parser.add_argument("--model", default="base", help="preset (default: base)")
-    parser.add_argument("--elimination", choices=ELIMINATIONS, default="mce")
+    parser.add_argument("--elimination", choices=ELIMINATIONS, default="mce", help="(default: mce)")
     several: dict[str, Any] = {"nargs": "+", "default": ["bfloat16"]} if dtypes else {"default": "bfloat16"}
-    parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16", **several)
+    parser.add_argument("--dtype", choices=DTYPES, help="(default: bfloat16)", **several)
     return parser
 
 
@@ -150,7 +150,6 @@ def answer(*command: str) -> str:
 
 
 def cpu_name() -> str:
-    """The processor as the system names it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -9,8 +9,8 @@ Works from a plain checkout. Weights are random: this measures speed, not tracki
 --protocol end-to-end (default)  from two 640x480 uint8 frames in host memory to a box in Python: checks, crops,
                                  network, decoding; not image decoding. Every frame searches around the same box of
                                  64x96 pixels, since random weights would let it drift to sizes that no target has.
---protocol ahead                 the same with `track_async`, one pair ahead of its result; the box is the tracker's
-                                 own, since a correction would wait, and wanders with random weights.
+--protocol ahead                 the same with `track_async`, one pair ahead of its result; the tracker carries its own
+                                 box, because setting it would wait for the result. With random weights it drifts.
 --protocol paper                 the authors': the network alone, batch 1, random tensors, the template embedded every
                                  time, all template tokens deciding, float32 unless --dtype, one synchronisation.
 
@@ -84,23 +84,24 @@ def engine_and_dtype(text: str) -> tuple[str, str | None]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
     parser = program(__doc__)
     parser.add_argument(
         "--engine", nargs="+", type=engine_and_dtype, default=[("reference", None)], metavar="NAME[:DTYPE]",
         help=f"{', '.join(ENGINES)}, all; several are measured in turns, for example reference:float32 triton:bfloat16",
     )  # fmt: skip
     parser.add_argument("--model", default="base", help="base, base-shared, small, tiny or packaged (default: base)")
-    parser.add_argument("--elimination", choices=ELIMINATIONS, default="mce")
-    parser.add_argument("--protocol", choices=(*PROTOCOLS, "all"), default="end-to-end")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: cuda where there is one)")
-    parser.add_argument("--dtype", choices=DTYPES, help="of engines without one (default: their own)")
+    parser.add_argument("--elimination", choices=ELIMINATIONS, default="mce", help="(default: mce)")
+    parser.add_argument("--protocol", choices=(*PROTOCOLS, "all"), default="end-to-end", help="(default: end-to-end)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--dtype", choices=DTYPES, help="for engines named without a precision (default: their own)")
     modes = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-    parser.add_argument("--compile-mode", choices=modes, default="default", help="of torch.compile, engine compiled")
-    parser.add_argument("--iterations", type=int, help="default: 20 on a CPU, 1000 on a GPU")
-    parser.add_argument("--warmup", type=int, help="default: 3 on a CPU, 500 on a GPU")
-    parser.add_argument("--no-graph", action="store_true", help="shares of the steps, each awaited and marked for NVTX")
-    parser.add_argument("--json", type=Path, default=ROOT / "out" / "fps.json", metavar="FILE", help="default: out/")
+    parser.add_argument(
+        "--compile-mode", choices=modes, default="default", help="of engine compiled (default: default)"
+    )
+    parser.add_argument("--iterations", type=int, help="frames to time (default: 20 on a CPU, 1000 on a GPU)")
+    parser.add_argument("--warmup", type=int, help="frames before timing (default: 3 on a CPU, 500 on a GPU)")
+    parser.add_argument("--no-graph", action="store_true", help="time each step by itself, with NVTX marks")
+    parser.add_argument("--json", type=Path, default=ROOT / "out" / "fps.json", metavar="FILE", help="(default: out/)")
     return parser
 
 

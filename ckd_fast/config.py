@@ -37,7 +37,6 @@ class TrackerConfig:
     allow_resize: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
         if self.color not in ("rgb", "bgr"):
             raise InputError(f"color={self.color!r}: known are rgb, bgr")
         for name, low, high in (("lost_threshold", 0, 1), ("lost_search_scale", 1, 4)):

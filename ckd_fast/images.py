@@ -1,5 +1,3 @@
-"""Read image files."""
-
 from __future__ import annotations
 
 from pathlib import Path

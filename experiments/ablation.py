@@ -55,8 +55,6 @@ class Plan:
 
 @dataclass(frozen=True)
 class Row:
-    """Results of a row."""
-
     name: str
     pairs_iou: float  # mean over rendered pairs
     clips_iou: float  # mean over clips of the tracker's mean
@@ -107,7 +105,6 @@ def train(plan: Plan, init: str, out: Path) -> Path:
 
 
 def evaluate_row(name: str, weights: Path, config: TrainConfig, clips: Sequence[Clip]) -> Row:
-    """Both figures of a row."""
     model = load_model(str(weights))
     # First-stage rows were trained without elimination, so they track without it.
     elimination = config.model.elimination if config.stages[-1].elimination else "none"
@@ -130,11 +127,11 @@ def main() -> None:
     parser.add_argument("--init", required=True, metavar="FILE", help="student that all rows start from")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="as for `ckd-fast train packaged`")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the runs")
-    parser.add_argument("--pairs", type=int, default=8000, metavar="N", help="training pairs of each row (8000)")
+    parser.add_argument("--pairs", type=int, default=8000, metavar="N", help="training pairs per row (default: 8000)")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows")
-    parser.add_argument("--clips", type=int, default=8, metavar="N", help="generated clips to track (8)")
-    parser.add_argument("--frames", type=int, default=60, metavar="N", help="frames of each clip (60)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (1)")
+    parser.add_argument("--clips", type=int, default=8, metavar="N", help="generated clips to track (default: 8)")
+    parser.add_argument("--frames", type=int, default=60, metavar="N", help="frames of each clip (default: 60)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="result file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -58,8 +58,6 @@ class Curve:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run."""
-
     name: str  # of its folder
     settings: Mapping[str, Setting]  # by dotted path ("stages[0].hidden")
     curves: Mapping[str, Curve]  # losses, rates and speeds by name
@@ -142,7 +140,6 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 
 def sweeps(runs: Sequence[Run]) -> list[Sweep]:
-    """Every sweep among the runs."""
     names = differing(runs)
     found = []
     for name in names:

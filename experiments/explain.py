@@ -47,8 +47,6 @@ MOST_BLOCKS = 6  # drawn in features.png
 
 @dataclass(frozen=True)
 class Elimination:
-    """One elimination of tokens."""
-
     block: int  # the block it happens in
     kept: NDArray[np.bool_]  # [2, L], visible and thermal, over the search grid in raster order; equal rows for "mce"
     before: int  # number of tokens before it
@@ -321,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("rgb", type=Path, metavar="RGB", help="folder of visible frames")
     parser.add_argument("tir", type=Path, metavar="TIR", help="folder of thermal frames")
     parser.add_argument("--init", type=box, required=True, metavar="x,y,w,h", help="target box in the first frame")
-    parser.add_argument("--frame", type=positive, default=1, metavar="N", help="number to draw; 0 is the first (1)")
+    parser.add_argument("--frame", type=positive, default=1, metavar="N", help="frame to draw, from 0 (default: 1)")
     parser.add_argument("--block", type=not_negative, metavar="B", help="block for the t-SNE (default: the last)")
     parser.add_argument("--baseline", metavar="FILE", help="other weights to compare the similarity with")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the figures")

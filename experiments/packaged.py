@@ -189,15 +189,17 @@ def measure(clips: Iterable[Clip], trackers: Mapping[str, StartTracker]) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", metavar="FILE", help="default: the packaged model")
-    parser.add_argument("--clips", type=int, default=8, metavar="N", help="generated clips (8)")
-    parser.add_argument("--frames", type=int, default=120, metavar="N", help="frames of each generated clip (120)")
-    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, metavar="N", help="of the first clip (10000)")
+    parser.add_argument("--weights", metavar="FILE", help="weights file (default: the packaged model)")
+    parser.add_argument("--clips", type=int, default=8, metavar="N", help="generated clips (default: 8)")
+    parser.add_argument("--frames", type=int, default=120, metavar="N", help="frames of each clip (default: 120)")
+    parser.add_argument(
+        "--first-seed", type=int, default=FIRST_SEED, metavar="N", help="seed of the first clip (default: 10000)"
+    )
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of your own sequences")
     parser.add_argument("--sequences", nargs="+", default=[], metavar="NAME", help="sequences of --data to track")
     parser.add_argument("--opencv", nargs="*", default=["CSRT", "KCF", "MIL"], metavar="NAME", help="OpenCV's trackers")
     parser.add_argument("--only-ours", action="store_true", help="no comparison with other trackers")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (1)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="result file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -26,8 +26,6 @@ MOST_POINTS = 2000
 
 @dataclass(frozen=True)
 class Map:
-    """Points in the plane."""
-
     points: Array  # [N, 2]
     divergence: float  # final KL(P || Q) in nats
 

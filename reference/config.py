@@ -55,7 +55,6 @@ class ModelConfig:
     share_students: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse sizes that do not fit together."""
         if not isinstance(self.eliminate_at, tuple | list):
             raise ValueError(f"eliminate_at={self.eliminate_at!r}: expected block numbers")  # noqa: TRY004
         object.__setattr__(self, "eliminate_at", tuple(self.eliminate_at))

@@ -56,7 +56,6 @@ class LossConfig:
     focal_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse an unknown direction."""
         if self.style_gradient not in ("both", "rgb", "tir"):
             raise ValueError(f"style_gradient={self.style_gradient!r}: known are both, rgb, tir")
 

@@ -64,7 +64,6 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All subcommands."""
     parser = OneLineParser(prog="ckd-fast", description="RGB-thermal single-object tracking.")
     parser.add_argument("--version", action="version", version=f"ckd-fast {__version__}")
     commands: Any = parser.add_subparsers(title="subcommands", required=True, metavar="SUBCOMMAND")

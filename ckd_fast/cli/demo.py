@@ -28,7 +28,7 @@ def add_demo(commands: Commands) -> None:
         "  ckd-fast demo --weights ckd.safetensors --engine triton",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("ckd-fast-demo"), metavar="DIR", help="default: ckd-fast-demo/"
+        "--out", type=Path, default=Path("ckd-fast-demo"), metavar="DIR", help="folder (default: ckd-fast-demo/)"
     )
     parser.add_argument("--frames", type=positive, default=90, metavar="N", help="length of the clip (default: 90)")
     parser.add_argument("--clip", type=not_negative, default=0, metavar="SEED", help="seed of the clip (default: 0)")

@@ -52,7 +52,7 @@ def add_eval(commands: Commands) -> None:
     output.add_argument("--json", type=Path, metavar="FILE", help="all scores, as fractions")
     output.add_argument("--csv", type=Path, metavar="FILE", help="all scores as a table, as fractions")
     output.add_argument("--attributes", action="store_true", help="also print the scores per attribute")
-    output.add_argument("--against", metavar="TRACKER", help="also print the difference of each tracker to this one")
+    output.add_argument("--against", metavar="TRACKER", help="also print how each tracker differs from this one")
     output.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run_eval)
 

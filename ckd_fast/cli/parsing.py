@@ -98,21 +98,18 @@ def size(text: str) -> tuple[int, int]:
 
 
 def positive(text: str) -> int:
-    """A whole number from 1."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
     return int(text)
 
 
 def not_negative(text: str) -> int:
-    """A whole number from 0."""
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 0")
     return int(text)
 
 
 def add_dataset_options(parser: argparse.ArgumentParser) -> None:
-    """Options --dataset, --root and --sequences."""
     from pathlib import Path
 
     from ckd_fast.datasets.layouts import DATASETS
@@ -122,9 +119,9 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
         "--dataset", choices=DATASETS, required=True, metavar="NAME", help=f"{', '.join(DATASETS)} (your own sequences)"
     )
     group.add_argument(
-        "--root", type=Path, metavar="DIR", help="its folder (default: from the data set's environment variable)"
+        "--root", type=Path, metavar="DIR", help="the data set's folder (default: from its environment variable)"
     )
-    group.add_argument("--sequences", nargs="+", metavar="NAME", help="only these (default: all)")
+    group.add_argument("--sequences", nargs="+", metavar="NAME", help="use only these sequences (default: all)")
 
 
 def chosen_dataset(options: argparse.Namespace) -> Dataset:
@@ -143,9 +140,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--weights",
         metavar="FILE",
-        help="weights file (.safetensors, .pth.tar), or 'random' (default: the small packaged model)",
+        help="weights file (.safetensors, .pth.tar), or 'random' (default: the packaged model)",
     )
-    group.add_argument("--model", metavar="PRESET", help=f"{', '.join(PRESETS)}; if the file does not say")
+    group.add_argument("--model", metavar="PRESET", help=f"preset, if the file does not say: {', '.join(PRESETS)}")
     group.add_argument("--seed", type=not_negative, metavar="N", help="seed of random weights (default: 0)")
     group.add_argument(
         "--engine", choices=("auto", "reference", "compiled", "triton"), default="auto",

@@ -40,13 +40,13 @@ def add_run(commands: Commands) -> None:
         "--workers", type=positive, metavar="N", help="worker processes (default: one per GPU, or one)"
     )
     running.add_argument("--ray", metavar="ADDRESS", help="use a Ray cluster: auto, HOST:PORT or local (extra cluster)")
-    running.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads per worker (1)")
+    running.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads per worker (default: 1)")
     running.add_argument(
         "--corrupt",
         metavar="NAME:LEVEL",
         help="damage the frames, for example blur:3 (docs/evaluation.md lists names and levels)",
     )
-    running.add_argument("--corrupt-seed", type=not_negative, default=0, metavar="N", help="seed of the damage (0)")
+    running.add_argument("--corrupt-seed", type=not_negative, default=0, metavar="N", help="damage seed (default: 0)")
     running.add_argument("--authors-format", action="store_true", help="whole numbers (truncated), separated by tabs")
     running.add_argument("--force", action="store_true", help="replace the results of another run")
     running.add_argument("--json", action="store_true", help="print the summary as JSON")

@@ -32,8 +32,8 @@ def add_sample(commands: Commands) -> None:
     parser.add_argument(
         "out", type=Path, metavar="OUT", help="folder for visible, infrared, groundtruth.txt, clip.json"
     )
-    parser.add_argument("--frames", type=positive, default=120, help="length (default: 120)")
-    parser.add_argument("--size", type=size, default=(640, 480), metavar="WxH", help="default: 640x480")
+    parser.add_argument("--frames", type=positive, default=120, help="number of frames (default: 120)")
+    parser.add_argument("--size", type=size, default=(640, 480), metavar="WxH", help="of the frames (default: 640x480)")
     parser.add_argument("--seed", type=not_negative, default=0, help="equal seeds give equal clips (default: 0)")
     parser.add_argument(
         "--distractors", type=not_negative, default=4, help="objects that look like the target (default: 4)"

@@ -65,7 +65,7 @@ def add_track(commands: Commands) -> None:
         help="fail if more frames than this cannot be read (default: 10)",
     )  # fmt: skip
     frames.add_argument(
-        "--live-tolerance", type=float, default=0.05, metavar="S", help="cameras: largest gap in a pair (default: 0.05)"
+        "--live-tolerance", type=float, default=0.05, metavar="S", help="cameras: largest gap, seconds (default: 0.05)"
     )
     frames.add_argument("--limit", type=positive, metavar="N", help="stop after N frames")
     add_model_options(parser)
@@ -75,7 +75,7 @@ def add_track(commands: Commands) -> None:
         help="scores below it count as lost (default: what the weights say, else 0.2)",
     )  # fmt: skip
     behaviour.add_argument(
-        "--lost-search-scale", type=float, default=1.0, metavar="F", help="widen the search by this while lost (1)"
+        "--lost-search-scale", type=float, default=1.0, metavar="F", help="once lost, search F times wider (default: 1)"
     )
     output = parser.add_argument_group("output")
     output.add_argument("--no-video", action="store_false", dest="video", help="write no annotated video")
@@ -83,7 +83,7 @@ def add_track(commands: Commands) -> None:
     output.add_argument(
         "--authors-format", action="store_true", help="write boxes as whole numbers (truncated), separated by tabs"
     )
-    output.add_argument("--fps", type=float, metavar="F", help="of the annotated video (default: the source's)")
+    output.add_argument("--fps", type=float, metavar="F", help="rate of the annotated video (default: the source's)")
     output.add_argument("--json", action="store_true", help="print the summary as JSON")
     output.add_argument("--quiet", action="store_true", help="no progress bar")
     output.add_argument("--force", action="store_true", help="overwrite the results of an earlier run")
@@ -139,7 +139,6 @@ def refuse_own_input(options: argparse.Namespace) -> None:
 
 
 def configured(options: argparse.Namespace) -> TrackerConfig:
-    """How the tracker behaves."""
     from ckd_fast.config import TrackerConfig
 
     return TrackerConfig(
@@ -249,7 +248,6 @@ def run_track(options: argparse.Namespace) -> int:
 
 
 def report(summary: SessionSummary, engine: str, dropped: int, options: argparse.Namespace) -> None:
-    """Say how the run went."""
     if options.json:
         print(json.dumps(dataclasses.asdict(summary) | {"engine": engine}))
     else:

@@ -35,15 +35,13 @@ def add_train(commands: Commands) -> None:
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="name of a recipe, or a JSON file")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for log, checkpoints and weights")
     parser.add_argument(
-        "--init", metavar="FILE", help="first weights: a checkpoint, or 'random' (default: as configured)"
+        "--init", metavar="FILE", help="initial weights: a weights file, or 'random' (default: as configured)"
     )
-    parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder that holds the data: roots of sources are relative to it"
-    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="data folder; source roots are relative to it")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
-    parser.add_argument("--seed", type=not_negative, metavar="N", help="replaces the configured seed")
+    parser.add_argument("--seed", type=not_negative, metavar="N", help="seed (default: as configured)")
     parser.add_argument("--workers", type=not_negative, metavar="N", help="processes that read samples, for each GPU")
-    parser.add_argument("--losses", choices=("reference", "fused"), help="how the distillation terms are computed")
+    parser.add_argument("--losses", choices=("reference", "fused"), help="how to compute the distillation terms")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of this process")
     parser.add_argument(
@@ -57,7 +55,6 @@ def add_train(commands: Commands) -> None:
 
 
 def configured(options: argparse.Namespace) -> TrainConfig:
-    """The configuration that the arguments describe."""
     from ckd_fast.training import RECIPES, config_from_file, recipe
 
     if options.config is None:

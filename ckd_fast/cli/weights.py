@@ -1,4 +1,4 @@
-"""`ckd-fast weights`: show what a file of weights holds, or convert it."""
+"""`ckd-fast weights`: show what a weights file holds, or convert it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_weights(commands: Commands) -> None:
-    summary = "show what a file of weights holds, or convert it to safetensors"
+    summary = "show what a weights file holds, or convert it to safetensors"
     parser = add_command(
         commands,
         "weights",
@@ -27,7 +27,7 @@ def add_weights(commands: Commands) -> None:
     inspect = add_command(
         verbs,
         "inspect",
-        "check a file of weights as loading does, and show what it holds; nothing in it is executed",
+        "check a weights file as loading does, and show what it holds; nothing in it is executed",
         "  ckd-fast weights inspect CKD_ep0025.pth.tar\n  ckd-fast weights inspect model.safetensors --json",
     )
     inspect.add_argument("file", metavar="FILE")
@@ -35,7 +35,7 @@ def add_weights(commands: Commands) -> None:
     convert = add_command(
         verbs,
         "convert",
-        "convert a file of weights to safetensors, with sizes and provenance inside",
+        "convert a weights file to safetensors, with sizes and provenance inside",
         "  ckd-fast weights convert CKD_ep0025.pth.tar ckd.safetensors\n"
         "  ckd-fast weights convert CKD_ep0025.pth.tar ckd-half.safetensors --half float16\n"
         "  ckd-fast weights convert stage1.pth.tar stage1.safetensors --teachers",
@@ -51,8 +51,8 @@ def add_weights(commands: Commands) -> None:
     convert.set_defaults(run=run_weights_convert)
     for verb in (inspect, convert):
         verb.add_argument("--model", help="preset, if the file does not determine all sizes")
-        verb.add_argument("--seed", type=int, help="draw a random head for an encoder without one")
-        verb.add_argument("--json", action="store_true", help="machine-readable output")
+        verb.add_argument("--seed", type=int, help="seed of the random head, for files that hold an encoder only")
+        verb.add_argument("--json", action="store_true", help="print as JSON")
 
 
 def run_weights_inspect(options: argparse.Namespace) -> int:

@@ -14,8 +14,6 @@ from .tables import read_names, read_text
 
 @dataclass(frozen=True)
 class Attributes:
-    """Attributes of a data set."""
-
     names: tuple[str, ...] = ()  # all of them, in the published order
     of_sequence: Mapping[str, frozenset[str]] = field(default_factory=dict)  # those of each sequence
     remark: str = ""  # why there are none, if files are missing

@@ -50,8 +50,6 @@ class FrameFiles:
 
 @dataclass(frozen=True)
 class SequenceFiles:
-    """One sequence."""
-
     name: str  # its name in lists and result files
     # folders of frames; None if there is only the ground truth
     visible: Path | None
@@ -128,8 +126,6 @@ def mispaired(first: Sequence[Path], second: Sequence[Path]) -> str:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set on disk."""
-
     layout: Layout  # of its files
     root: Path  # its folder
     sequences: tuple[SequenceFiles, ...]  # in the order of the published list, else by name

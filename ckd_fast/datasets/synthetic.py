@@ -35,8 +35,6 @@ WHOLE_CANVAS = View(np.zeros(1), np.zeros(1), np.ones(1))
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """What a clip looks like."""
-
     # of both modalities, in pixels
     width: int = 640
     height: int = 480
@@ -65,8 +63,6 @@ class ClipConfig:
 
 @dataclass(frozen=True)
 class SyntheticFrame:
-    """One moment of a clip."""
-
     rgb: NDArray[np.uint8]  # [H, W, 3] uint8
     tir: NDArray[np.uint8]  # [H, W] uint8
     box: Box  # the target (x, y, w, h) in pixels, as if nothing were in front of it

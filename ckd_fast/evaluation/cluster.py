@@ -79,8 +79,6 @@ def refuse_unreachable(address: str) -> None:
 
 
 class _RayPool:
-    """The workers of one run."""
-
     def __init__(
         self,
         ray: Any,  # noqa: ANN401  # the module: it is optional and not typed

@@ -36,8 +36,6 @@ FOR_SEQUENCE, FOR_FRAME, FOR_DELIVERY = range(3)
 
 @dataclass(frozen=True)
 class Corruption:
-    """One kind of damage."""
-
     name: str  # one of `CORRUPTIONS`
     level: int  # 1 to 5
     seed: int = 0  # equal seeds give equal damage

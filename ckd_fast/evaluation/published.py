@@ -54,8 +54,6 @@ class PublishedScores:
 
 @dataclass(frozen=True)
 class PublishedTracker:
-    """One row of the table."""
-
     name: str
     venue: str  # where it was published
     backbone: str

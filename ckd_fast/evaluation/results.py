@@ -41,8 +41,6 @@ Report = Callable[[ProblemKind, Sequence[str], str], None]  # kind, sequences, d
 
 @dataclass(frozen=True)
 class TrackerResults:
-    """One folder of results."""
-
     name: str  # of the tracker
     boxes: Mapping[str, NDArray[np.float64]]  # rows as written, [N, 4] or [N, 8], by sequence, without unusable files
     seconds: Mapping[str, NDArray[np.float64]]  # seconds per frame by sequence, where there are usable time files

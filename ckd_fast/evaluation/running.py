@@ -97,8 +97,6 @@ Backend = Callable[[Sequence[SequenceFiles], RunPlan, OnMessage], object]
 
 @dataclass(frozen=True)
 class RunSummary:
-    """How a run went."""
-
     finished: tuple[str, ...]  # sequences tracked in this run
     kept: tuple[str, ...]  # sequences that an earlier run had finished
     failed: Mapping[str, str]  # reasons by sequence
@@ -109,7 +107,6 @@ class RunSummary:
 
 
 def build_tracker(setup: TrackerSetup, device: str) -> Tracker:
-    """Build a tracker in this process."""
     import torch
 
     from ckd_fast.tracker import Tracker

@@ -56,7 +56,6 @@ class Benchmark:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the sequences."""
         return tuple(sequence.name for sequence in self.dataset.sequences)
 
 
@@ -81,7 +80,6 @@ class Evaluation:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """Problems of all trackers."""
         return tuple(problem for tracker in self.trackers for problem in tracker.problems)
 
     def weights(self, tracker: TrackerScore, mask: NDArray[np.bool_] | None = None) -> Array:
@@ -106,7 +104,6 @@ class Evaluation:
         return metrics(self.curves(tracker, mask), self.benchmark.protocol)
 
     def sequence_metrics(self, tracker: TrackerScore, index: int) -> Metrics:
-        """Scores on one sequence."""
         curves = tracker.curves
         own = Curves(curves.precision[index], curves.normalised[index], curves.success[index])
         return metrics(own, self.benchmark.protocol)
@@ -129,7 +126,6 @@ def load_benchmark(dataset: Dataset, options: ScoringOptions | None = None) -> B
 
 
 def score_tracker(benchmark: Benchmark, results: TrackerResults) -> TrackerScore:
-    """Score the results of one tracker."""
     count = len(benchmark.names)
     present, frames = np.zeros(count, bool), np.zeros(count, np.int64)
     precision, normalised = np.zeros((count, len(PRECISION_PX))), np.zeros((count, len(NORMALISED)))

@@ -119,8 +119,6 @@ def _start(plan: RunPlan, device: str) -> _Worker:
 
 
 class _Pool:
-    """The worker processes of one run."""
-
     def __init__(self, sequences: Sequence[SequenceFiles], plan: RunPlan, on_message: OnMessage) -> None:
         self._queue, self._plan, self._on_message = SequenceQueue(sequences), plan, on_message
         self._workers: dict[Connection, _Worker] = {}

@@ -35,8 +35,6 @@ _NAME = re.compile(r"step-(\d{8})")
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run stands."""
-
     stage: int = 0  # number of the stage that is next or under way
     step: int = 0  # steps done in that stage
     total: int = 0  # steps done in all stages
@@ -118,7 +116,6 @@ class Checkpoints:
         return target
 
     def last(self) -> Checkpoint | None:
-        """The newest checkpoint."""
         found = self.all()
         return read_checkpoint(found[-1]) if found else None
 

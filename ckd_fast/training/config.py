@@ -91,8 +91,6 @@ class SceneConfig:
 
 @dataclass(frozen=True)
 class Source:
-    """Where samples come from."""
-
     # "dataset": sequences of a published layout or own folders; "stills": single pairs of images with boxes
     # (`visible/`, `infrared/`, `boxes.json`), each giving both views; "synthetic": rendered pairs
     kind: SourceKind

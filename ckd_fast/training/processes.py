@@ -76,6 +76,5 @@ def summed(value: Tensor, process: Process) -> Tensor:
 
 
 def wait_for_all(process: Process) -> None:
-    """Return when every process has come here."""
     if process.world > 1:
         distributed.barrier()

@@ -112,7 +112,6 @@ def config_from_file(path: Path) -> TrainConfig:
 
 
 def recipe(name: str) -> TrainConfig:
-    """A recipe by name."""
     if name not in RECIPES:
         raise InputError(f"unknown recipe {name!r}: known are {', '.join(RECIPES)}")
     return RECIPES[name]

@@ -66,8 +66,6 @@ class Crops:
 
 
 def collate(samples: Sequence[PairSample]) -> Crops:
-    """Stack samples into a batch."""
-
     def stacked(images: list[NDArray[np.uint8]]) -> Tensor:
         return torch.from_numpy(np.stack(images)).permute(1, 0, 4, 2, 3).contiguous()  # [2, B, 3, H, W]
 

@@ -232,7 +232,6 @@ class Trainer:
         return dataclasses.replace(state, bad_samples=found)
 
     def _report(self, state: RunState, since: _Since, rate: float, validation: float | None) -> None:
-        """One line of the log."""
         means, speed = since.take()
         memory, stages = memory_mb(self.process.device), self.config.stages
         if self._log is None:

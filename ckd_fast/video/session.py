@@ -44,8 +44,6 @@ class SessionOptions:
 
 @dataclass(frozen=True)
 class SessionSummary:
-    """How a run went."""
-
     frames: int  # tracked or skipped, including the first
     seconds: float  # spent tracking, without reading and writing
     fps: float  # tracked frames per second of tracking

@@ -1,4 +1,4 @@
-"""Reads the tensors of any file of weights by name, and writes safetensors. Every file is untrusted."""
+"""Reads the tensors of any weights file by name, and writes safetensors. Every file is untrusted."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class WeightsFile:
 
 
 def open_weights(path: str | os.PathLike[str]) -> WeightsFile:
-    """Read a file of weights; every fault of the file is a `WeightsError`."""
+    """Read a weights file; every fault of the file is a `WeightsError`."""
     file = Path(path)
     try:
         if file.is_dir():
-            raise CorruptWeightsError(f"{file}: a directory; expected a file of weights (.safetensors or .pth.tar)")
+            raise CorruptWeightsError(f"{file}: a directory; expected a weights file (.safetensors or .pth.tar)")
         if not file.exists():
             raise MissingModelError(f"{file}: no such file")
         if not file.is_file():

@@ -14,8 +14,6 @@ from .load import LoadedModel, Provenance, model_from_file, resolve_config
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a file holds."""
-
     container: str  # "safetensors" or "checkpoint"
     # how many tensors and values are in the file
     tensors: int

@@ -38,8 +38,6 @@ PACKAGED = Path(__file__).with_name("packaged.safetensors")
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where weights came from."""
-
     source: str  # the file's name, "random" or "packaged"
     kind: str  # what the source is, in words
     sha256: str = ""  # of the source file; empty for random weights

@@ -45,7 +45,6 @@ def log(out: Path, kind: str = "step") -> list[dict[str, float]]:
 
 
 def newest(out: Path) -> Path:
-    """The last checkpoint."""
     return Checkpoints(out, 9).all()[-1]
 
 
