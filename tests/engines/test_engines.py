@@ -50,7 +50,7 @@ def test_engines_refuse_what_they_cannot_do() -> None:
     with pytest.raises(ValueError, match="every search needs one"):
         engine.start([Search(search.target, None, 4.0)], frames(1))
     with pytest.raises(InputError, match="another engine"):
-        engine.start([Search(Target(), BOX, 4.0)], frames(1))
+        engine.start([Search(Target(owner=None), BOX, 4.0)], frames(1))
 
 
 COMPILE = """

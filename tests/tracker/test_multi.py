@@ -204,6 +204,27 @@ def test_frames_ahead_leave_the_box_to_the_engine(monkeypatch: pytest.MonkeyPatc
     assert engine.seen == [BOXES[0], None, None, expected[2], expected[3]]
 
 
+def test_a_frame_that_fails_while_another_thread_starts_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have the error, nothing waits for ever, and the tracker goes on from the last box that it knows."""
+    tracker, single = alone(BOXES[0]), alone(BOXES[0])
+    engine = Carrying(tracker, monkeypatch)
+    monkeypatch.setattr(tracker.engine, "start", lambda *_: broken(EngineError("out of memory")))
+    first = tracker.track_async(*PAIRS[1])
+
+    def start(*_: object) -> Pending:  # at this very moment somebody asks for the first
+        with pytest.raises(EngineError, match="out of memory"):
+            first.result()
+        return broken(EngineError("out of memory"))
+
+    monkeypatch.setattr(tracker.engine, "start", start)
+    second = tracker.track_async(*PAIRS[2])
+    monkeypatch.setattr(tracker.engine, "start", engine)
+    assert tracker.update(*PAIRS[3]).box == single.update(*PAIRS[3]).box
+    with pytest.raises(EngineError, match="out of memory"):
+        second.result()
+    tracker.reset()
+
+
 @pytest.mark.parametrize("sizes", [(1, 2, 2, 1), (2, 1, 2, 1)])
 def test_frames_ahead_may_change_size(monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]) -> None:
     config = TrackerConfig(allow_resize=True)

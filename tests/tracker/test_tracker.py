@@ -160,7 +160,7 @@ def test_frames_may_change_size_with_leave() -> None:
     target.init(*PAIRS[0], BOX)
     first = target.update(*PAIRS[1])
     doubled = target.update(*big[2])
-    again = tracker()
+    again = Tracker(engine=target.engine)
     again.init(*big[0], tuple(2 * v for v in BOX))
     again._track.target = target._track.target
     again.box = tuple(2 * v for v in first.box)
