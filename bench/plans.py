@@ -46,14 +46,10 @@ FRAME_BYTES = 640 * 480 * 3
 
 @dataclass(frozen=True)
 class FramePlanner:
-    """Weights and memory for so many targets, on which frames can be planned with any settings.
+    """Weights and memory for so many targets, on which frames can be planned with any settings."""
 
-    Attributes:
-        build: weights, sizes, and the settings to start from.
-        memory, buffer, state: what a plan reads and writes beside its workspace.
-    """
-
-    build: Build
+    build: Build  # weights, sizes, and the settings to start from
+    # what a plan reads and writes beside its workspace
     memory: FrameMemory
     buffer: FrameBuffer
     state: torch.Tensor

@@ -75,19 +75,12 @@ def tried(request: TileRequest, chip: Chip) -> Iterator[Choice]:
 
 @dataclasses.dataclass
 class Tuning:
-    """Choices that get better.
+    """Choices that get better."""
 
-    Attributes:
-        planner: of the frame.
-        chip: the GPU.
-        table: what is known; changed.
-        frame_us: how a plan is timed.
-    """
-
-    planner: FramePlanner
-    chip: Chip
-    table: list[Measured]
-    frame_us: FrameTimer = captured_us
+    planner: FramePlanner  # of the frame
+    chip: Chip  # the GPU
+    table: list[Measured]  # what is known; changed
+    frame_us: FrameTimer = captured_us  # how a plan is timed
 
     def time(self, request: TileRequest, choice: Choice) -> float | None:
         """A frame with these tiles for one request; None where they do not work."""

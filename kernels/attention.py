@@ -35,17 +35,11 @@ LOG2_E = 1.4426950408889634
 
 @dataclass(frozen=True)
 class DecidingTokens:
-    """The template tokens that decide which search tokens are dropped; made once per target.
+    """The template tokens that decide which search tokens are dropped; made once per target."""
 
-    Attributes:
-        order: number of each template token among the deciding ones, -1 for the others [B, T] int32.
-        counts: how many decide [B] int32.
-        most: upper bound of the counts, known to the host.
-    """
-
-    order: Tensor
-    counts: Tensor
-    most: int
+    order: Tensor  # number of each template token among the deciding ones, -1 for the others [B, T] int32
+    counts: Tensor  # how many decide [B] int32
+    most: int  # upper bound of the counts, known to the host
 
 
 def deciding_tokens(mask: Tensor) -> DecidingTokens:
@@ -57,15 +51,11 @@ def deciding_tokens(mask: Tensor) -> DecidingTokens:
 
 @dataclass(frozen=True)
 class Attended:
-    """The result of attention.
+    """The result of attention."""
 
-    Attributes:
-        tokens: [S, B, N, H * D].
-        probabilities: of the deciding tokens [S, B, H, most, N - T] float32, if asked for. Rows beyond a target's count
-            are not written.
-    """
-
-    tokens: Tensor
+    tokens: Tensor  # [S, B, N, H * D]
+    # of the deciding tokens [S, B, H, most, N - T] float32, if asked for. Rows beyond a target's count are not
+    # written
     probabilities: Tensor | None
 
 

@@ -34,20 +34,14 @@ FEATURES = 4  # rgb teacher, tir teacher, rgb student, tir student
 
 @dataclass(frozen=True)
 class Reading:
-    """Which variant of the terms to compute; see `LossConfig` in the reference.
+    """Which variant of the terms to compute; see `LossConfig` in the reference."""
 
-    Attributes:
-        correction: 1 for the unbiased sigma, 0 for the biased one.
-        eps: inside the root of the instance norm.
-        move_rgb, move_tir: which students get gradients of the style term.
-        move_teachers: whether teachers get gradients of the content term.
-    """
-
-    correction: int = 1
-    eps: float = 1e-5
+    correction: int = 1  # 1 for the unbiased sigma, 0 for the biased one
+    eps: float = 1e-5  # inside the root of the instance norm
+    # which students get gradients of the style term
     move_rgb: bool = True
     move_tir: bool = True
-    move_teachers: bool = False
+    move_teachers: bool = False  # whether teachers get gradients of the content term
 
 
 @dataclass(frozen=True)
@@ -203,15 +197,11 @@ def _check(features: Tensor) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Statistics:
-    """The forward's result for one block.
+    """The forward's result for one block."""
 
-    Attributes:
-        sums: style, content_rgb and content_tir, summed per sample and tile of channels [3, B, column tiles] float32.
-        moments: for the backward.
-    """
-
+    # style, content_rgb and content_tir, summed per sample and tile of channels [3, B, column tiles] float32
     sums: Tensor
-    moments: Moments
+    moments: Moments  # for the backward
 
     def terms(self) -> Tensor:
         """Style, content_rgb, content_tir: [3] float32."""

@@ -36,21 +36,13 @@ RANKED_ROWS = 64
 
 @dataclass(frozen=True)
 class Decision:
-    """Which search tokens stay, for S branches and B targets; all on the device.
+    """Which search tokens stay, for S branches and B targets; all on the device."""
 
-    Attributes:
-        scores: of the current search tokens [S, B, L] float32.
-        kept_index: indices of the kept ones among them, best first [S, B, K] int32.
-        kept: their cells of the search grid [S, B, K] int32.
-        token_index: index of each token that stays in the current sequence, template first [S, B, T + K] int32.
-        token_of_cell: for each cell its token in the new sequence, -1 if it was dropped [S, B, cells] int32.
-    """
-
-    scores: Tensor
-    kept_index: Tensor
-    kept: Tensor
-    token_index: Tensor
-    token_of_cell: Tensor
+    scores: Tensor  # of the current search tokens [S, B, L] float32
+    kept_index: Tensor  # indices of the kept ones among them, best first [S, B, K] int32
+    kept: Tensor  # their cells of the search grid [S, B, K] int32
+    token_index: Tensor  # index of each token that stays in the current sequence, template first [S, B, T + K] int32
+    token_of_cell: Tensor  # for each cell its token in the new sequence, -1 if it was dropped [S, B, cells] int32
 
 
 @triton.jit

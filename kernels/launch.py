@@ -21,41 +21,27 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Tiles:
-    """One program's share of a launch.
+    """One program's share of a launch."""
 
-    Attributes:
-        rows, columns: of the result; in attention queries and keys, in the head cells and features, in the crop pixels.
-        depth: how much of the sums one step takes.
-        warps: of the program.
-        stages: of its pipeline of loads.
-    """
-
+    # of the result; in attention queries and keys, in the head cells and features, in the crop pixels
     rows: int = 64
     columns: int = 64
-    depth: int = 64
-    warps: int = 4
-    stages: int = 3
+    depth: int = 64  # how much of the sums one step takes
+    warps: int = 4  # of the program
+    stages: int = 3  # of its pipeline of loads
 
 
 @dataclass(frozen=True)
 class TileRequest:
-    """What a launch says about itself when it asks for tiles.
+    """What a launch says about itself when it asks for tiles."""
 
-    Attributes:
-        kernel: its name.
-        dtype: "float32", "float16", "bfloat16".
-        groups: independent products side by side: one per branch; or per tower and target; or per branch, target, head.
-        rows: of the result: tokens or cells of all targets; in attention, queries.
-        columns: of the result: features; in attention, keys.
-        depth: length of the sums.
-    """
-
-    kernel: KernelName
-    dtype: str
+    kernel: KernelName  # its name
+    dtype: str  # "float32", "float16", "bfloat16"
+    # independent products side by side: one per branch; or per tower and target; or per branch, target, head
     groups: int
-    rows: int
-    columns: int
-    depth: int
+    rows: int  # of the result: tokens or cells of all targets; in attention, queries
+    columns: int  # of the result: features; in attention, keys
+    depth: int  # length of the sums
 
     @property
     def products(self) -> float:
@@ -86,17 +72,11 @@ def usual_tiles(request: TileRequest) -> Choice:
 
 @dataclass(frozen=True)
 class LaunchSettings:
-    """Settings of all launches of an engine.
+    """Settings of all launches of an engine."""
 
-    Attributes:
-        choose: answers requests for tiles.
-        tf32: float32 products may round their factors to tf32.
-        overlap: a launch may begin before the one in front of it has ended, see overlap.py.
-    """
-
-    choose: Choose = usual_tiles
-    tf32: bool = False
-    overlap: bool = False
+    choose: Choose = usual_tiles  # answers requests for tiles
+    tf32: bool = False  # float32 products may round their factors to tf32
+    overlap: bool = False  # a launch may begin before the one in front of it has ended, see overlap.py
 
     @property
     def precision(self) -> str:
@@ -114,33 +94,22 @@ SETTINGS = LaunchSettings()
 
 @dataclass(frozen=True, eq=False)
 class Launch:
-    """One launch.
+    """One launch."""
 
-    Attributes:
-        name: its place in a frame, such as "block3.qkv"; outside a frame, the kernel's name.
-        what: its size and variant, for tables.
-        kernel: the jit function.
-        grid: number of programs along each axis.
-        arguments: of the kernel, by name.
-        options: of the compiler: warps, stages, overlap.
-        reads, writes: tensors it touches.
-        flops: multiplications and additions.
-        moved: bytes, where they are not all that `reads` and `writes` hold.
-        request, choice: the tiles it asked for and got; None if there is nothing to choose.
-    """
-
-    name: str
-    what: str
-    kernel: Any
-    grid: tuple[int, ...]
-    arguments: Mapping[str, Any]
-    options: Mapping[str, Any]
+    name: str  # its place in a frame, such as "block3.qkv"; outside a frame, the kernel's name
+    what: str  # its size and variant, for tables
+    kernel: Any  # the jit function
+    grid: tuple[int, ...]  # number of programs along each axis
+    arguments: Mapping[str, Any]  # of the kernel, by name
+    options: Mapping[str, Any]  # of the compiler: warps, stages, overlap
+    # tensors it touches
     reads: tuple[Tensor, ...]
     writes: tuple[Tensor, ...]
-    flops: float
+    flops: float  # multiplications and additions
+    # the tiles it asked for and got; None if there is nothing to choose
     request: TileRequest | None = None
     choice: Choice | None = None
-    moved: float | None = None
+    moved: float | None = None  # bytes, where they are not all that `reads` and `writes` hold
 
     @property
     def bytes(self) -> float:

@@ -47,40 +47,25 @@ RESULT = tl.constexpr(6)
 
 @dataclass(frozen=True)
 class FrameKind:
-    """What uploaded frames look like. The crop kernel is compiled for each kind.
+    """What uploaded frames look like. The crop kernel is compiled for each kind."""
 
-    Attributes:
-        rgb_flipped: the visible frame's channels are B, G, R in memory.
-        tir_channels: 1 or 3; one channel is shown three times.
-        tir_flipped: three thermal channels are B, G, R in memory.
-        tir_wide: thermal values have 16 bits.
-        tir_map: how a thermal frame lies on the visible grid: it has its size, is scaled to it, or is warped.
-    """
-
-    rgb_flipped: bool = False
-    tir_channels: int = 3
-    tir_flipped: bool = False
-    tir_wide: bool = False
+    rgb_flipped: bool = False  # the visible frame's channels are B, G, R in memory
+    tir_channels: int = 3  # 1 or 3; one channel is shown three times
+    tir_flipped: bool = False  # three thermal channels are B, G, R in memory
+    tir_wide: bool = False  # thermal values have 16 bits
+    # how a thermal frame lies on the visible grid: it has its size, is scaled to it, or is warped
     tir_map: Literal["same", "scaled", "homography"] = "same"
 
 
 @dataclass(frozen=True)
 class Uploaded:
-    """One call's frames and requests on the device.
+    """One call's frames and requests on the device."""
 
-    Attributes:
-        rgb: uint8, one-dimensional; begins with a rectangle [rows, columns, 3] of the visible frame.
-        tir: the same of the raw thermal frame; uint8 or uint16.
-        geometry: [2, GEOMETRY]. Holds the visible frame's height and width even if that frame is missing, because boxes
-            are in its pixels.
-        requests: [B, REQUEST].
-        present: int32 [2, B], 0 where a modality is missing.
-        kind: what the frames look like.
-    """
-
-    rgb: Tensor
-    tir: Tensor
+    rgb: Tensor  # uint8, one-dimensional; begins with a rectangle [rows, columns, 3] of the visible frame
+    tir: Tensor  # the same of the raw thermal frame; uint8 or uint16
+    # [2, GEOMETRY]. Holds the visible frame's height and width even if that frame is missing, because boxes are in
+    # its pixels
     geometry: Tensor
-    requests: Tensor
-    present: Tensor
-    kind: FrameKind
+    requests: Tensor  # [B, REQUEST]
+    present: Tensor  # int32 [2, B], 0 where a modality is missing
+    kind: FrameKind  # what the frames look like

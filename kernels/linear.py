@@ -48,15 +48,10 @@ JOINED_ROWS = 16
 
 @dataclass(frozen=True)
 class RowStatistics:
-    """Mean and M2 (sum of squared deviations) of rows over tiles of columns.
+    """Mean and M2 (sum of squared deviations) of rows over tiles of columns."""
 
-    Attributes:
-        values: [S, B, N, tiles, 2] float32.
-        tile: columns per tile; the last may have fewer.
-    """
-
-    values: Tensor
-    tile: int
+    values: Tensor  # [S, B, N, tiles, 2] float32
+    tile: int  # columns per tile; the last may have fewer
 
 
 @dataclass(frozen=True)
@@ -84,15 +79,10 @@ class PlainLayer:
 
 @dataclass(frozen=True)
 class FoldedLayer(PlainLayer):
-    """A linear layer with the LayerNorm before it folded in: gamma * weight, bias + weight beta.
+    """A linear layer with the LayerNorm before it folded in: gamma * weight, bias + weight beta."""
 
-    Attributes:
-        column_sum: sums of the rounded weight over K, [S, F] float32.
-        eps: of the LayerNorm.
-    """
-
-    column_sum: Tensor
-    eps: float
+    column_sum: Tensor  # sums of the rounded weight over K, [S, F] float32
+    eps: float  # of the LayerNorm
 
 
 def fold_norm(weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, eps: float, dtype: torch.dtype) -> FoldedLayer:

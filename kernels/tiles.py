@@ -35,28 +35,17 @@ PATCH_COLUMNS = 64
 
 @dataclass(frozen=True)
 class Chip:
-    """What the estimate knows about a GPU. Ratios matter more than values.
+    """What the estimate knows about a GPU. Ratios matter more than values."""
 
-    Attributes:
-        name: as the driver reports it.
-        multiprocessors: how many there are.
-        shared_bytes: shared memory that one program may use.
-        tensor_tflops: dense 16-bit products.
-        float_tflops: float32 products without tensor cores.
-        memory_tb: rate of device memory, in 1e12 bytes per second.
-        l2_tb: rate of L2, for all multiprocessors together.
-        port_tb: rate into one multiprocessor.
-        start_us: what a launch in a graph costs before it computes: draining the one before, filling the pipeline.
-    """
-
-    name: str
-    multiprocessors: int
-    shared_bytes: int
-    tensor_tflops: float
-    float_tflops: float
-    memory_tb: float
-    l2_tb: float
-    port_tb: float
+    name: str  # as the driver reports it
+    multiprocessors: int  # how many there are
+    shared_bytes: int  # shared memory that one program may use
+    tensor_tflops: float  # dense 16-bit products
+    float_tflops: float  # float32 products without tensor cores
+    memory_tb: float  # rate of device memory, in 1e12 bytes per second
+    l2_tb: float  # rate of L2, for all multiprocessors together
+    port_tb: float  # rate into one multiprocessor
+    # what a launch in a graph costs before it computes: draining the one before, filling the pipeline
     start_us: float = 1.5
 
 
@@ -116,17 +105,12 @@ def _join_us(request: TileRequest, choice: Choice, chip: Chip) -> float:
 
 @dataclass(frozen=True)
 class Cost:
-    """One launch on paper.
+    """One launch on paper."""
 
-    Attributes:
-        floor_us: products at the chip's rate or bytes at the memory's, whichever takes longer; nothing can be faster.
-        estimate_us: the same with tiles, waves, traffic from L2 and the start of the launch.
-        waves: programs per multiprocessor.
-    """
-
+    # products at the chip's rate or bytes at the memory's, whichever takes longer; nothing can be faster
     floor_us: float
-    estimate_us: float
-    waves: float
+    estimate_us: float  # the same with tiles, waves, traffic from L2 and the start of the launch
+    waves: float  # programs per multiprocessor
 
 
 def cost_of(launch: Launch, chip: Chip) -> Cost:
@@ -208,21 +192,13 @@ def default_choice(request: TileRequest, chip: Chip) -> Choice:
 
 @dataclass(frozen=True)
 class Measured:
-    """A row of the table.
+    """A row of the table."""
 
-    Attributes:
-        gpu: as the driver names it.
-        request: what launches asked for.
-        choice: the fastest answer.
-        frame_us: time of a whole frame with it, all other tiles being equal.
-        triton: version of the compiler.
-    """
-
-    gpu: str
-    request: TileRequest
-    choice: Choice
-    frame_us: float
-    triton: str
+    gpu: str  # as the driver names it
+    request: TileRequest  # what launches asked for
+    choice: Choice  # the fastest answer
+    frame_us: float  # time of a whole frame with it, all other tiles being equal
+    triton: str  # version of the compiler
 
 
 def read_table(path: Path = TABLE) -> list[Measured]:

@@ -19,17 +19,11 @@ CLIP_MARGIN_PX = 10.0
 
 @dataclass(frozen=True)
 class Peak:
-    """The best cell of each of B score maps.
+    """The best cell of each of B score maps."""
 
-    Attributes:
-        boxes_cxcywh: centre and size in units of the search crop [B, 4].
-        score: the score map's value at the cell, before any window [B].
-        cell: row-major index of the cell [B].
-    """
-
-    boxes_cxcywh: Tensor
-    score: Tensor
-    cell: Tensor
+    boxes_cxcywh: Tensor  # centre and size in units of the search crop [B, 4]
+    score: Tensor  # the score map's value at the cell, before any window [B]
+    cell: Tensor  # row-major index of the cell [B]
 
 
 def hann_window(grid: int) -> Tensor:

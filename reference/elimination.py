@@ -24,21 +24,13 @@ from .config import ModelConfig
 
 @dataclass(frozen=True)
 class Elimination:
-    """What one elimination decided, for S branches and B samples.
+    """What one elimination decided, for S branches and B samples."""
 
-    Attributes:
-        block: the block in which it happened.
-        scores: score of every current search token, in current order [S, B, L] (equal rows over S for MCE).
-        kept_index: kept tokens as indexes into the current order [S, B, K], best first.
-        kept: kept tokens as raster positions in the search grid [S, B, K], best first.
-        removed: removed tokens as raster positions [S, B, L - K], in descending score.
-    """
-
-    block: int
-    scores: Tensor
-    kept_index: Tensor
-    kept: Tensor
-    removed: Tensor
+    block: int  # the block in which it happened
+    scores: Tensor  # score of every current search token, in current order [S, B, L] (equal rows over S for MCE)
+    kept_index: Tensor  # kept tokens as indexes into the current order [S, B, K], best first
+    kept: Tensor  # kept tokens as raster positions in the search grid [S, B, K], best first
+    removed: Tensor  # removed tokens as raster positions [S, B, L - K], in descending score
 
 
 def template_mask(config: ModelConfig, template_boxes: Tensor | None = None, batch: int = 1) -> Tensor:

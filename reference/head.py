@@ -13,17 +13,11 @@ SCORE_MARGIN = 1e-4
 
 @dataclass(frozen=True)
 class HeadMaps:
-    """Maps over the search grid.
+    """Maps over the search grid."""
 
-    Attributes:
-        score: probability that the target's centre lies in the cell [B, 1, g, g], in [1e-4, 1 - 1e-4].
-        size: width and height of the target in units of the search crop [B, 2, g, g], clamped alike.
-        offset: from the cell's corner to the centre, in cells [B, 2, g, g].
-    """
-
-    score: Tensor
-    size: Tensor
-    offset: Tensor
+    score: Tensor  # probability that the target's centre lies in the cell [B, 1, g, g], in [1e-4, 1 - 1e-4]
+    size: Tensor  # width and height of the target in units of the search crop [B, 2, g, g], clamped alike
+    offset: Tensor  # from the cell's corner to the centre, in cells [B, 2, g, g]
 
 
 class Tower(nn.Sequential):

@@ -31,17 +31,12 @@ OnStep = Callable[[str, Tensor], None]
 
 @dataclass(frozen=True)
 class BackboneOutput:
-    """What S branches made of their tokens.
+    """What S branches made of their tokens."""
 
-    Attributes:
-        tokens: after the final norm, search tokens in raster order, zeros where dropped [S, B, T + search_tokens, C].
-        eliminations: one entry per elimination, in order.
-        blocks: output of every block, before the final norm: `depth` tensors [S, B, T + current, C].
-    """
-
+    # after the final norm, search tokens in raster order, zeros where dropped [S, B, T + search_tokens, C]
     tokens: Tensor
-    eliminations: tuple[Elimination, ...]
-    blocks: tuple[Tensor, ...]
+    eliminations: tuple[Elimination, ...]  # one entry per elimination, in order
+    blocks: tuple[Tensor, ...]  # output of every block, before the final norm: `depth` tensors [S, B, T + current, C]
 
 
 @dataclass(frozen=True)

@@ -38,17 +38,11 @@ class Window:
 
 @dataclass(frozen=True)
 class Crop:
-    """A crop and where it came from.
+    """A crop and where it came from."""
 
-    Attributes:
-        image: [size, size, 3] uint8.
-        window: the square of the frame.
-        resize_factor: crop pixels per frame pixel.
-    """
-
-    image: NDArray[np.uint8]
-    window: Window
-    resize_factor: float
+    image: NDArray[np.uint8]  # [size, size, 3] uint8
+    window: Window  # the square of the frame
+    resize_factor: float  # crop pixels per frame pixel
 
 
 def crop_window(box: Box, factor: float) -> Window:

@@ -43,15 +43,10 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class Template:
-    """What the tracker keeps of a target.
+    """What the tracker keeps of a target."""
 
-    Attributes:
-        tokens: embedded template crops [2, 1, T, C].
-        deciding: template tokens that decide which search tokens are dropped [1, T].
-    """
-
-    tokens: Tensor
-    deciding: Tensor
+    tokens: Tensor  # embedded template crops [2, 1, T, C]
+    deciding: Tensor  # template tokens that decide which search tokens are dropped [1, T]
 
 
 @dataclass(frozen=True)

@@ -17,21 +17,13 @@ Distillation = Callable[[Sequence[Tensor], LossConfig], tuple[BlockDistillation,
 
 @dataclass(frozen=True)
 class Batch:
-    """B samples.
+    """B samples."""
 
-    Attributes:
-        template: normalised template crops, rgb and tir [2, B, 3, h, w].
-        search: normalised search crops [2, B, 3, H, W].
-        target_xywh: the target in units of the search crop [B, 4].
-        mask: template tokens that decide eliminations [B, T], or None for the model's own range.
-        visible: search patches that the students see [B, L], or None for all.
-    """
-
-    template: Tensor
-    search: Tensor
-    target_xywh: Tensor
-    mask: Tensor | None = None
-    visible: Tensor | None = None
+    template: Tensor  # normalised template crops, rgb and tir [2, B, 3, h, w]
+    search: Tensor  # normalised search crops [2, B, 3, H, W]
+    target_xywh: Tensor  # the target in units of the search crop [B, 4]
+    mask: Tensor | None = None  # template tokens that decide eliminations [B, T], or None for the model's own range
+    visible: Tensor | None = None  # search patches that the students see [B, L], or None for all
 
 
 @dataclass(frozen=True)

@@ -37,22 +37,15 @@ class Target:
 
 @dataclass(frozen=True)
 class Search:
-    """Where to look for one target.
+    """Where to look for one target."""
 
-    Attributes:
-        target: made by the same engine.
-        box: where it was last. None: where this engine's previous search for it ended, which the caller may not know
-            yet; only for engines with `carries_boxes`.
-        factor: side of the search crop, in multiples of sqrt(box area). Without a box it is the model's.
-        lost_threshold: a score below it widens the target's next search, if that has no box.
-        lost_scale: how much wider.
-    """
-
-    target: Target
+    target: Target  # made by the same engine
+    # where it was last. None: where this engine's previous search for it ended, which the caller may not know yet;
+    # only for engines with `carries_boxes`
     box: Box | None
-    factor: float
-    lost_threshold: float = 0.0
-    lost_scale: float = 1.0
+    factor: float  # side of the search crop, in multiples of sqrt(box area). Without a box it is the model's
+    lost_threshold: float = 0.0  # a score below it widens the target's next search, if that has no box
+    lost_scale: float = 1.0  # how much wider
 
 
 @dataclass(frozen=True)

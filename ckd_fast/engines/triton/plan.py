@@ -41,20 +41,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Build:
-    """What all plans of an engine share.
+    """What all plans of an engine share."""
 
-    Attributes:
-        config: sizes.
-        packed: weights.
-        device, dtype: where the network runs, and in which precision.
-        settings: of every launch.
-    """
-
-    config: ModelConfig
-    packed: PackedStudent
+    config: ModelConfig  # sizes
+    packed: PackedStudent  # weights
+    # where the network runs, and in which precision
     device: torch.device
     dtype: torch.dtype
-    settings: LaunchSettings
+    settings: LaunchSettings  # of every launch
 
     @property
     def patch_tile(self) -> int:
@@ -112,27 +106,16 @@ class Template:
 
 @dataclass(frozen=True, eq=False)
 class FrameMemory:
-    """Memory of the plans for one number of targets that outlives a frame.
+    """Memory of the plans for one number of targets that outlives a frame."""
 
-    Attributes:
-        targets: rows of the batch.
-        embedded: template and search tokens in front of the first block [2, B, T + L, C].
-        deciding: template tokens that decide which search tokens are dropped.
-        cells: cells of all search tokens before any elimination [2, B, L] int32.
-        token_of_cell: see `kernels.elimination.Decision` [2, B, L] int32.
-        live: indices of the search tokens that are left after the last block [2, B, live] int32.
-        window: multiplied with the score map [L].
-        fixed: see `kernels.decode.constants`.
-    """
-
-    targets: int
-    embedded: Rows
-    deciding: DecidingTokens
-    cells: Tensor
-    token_of_cell: Tensor
-    live: Tensor
-    window: Tensor
-    fixed: Tensor
+    targets: int  # rows of the batch
+    embedded: Rows  # template and search tokens in front of the first block [2, B, T + L, C]
+    deciding: DecidingTokens  # template tokens that decide which search tokens are dropped
+    cells: Tensor  # cells of all search tokens before any elimination [2, B, L] int32
+    token_of_cell: Tensor  # see `kernels.elimination.Decision` [2, B, L] int32
+    live: Tensor  # indices of the search tokens that are left after the last block [2, B, live] int32
+    window: Tensor  # multiplied with the score map [L]
+    fixed: Tensor  # see `kernels.decode.constants`
 
     @property
     def bytes(self) -> int:
@@ -188,19 +171,13 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A frame's launches.
+    """A frame's launches."""
 
-    Attributes:
-        launches: in order.
-        steps: values that can be observed, by the number of launches after which they are there.
-        result: where `decode` writes its rows [B, RESULT]; None for the network alone.
-        maps: where the head writes its maps [B, 3, 2, cells].
-    """
-
-    launches: tuple[Launch, ...]
+    launches: tuple[Launch, ...]  # in order
+    # values that can be observed, by the number of launches after which they are there
     steps: Mapping[int, tuple[Step, ...]]
-    result: Tensor | None
-    maps: Tensor
+    result: Tensor | None  # where `decode` writes its rows [B, RESULT]; None for the network alone
+    maps: Tensor  # where the head writes its maps [B, 3, 2, cells]
 
     def run(self, on_step: OnStep | None = None) -> None:
         """Send all launches to the current stream."""

@@ -34,25 +34,19 @@ class PackedBlock:
 
 @dataclass(frozen=True)
 class PackedStudent:
-    """All weights of a student, contiguous, on one device.
+    """All weights of a student, contiguous, on one device."""
 
-    Attributes:
-        patch: the patch embedding as a layer on centred pixels.
-        template_positions, search_positions: [S, T, C] and [S, L, C] float32.
-        blocks: in order.
-        taps: final norm and first convolutions as one layer [2, 9 * 3 * F, C], taps outermost, towers side by side.
-        taps_bias: [3 * F] float32.
-        convolutions: the second to fourth convolution, weight [3, F, 9, C] and bias [3, F] float32.
-        maps: the 1x1 convolutions, weight [3, 2, F] and bias [3, 2] float32; the score's second output is zero.
-    """
-
-    patch: PlainLayer
+    patch: PlainLayer  # the patch embedding as a layer on centred pixels
+    # [S, T, C] and [S, L, C] float32
     template_positions: Tensor
     search_positions: Tensor
-    blocks: tuple[PackedBlock, ...]
+    blocks: tuple[PackedBlock, ...]  # in order
+    # final norm and first convolutions as one layer [2, 9 * 3 * F, C], taps outermost, towers side by side
     taps: FoldedLayer
-    taps_bias: Tensor
+    taps_bias: Tensor  # [3 * F] float32
+    # the second to fourth convolution, weight [3, F, 9, C] and bias [3, F] float32
     convolutions: tuple[PlainLayer, PlainLayer, PlainLayer]
+    # the 1x1 convolutions, weight [3, 2, F] and bias [3, 2] float32; the score's second output is zero
     maps: PlainLayer
 
     @property
