@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "ckd_fast/__init__.py").read_text())[1]
 
 TEST = ["pytest>=8", "pytest-benchmark>=5", "pytest-timeout>=2.3"]
+CPU = ["openvino>=2025.0"]
 PLOT = ["matplotlib>=3.7"]
 COMPLETION = ["shtab"]
 # attributee, which the VOT toolkit builds on, cannot be imported in its version 0.1.10.
@@ -32,6 +33,7 @@ setup(
         "ckd_fast.cli",
         "ckd_fast.datasets",
         "ckd_fast.engines",
+        "ckd_fast.engines.openvino",
         "ckd_fast.engines.triton",
         "ckd_fast.evaluation",
         "ckd_fast.training",
@@ -58,14 +60,15 @@ setup(
         "nvtx; platform_system != 'Darwin'",
     ],
     extras_require={
+        "cpu": CPU,
         "plot": PLOT,
         "completion": COMPLETION,
         "vot": VOT,
         "cluster": ["ray>=2.9"],
         "tensorboard": ["tensorboard"],
-        "test": [*TEST, *PLOT, *COMPLETION],
+        "test": [*TEST, *CPU, *PLOT, *COMPLETION],
         "lint": LINT,
-        "dev": [*TEST, *PLOT, *COMPLETION, *LINT],
+        "dev": [*TEST, *CPU, *PLOT, *COMPLETION, *LINT],
     },
     entry_points={"console_scripts": ["ckd-fast = ckd_fast.cli:main"]},
     classifiers=[

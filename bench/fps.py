@@ -47,7 +47,7 @@ try:
 except ImportError as error:
     refuse(f"{error}; sh scripts/setup installs what is missing")
 
-ENGINES = ("reference", "compiled", "triton")
+ENGINES = ("reference", "compiled", "openvino", "triton")
 PROTOCOLS = ("end-to-end", "ahead", "paper")
 PUBLISHED_FPS = {"mce": 96.4, "ce": 96.4, "none": 84.8}  # the paper's Table III, ViT-B, device not stated
 # The authors' program, repaired, on 2 cores of a 2.5 GHz Xeon, torch 2.13, float32: median (best) of 9, milliseconds.

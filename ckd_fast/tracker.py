@@ -161,7 +161,8 @@ class Tracker(Follower):
     Args:
         weights: a file, a `LoadedModel`, "random", or None for the packaged model.
         model: a preset's name or a `ModelConfig`, for weights that do not say their sizes.
-        engine: "auto", "reference", "compiled", "triton", or another tracker's engine, to share its weights.
+        engine: "auto", "reference", "compiled", "openvino", "triton", or another tracker's engine, to share its
+            weights.
         device: "auto", "cpu", "cuda" or "cuda:N".
         dtype: "float32", "float16", "bfloat16" or torch's; None is the engine's default.
         config: behaviour.

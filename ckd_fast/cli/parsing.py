@@ -145,7 +145,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", metavar="PRESET", help=f"preset, if the file does not say: {', '.join(PRESETS)}")
     group.add_argument("--seed", type=not_negative, metavar="N", help="seed of random weights (default: 0)")
     group.add_argument(
-        "--engine", choices=("auto", "reference", "compiled", "triton"), default="auto",
+        "--engine", choices=("auto", "reference", "compiled", "openvino", "triton"), default="auto",
         help="how the network runs (default: auto, the fastest that works here)",
     )  # fmt: skip
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")

@@ -13,7 +13,7 @@ from .base import Engine
 
 log = logging.getLogger(__name__)
 
-ENGINES = ("auto", "reference", "compiled", "triton")
+ENGINES = ("auto", "reference", "compiled", "openvino", "triton")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -56,11 +56,12 @@ def build_engine(
     """Build an engine for a model.
 
     Args:
-        name: "reference", "compiled", "triton", or "auto": the fastest that works here. `str(engine)` and one line in
-            the log say which one "auto" chose, and why.
+        name: "reference", "compiled", "openvino", "triton", or "auto": the GPU's engine or the reference. `str(engine)`
+            and one line in the log say which one "auto" chose, and why.
         model: the weights.
         device: "auto", "cpu", "cuda", "cuda:N" or a torch device.
-        dtype: "float32", "float16", "bfloat16" or a torch dtype; None is bfloat16 on engine "triton", else float32.
+        dtype: "float32", "float16", "bfloat16" or a torch dtype; None is bfloat16 on engine "triton", what the
+            processor multiplies by itself on "openvino", else float32.
         compile_mode: torch.compile's mode for "compiled".
     """
     if name not in ENGINES:
@@ -71,6 +72,8 @@ def build_engine(
     note = ""
     if name == "triton":
         return _triton(model, where, precision)
+    if name == "openvino":
+        return _openvino(model, where, precision)
     if name == "compiled":
         return CompiledEngine(model, where, precision or torch.float32, mode=compile_mode)
     if name == "auto":
@@ -81,6 +84,18 @@ def build_engine(
         log.warning("engine 'auto' runs the reference network on %s (%s)", where, reason)
         note = f"auto: {reason}"
     return ReferenceEngine(model, where, precision or torch.float32, note)
+
+
+def _openvino(model: LoadedModel, device: torch.device, precision: torch.dtype | None) -> Engine:
+    if device.type != "cpu":
+        raise EngineError(f"engine 'openvino' runs on the CPU, not on {device}: use device='cpu' or another engine")
+    try:
+        from .openvino.engine import OpenVinoEngine
+    except ImportError as error:
+        raise EngineError(
+            "engine 'openvino' needs the package openvino, which is not installed: pip install 'ckd_fast[cpu]'"
+        ) from error
+    return OpenVinoEngine(model, precision)
 
 
 def _triton(model: LoadedModel, device: torch.device, precision: torch.dtype | None) -> Engine:

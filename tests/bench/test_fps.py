@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from support import HAS_COMPILER, ROOT, run
+
+HAS_OPENVINO = find_spec("openvino") is not None
 
 
 def fps(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -39,10 +42,11 @@ def test_all_leaves_out_what_is_missing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "left out: engine 'triton' needs a usable NVIDIA GPU" in done.stdout
     told = json.loads(out.read_text())
-    expected = ["reference", "compiled"] if HAS_COMPILER else ["reference"]
+    expected = ["reference", *["compiled"] * HAS_COMPILER, *["openvino"] * HAS_OPENVINO]
     assert [r["engine"] for r in told["results"]] == expected
     assert [r["times"]["count"] for r in told["results"]] == [6] * len(expected)
     assert HAS_COMPILER or "left out: engine 'compiled' cannot compile" in done.stdout
+    assert HAS_OPENVINO or "left out: engine 'openvino' needs the package openvino" in done.stdout
 
 
 def test_shares_of_the_steps(tmp_path: Path) -> None:

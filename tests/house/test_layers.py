@@ -15,7 +15,7 @@ ALLOWED = {
     "kernels": {"torch", "triton"},
     "reference": {"torch", "numpy", "cv2"},
     "ckd_fast": {
-        "torch", "numpy", "cv2", "safetensors", "nvtx", "tqdm", "shtab", "matplotlib", "trax", "ray",
+        "torch", "numpy", "cv2", "safetensors", "nvtx", "tqdm", "shtab", "matplotlib", "openvino", "trax", "ray",
         "typing_extensions", "ckd_fast",
     },
 }  # fmt: skip

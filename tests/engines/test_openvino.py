@@ -1,0 +1,124 @@
+"""The openvino engine against the reference, step by step."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from both import BOX, BOXES, TWO_BLOCKS, Both, frames
+from support import GOLDEN_CONFIG, Golden, assert_as_exact, enliven
+from torch import Tensor
+
+from ckd_fast import EngineError, InputError, ModelConfig, MultiTracker, Tracker, load_model
+from ckd_fast.engines import Engine, Search, build_engine, step_names
+from ckd_fast.engines.host import ReferenceEngine
+from ckd_fast.types import Box
+from ckd_fast.weights import LoadedModel
+
+pytest.importorskip("openvino", reason="openvino is not installed: pip install 'ckd_fast[cpu]'")
+
+CPU = torch.device("cpu")
+
+
+def model(config: ModelConfig = TWO_BLOCKS, seed: int = 3) -> LoadedModel:
+    loaded = load_model("random", config, seed=seed)
+    enliven(loaded.student(), seed)  # it shares its tensors
+    return loaded
+
+
+def openvino_engine(loaded: LoadedModel) -> Engine:
+    return build_engine("openvino", loaded, "cpu", "float32")
+
+
+def both(loaded: LoadedModel) -> Both:
+    return Both(openvino_engine(loaded), ReferenceEngine(loaded, CPU, torch.float32), limit=0.01)
+
+
+def observe(engine: Engine, *boxes: Box) -> dict[str, Tensor]:
+    """Every step of a search for one target per box."""
+    seen: dict[str, Tensor] = {}
+    searches = [Search(engine.make_target(frames(), box), box, 4.0) for box in boxes]
+    engine.start(searches, frames(1), lambda name, value: seen.__setitem__(name, value.clone())).result()
+    return seen
+
+
+@pytest.mark.parametrize("change", [
+    {}, {"elimination": "ce"}, {"elimination": "none"}, {"template_range": "ALL"}, {"template_range": "GT_BOX"},
+    {"template_range": "CTR_REC", "template_size": 64}, {"share_students": True}, {"eliminate_at": (0, 1)},
+    {"patch_size": 8, "template_size": 16, "search_size": 40},
+], ids=str)  # fmt: skip
+def test_every_step_is_the_references(change: dict) -> None:
+    """Each step is as close to float64 as PyTorch's float32, and the same tokens stay in the same order."""
+    config = dataclasses.replace(TWO_BLOCKS, **change)
+    loaded = model(config)
+    engines = (openvino_engine(loaded), *(ReferenceEngine(loaded, CPU, t) for t in (torch.float32, torch.float64)))
+    ours, plain, exact = (observe(engine, *BOXES[:2]) for engine in engines)
+    assert set(ours) == set(step_names(config)) - {"norm"}  # folded into the head
+    for name, value in ours.items():
+        if name.endswith(".eliminate"):
+            assert torch.equal(value.long(), plain[name])
+        elif name == "decode":
+            assert torch.allclose(value, exact[name], rtol=0, atol=0.01)
+        else:
+            assert_as_exact(value.double(), plain[name].double(), exact[name].double())
+
+
+@pytest.mark.parametrize("missing", ["rgb", "tir"])
+@pytest.mark.parametrize("elimination", ["mce", "ce"])
+def test_a_missing_modality(missing: str, elimination: str) -> None:
+    engines = both(model(dataclasses.replace(TWO_BLOCKS, elimination=elimination)))
+    engines.agree(dataclasses.replace(frames(1), **{missing: None}), (engines.target(), BOX))
+
+
+def test_any_number_of_targets() -> None:
+    """Batches are filled up to a power of two; more than 32 targets take several calls."""
+    engines = both(model())
+    targets = [engines.target(BOXES[i % 3]) for i in range(5)]
+    for count in (1, 3, 5, 2):
+        engines.agree(frames(count), *((target, BOXES[i % 3]) for i, target in enumerate(targets[:count])))
+    pair = frames()
+    tracker = MultiTracker(engine=engines.ours)
+    tracker.init(pair.rgb, pair.tir, [BOX] * 33)
+    found = tracker.update(frames(1).rgb, frames(1).tir)
+    assert len({result.box for result in found.values()}) == 1
+
+
+def test_the_authors_track(tmp_path: Path) -> None:
+    """Within a hundredth of a pixel over all frames."""
+    golden = Golden("ckd_small_track.npz")
+    torch.save({"net": golden.authors_weights()}, tmp_path / "w.pth.tar")
+    loaded = load_model(tmp_path / "w.pth.tar", GOLDEN_CONFIG)
+    tracker = Tracker(engine=openvino_engine(loaded))
+    rgb, tir, boxes = golden["rgb"], golden["tir"], golden["mce/boxes"]
+    tracker.init(rgb[0], tir[0], golden["init_box"].tolist())
+    for index in range(1, len(boxes)):
+        assert tracker.update(rgb[index], tir[index]).box == pytest.approx(boxes[index].tolist(), abs=0.01)
+
+
+def test_the_network_alone() -> None:
+    engines = both(model())
+    template, search = torch.randn(2, 3, 3, 32, 32), torch.randn(2, 3, 3, 80, 80)
+    ours, plain = (engine.run_network(template, search) for engine in (engines.ours, engines.plain))
+    for name in ("score", "size", "offset"):
+        assert torch.allclose(getattr(ours, name), getattr(plain, name), atol=1e-5)
+
+
+def test_a_result_is_not_overwritten_by_the_next() -> None:
+    engines = both(model())
+    template, search = torch.randn(2, 1, 3, 32, 32), torch.randn(2, 1, 3, 80, 80)
+    first = engines.ours.run_network(template, search)
+    kept = first.score.clone()
+    engines.ours.run_network(template + 1, search - 1)
+    assert torch.equal(first.score, kept)
+
+
+def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = model()
+    with pytest.raises(InputError, match="float16: engine 'openvino' runs float32 and bfloat16"):
+        build_engine("openvino", loaded, "cpu", "float16")
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    monkeypatch.delitem(__import__("sys").modules, "ckd_fast.engines.openvino.engine", raising=False)
+    with pytest.raises(EngineError, match=r"pip install 'ckd_fast\[cpu\]'"):
+        build_engine("openvino", loaded, "cpu")
