@@ -108,7 +108,8 @@ def cropping() -> Sides:
     size = CONFIG.search_size
 
     def host() -> Tensor:
-        images = preprocess.normalise([preprocess.crop(image, BOX, 4.0, size).image] * 2)
+        cut = torch.from_numpy(preprocess.crop(image, BOX, 4.0, size).image)
+        images = preprocess.normalise(torch.stack([cut, cut]))
         return twins.patches(images, CONFIG.patch_size).unsqueeze(1).to(DEVICE, DTYPE)
 
     return launched("crop"), host

@@ -64,12 +64,13 @@ class Follower(ABC):
         config: TrackerConfig | None = None,
         *,
         seed: int | None = None,
+        threads: int | None = None,
     ) -> None:
         if config is not None and not isinstance(config, TrackerConfig):
             raise InputError(f"config is a {type(config).__name__}: expected a TrackerConfig")
         self.config = config or TrackerConfig()
         if isinstance(engine, Engine):
-            if weights is not None or model is not None or dtype is not None or device != "auto":
+            if any(given is not None for given in (weights, model, dtype, threads)) or device != "auto":
                 raise InputError("an engine brings its weights, device and precision: pass it alone, with config only")
             self.engine = engine
         else:
@@ -79,7 +80,7 @@ class Follower(ABC):
                 loaded = weights
             else:
                 loaded = load_model(weights, model, seed)
-            self.engine = build_engine(engine, loaded, device, dtype)
+            self.engine = build_engine(engine, loaded, device, dtype, threads=threads)
         own = self.config.lost_threshold
         self.lost_threshold = self.engine.lost_threshold if own is None else own
         self._start_over()
@@ -167,6 +168,7 @@ class Tracker(Follower):
         dtype: "float32", "float16", "bfloat16" or torch's; None is the engine's default.
         config: behaviour.
         seed: of "random" weights.
+        threads: of the processor that the network may use, see `build_engine`; None: as many as it has cores.
     """
 
     def _start_over(self) -> None:
@@ -217,8 +219,8 @@ class Tracker(Follower):
         """As `update`, but return before the target is found.
 
         On a GPU these frames are copied while the network still works on those before them, and the box goes from
-        frame to frame there. You may overwrite the frames as soon as this returns. The other engines find the target
-        before they return.
+        frame to frame there. Engine "openvino" runs the network behind your back, one pair at a time. You may overwrite
+        the frames as soon as this returns. Engines "reference" and "compiled" run the network before they return.
         """
         begin = time.perf_counter()
         track, form = self._following()

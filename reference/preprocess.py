@@ -72,19 +72,20 @@ def crop(frame: Frame, box: Box, factor: float, size: int) -> Crop:
 def crop_targets(
     frames: Frames, boxes: Sequence[Box], factors: Sequence[float], size: int
 ) -> tuple[Tensor, list[float]]:
-    """Crop both modalities around B boxes; a missing one is shown as the mean image, which normalises to zeros.
+    """Crop both modalities around B boxes; a missing one is left black.
 
     Returns:
-        Normalised crops [2, B, 3, size, size], and for each box the crop pixels per frame pixel.
+        Crops [2, B, size, size, 3] uint8, and for each box the crop pixels per frame pixel.
     """
-    crops = torch.zeros(2, len(boxes), 3, size, size)
+    crops = np.zeros((2, len(boxes), size, size, 3), np.uint8)
     scales: list[float] = []
     for modality, frame in enumerate(frames):
         if frame is not None:
             cut = [crop(frame, box, factor, size) for box, factor in zip(boxes, factors, strict=True)]
-            crops[modality] = normalise([target.image for target in cut])
-            scales = [target.resize_factor for target in cut]  # the same for both
-    return crops, scales
+            for target, each in enumerate(cut):
+                crops[modality, target] = each.image
+            scales = [each.resize_factor for each in cut]  # the same for both
+    return torch.from_numpy(crops), scales
 
 
 def padding(frame_size: tuple[int, int], window: Window, size: int) -> NDArray[np.bool_]:
@@ -108,12 +109,17 @@ def _padded(frame: NDArray[Any], window: Window, fill: float) -> NDArray[Any]:
     return padded
 
 
-def normalise(images: Sequence[NDArray[np.uint8]]) -> Tensor:
-    """Crops [size, size, 3] uint8 -> [len, 3, size, size] float32 with ImageNet's mean and standard deviation."""
-    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
-    mean = torch.tensor(PIXEL_MEAN)[:, None, None]
-    std = torch.tensor(PIXEL_STD)[:, None, None]
-    return (pixels / 255.0 - mean) / std
+def normalise(images: Tensor, present: Tensor | None = None) -> Tensor:
+    """Crops with ImageNet's mean and standard deviation, [..., H, W, 3] uint8 -> [..., 3, H, W] float32.
+
+    Args:
+        images: crops.
+        present: [...] bool, False where a modality is missing: it is shown as the mean image, zeros.
+    """
+    pixels = images.movedim(-1, -3).contiguous().float()
+    mean, std = (torch.tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
+    normalised = (pixels / 255.0 - mean) / std
+    return normalised if present is None else normalised * present[..., None, None, None]
 
 
 def box_in_crop(box: Box, around: Box, resize_factor: float, size: int) -> Box:

@@ -3,18 +3,20 @@
     window = hann_window(config.search_grid)
     template = make_template(student.embed_template, config, (rgb, tir), box)
     for frames in video:
-        (found,) = track_frame(network, config, window, [template], [box], [config.search_factor], frames)
+        view = look(config, [template], [box], [config.search_factor], frames)
+        search = normalise(view.crops, view.present)
+        maps = student(view.template, search, view.deciding, view.present).maps
+        (found,) = locate(maps, window, view)
         box = found.box
 
-`network` runs the student, see `Network`. The engines of `ckd_fast` that crop on the host call these two functions
-with their own networks; engine `triton` does the same work in kernels and is compared with this step by step.
+The engines of `ckd_fast` that crop on the host do just this, each with its own way to run the network between `look`
+and `locate`. Engine `triton` does the same work in kernels and is compared with this step by step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,22 +25,7 @@ from .boxes import Box, clip_box, find_peak, to_frame
 from .config import ModelConfig
 from .elimination import template_mask
 from .head import HeadMaps
-from .model import OnStep
-from .preprocess import Frames, box_in_crop, crop_targets, crop_window
-
-
-class Network(Protocol):
-    """Runs the student for B targets."""
-
-    def __call__(self, template: Tensor, search: Tensor, deciding: Tensor, present: Tensor | None, /) -> HeadMaps:
-        """Returns maps in float32 on the CPU.
-
-        Args:
-            template: template tokens [2, B, T, C].
-            search: search crops [2, B, 3, H, W]; device and precision are those of `template`.
-            deciding: template tokens that decide which search tokens are dropped [B, T].
-            present: [2, B] bool, False where a modality is missing; None: both are there.
-        """
+from .preprocess import Frames, box_in_crop, crop_targets, crop_window, normalise
 
 
 @dataclass(frozen=True)
@@ -47,6 +34,20 @@ class Template:
 
     tokens: Tensor  # embedded template crops [2, 1, T, C]
     deciding: Tensor  # template tokens that decide which search tokens are dropped [1, T]
+
+
+@dataclass(frozen=True)
+class View:
+    """What the network is shown: B targets in one pair of frames."""
+
+    template: Tensor  # template tokens [2, B, T, C]
+    deciding: Tensor  # template tokens that decide which search tokens are dropped [B, T]
+    crops: Tensor  # search crops [2, B, H, W, 3] uint8, black where a modality is missing
+    # [2, B] bool, False where a modality is missing: it has no vote in what is dropped. None: both are there
+    present: Tensor | None
+    boxes: Sequence[Box]  # the crops' centres: where the targets were last
+    scales: Sequence[float]  # crop pixels per frame pixel
+    frame_size: tuple[int, int]  # height, width
 
 
 @dataclass(frozen=True)
@@ -62,63 +63,43 @@ class Prediction:
 def make_template(embed: Callable[[Tensor], Tensor], config: ModelConfig, frames: Frames, box: Box) -> Template:
     """Crop and embed the template of a new target; `embed` maps crops [2, 1, 3, h, w] to tokens [2, 1, T, C]."""
     crops, _ = crop_targets(frames, [box], [config.template_factor], config.template_size)
-    tokens = embed(crops)
+    tokens = embed(normalise(crops))
     return Template(tokens, deciding_tokens(config, box).to(tokens.device))
 
 
 @torch.inference_mode()
-def track_frame(
-    network: Network,
-    config: ModelConfig,
-    window: Tensor,
-    templates: Sequence[Template],
-    boxes: Sequence[Box],
-    factors: Sequence[float],
-    frames: Frames,
-    on_step: OnStep | None = None,
-) -> list[Prediction]:
-    """Find B targets in one pair of frames.
+def look(
+    config: ModelConfig, templates: Sequence[Template], boxes: Sequence[Box], factors: Sequence[float], frames: Frames
+) -> View:
+    """Crop both modalities around each target's last box.
 
     Args:
-        network: runs the student.
-        config: its sizes.
-        window: prefers little motion, see `hann_window`.
+        config: the model's sizes.
         templates, boxes: of each target, and where it was last.
         factors: of each target, the side of its search crop in multiples of sqrt(box area).
         frames: the pair; one of them may be missing.
-        on_step: called with the crops and with the boxes; between them lie the network's steps.
     """
-    height, width = next(frame.shape[:2] for frame in frames if frame is not None)
-
-    # Crop both modalities around each target's last box.
-    template = torch.cat([target.tokens for target in templates], dim=1)  # [2, B, T, C]
-    deciding = torch.cat([target.deciding for target in templates])  # [B, T]
     crops, scales = crop_targets(frames, boxes, factors, config.search_size)
-    search = crops.to(template)  # [2, B, 3, H, W], on the network's device and in its precision
-    if on_step is not None:
-        on_step("crop", search)
-
-    # The network: score, size and centre of the target in every cell of the search grid. A missing modality has no
-    # vote in which search tokens are dropped.
+    template = torch.cat([target.tokens for target in templates], dim=1)
+    deciding = torch.cat([target.deciding for target in templates])
     present = None
     if any(frame is None for frame in frames):
-        here = torch.tensor([[frame is not None] for frame in frames], device=template.device)
-        present = here.expand(2, len(boxes))
-    maps = network(template, search, deciding, present)
+        present = torch.tensor([[frame is not None] for frame in frames]).expand(2, len(boxes))
+    size = next(frame.shape[:2] for frame in frames if frame is not None)
+    return View(template, deciding, crops, present, boxes, scales, size)
 
-    # The best cell, under the window.
+
+@torch.inference_mode()
+def locate(maps: HeadMaps, window: Tensor, view: View) -> list[Prediction]:
+    """The best cell of each target under the window, and its box: from the crop to the frame, and clipped to it."""
     peak = find_peak(maps, window)
     if not (torch.isfinite(peak.boxes_cxcywh).all() and torch.isfinite(peak.score).all()):
         raise FloatingPointError("the network's result is not finite")
-
-    # Its box, from the crop back to the frame, and clipped to it.
     found = []
     peaks = zip(peak.boxes_cxcywh, peak.score.tolist(), peak.cell.tolist(), strict=True)
-    for (box, score, cell), last, scale in zip(peaks, boxes, scales, strict=True):
-        in_frame = to_frame(box, last, scale, config.search_size)
-        found.append(Prediction(clip_box(in_frame, height, width), score, cell))
-    if on_step is not None:
-        on_step("decode", torch.tensor([target.box for target in found], dtype=torch.float64))
+    for (box, score, cell), last, scale in zip(peaks, view.boxes, view.scales, strict=True):
+        in_frame = to_frame(box, last, scale, view.crops.shape[2])
+        found.append(Prediction(clip_box(in_frame, *view.frame_size), score, cell))
     return found
 
 

@@ -345,7 +345,7 @@ def test_crops_bit_for_bit() -> None:
             assert mine.resize_factor == record[f"resize_factor{size}"][index]
         assert refused == 1
     first = crop(frame, tuple(boxes[0]), 2.0, 128)
-    assert torch.equal(normalise([first.image]), record.tensor("preprocessed128/0"))
+    assert torch.equal(normalise(torch.from_numpy(first.image)[None]), record.tensor("preprocessed128/0"))
 
 
 def test_template_masks() -> None:
@@ -433,7 +433,8 @@ def test_track(case: str) -> None:
 
     def crops(pair: tuple[np.ndarray, np.ndarray], factor: float, size: int) -> tuple[Tensor, float]:
         both = [crop(frame, box, factor, size) for frame in pair]
-        return normalise([c.image for c in both]).unsqueeze(1), both[0].resize_factor
+        images = torch.from_numpy(np.stack([c.image for c in both]))
+        return normalise(images).unsqueeze(1), both[0].resize_factor
 
     template = model.embed_template(crops(frames[0], config.template_factor, config.template_size)[0])
     window = hann_window(config.search_grid)

@@ -134,8 +134,8 @@ def chosen_dataset(options: argparse.Namespace) -> Dataset:
     return dataset.select(tuple(options.sequences)) if options.sequences else dataset
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Options of the weights and the engine; `new_tracker` reads them."""
+def add_model_options(parser: argparse.ArgumentParser, threads: int | None = None) -> None:
+    """Options of the weights and the engine; `new_tracker` reads them. `threads` is the default of `--threads`."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--weights",
@@ -150,10 +150,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     group.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="precision (default: the engine's)")
+    group.add_argument(
+        "--threads", type=positive, default=threads, metavar="N",
+        help=f"threads that the network uses on a CPU (default: {threads or 'one per core'})",
+    )  # fmt: skip
 
 
 def new_tracker(kind: type[AnyTracker], options: argparse.Namespace, config: TrackerConfig | None = None) -> AnyTracker:
     """Build a tracker by the options of `add_model_options`."""
     return kind(
-        options.weights, options.model, options.engine, options.device, options.dtype, config, seed=options.seed
-    )
+        options.weights, options.model, options.engine, options.device, options.dtype, config,
+        seed=options.seed, threads=options.threads,
+    )  # fmt: skip

@@ -33,14 +33,13 @@ def add_run(commands: Commands) -> None:
         "If a run is interrupted, the same command continues it.",
     )
     add_dataset_options(parser)
-    add_model_options(parser)
+    add_model_options(parser, threads=1)
     running = parser.add_argument_group("running")
     running.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     running.add_argument(
         "--workers", type=positive, metavar="N", help="worker processes (default: one per GPU, or one)"
     )
     running.add_argument("--ray", metavar="ADDRESS", help="use a Ray cluster: auto, HOST:PORT or local (extra cluster)")
-    running.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads per worker (default: 1)")
     running.add_argument(
         "--corrupt",
         metavar="NAME:LEVEL",

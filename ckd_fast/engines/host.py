@@ -11,7 +11,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -22,7 +21,8 @@ from ckd_fast.pending import Pending
 from ckd_fast.reference.boxes import hann_window
 from ckd_fast.reference.head import HeadMaps
 from ckd_fast.reference.model import OnStep, ignore_step
-from ckd_fast.reference.track import Template, make_template, track_frame
+from ckd_fast.reference.preprocess import normalise
+from ckd_fast.reference.track import Template, View, locate, look, make_template
 from ckd_fast.types import Box
 from ckd_fast.weights import LoadedModel
 
@@ -38,6 +38,14 @@ class HostTarget(Target):
     template: Template
 
 
+@dataclass(frozen=True)
+class NetworkRun:
+    """What the network gave, in float32 on the host, and how long it ran."""
+
+    maps: HeadMaps
+    ms: float
+
+
 class HostEngine(Engine):
     """An engine that differs from the others of its kind only in how it runs the network."""
 
@@ -47,13 +55,11 @@ class HostEngine(Engine):
 
     @abstractmethod
     def _embed(self, images: Tensor) -> Tensor:
-        """Template crops [2, B, 3, h, w] -> tokens [2, B, T, C] on the engine's device and in its precision."""
+        """Normalised template crops [2, B, 3, h, w] -> tokens [2, B, T, C], where and how the engine wants them."""
 
     @abstractmethod
-    def _maps(
-        self, template: Tensor, search: Tensor, deciding: Tensor, present: Tensor | None, on_step: OnStep | None
-    ) -> HeadMaps:
-        """Maps of B targets, see `reference.track.Network`, but on any device and in any precision."""
+    def _begin(self, view: View, on_step: OnStep | None) -> Pending[NetworkRun]:
+        """Start the network on a view; it may finish before this returns. `on_step` gets the crops and all steps."""
 
     def make_target(self, frames: RawPair, box: Box) -> Target:
         pair = register(frames)
@@ -61,40 +67,29 @@ class HostEngine(Engine):
             return HostTarget(self._owner, make_template(self._embed, self.config, (pair.rgb, pair.tir), box))
 
     def start(self, searches: Sequence[Search], frames: RawPair, on_step: OnStep | None = None) -> Pending[list[Found]]:
-        """Find the targets now: there is nothing to overlap."""
-        moments = [time.perf_counter()]
+        begin = time.perf_counter()
         self.check(searches)
-        targets = [search.target for search in searches if isinstance(search.target, HostTarget)]
-        templates, factors = [target.template for target in targets], [search.factor for search in searches]
+        templates = [search.target.template for search in searches if isinstance(search.target, HostTarget)]
         boxes = [search.box for search in searches if search.box is not None]
         pair = register(frames)
-        moments.append(time.perf_counter())
+        registered = time.perf_counter()
+        view = look(self.config, templates, boxes, [search.factor for search in searches], (pair.rgb, pair.tir))
+        cropped = time.perf_counter()
+        network = self._begin(view, on_step)
 
-        def network(template: Tensor, search: Tensor, deciding: Tensor, present: Tensor | None) -> HeadMaps:
-            moments.append(time.perf_counter())
-            with self._lock:
-                maps = self._maps(template, search, deciding, present, on_step)
-                maps = HeadMaps(maps.score.float().cpu(), maps.size.float().cpu(), maps.offset.float().cpu())
-            moments.append(time.perf_counter())
-            return maps
+        def wait() -> list[Found]:
+            run = network.result()
+            begin_decoding = time.perf_counter()
+            try:
+                predictions = locate(run.maps, self._window, view)
+            except FloatingPointError as error:
+                raise self.not_finite() from error
+            if on_step is not None:
+                on_step("decode", torch.tensor([target.box for target in predictions], dtype=torch.float64))
+            times = registered - begin, cropped - registered, run.ms / 1e3, time.perf_counter() - begin_decoding
+            return [Found(p.box, p.score, p.cell, *(seconds * 1e3 for seconds in times)) for p in predictions]
 
-        try:
-            predictions = track_frame(
-                network, self.config, self._window, templates, boxes, factors, (pair.rgb, pair.tir), on_step
-            )
-        except FloatingPointError as error:
-            raise self.not_finite() from error
-        moments.append(time.perf_counter())
-        times = [(after - before) * 1e3 for before, after in pairwise(moments)]  # prepare, crop, network, decode
-        return Pending.of([Found(p.box, p.score, p.cell, *times) for p in predictions])
-
-    @torch.inference_mode()
-    def run_network(self, template_images: Tensor, search_images: Tensor) -> HeadMaps:
-        deciding = torch.ones(
-            template_images.shape[1], self.config.template_tokens, dtype=torch.bool, device=self.device
-        )
-        with self._lock:
-            return self._maps(self._embed(template_images), search_images, deciding, None, None)
+        return Pending(wait)
 
 
 class ReferenceEngine(HostEngine):
@@ -109,9 +104,30 @@ class ReferenceEngine(HostEngine):
     def _embed(self, images: Tensor) -> Tensor:
         return self._student.embed_template(images.to(self.device, self.dtype))
 
+    @torch.inference_mode()
+    def _begin(self, view: View, on_step: OnStep | None) -> Pending[NetworkRun]:
+        begin = time.perf_counter()
+        search = normalise(view.crops, view.present).to(self.device, self.dtype)
+        present = None if view.present is None else view.present.to(self.device)
+        if on_step is not None:
+            on_step("crop", search)
+        with self._lock:
+            maps = self._maps(view.template, search, view.deciding, present, on_step)
+            maps = HeadMaps(maps.score.float().cpu(), maps.size.float().cpu(), maps.offset.float().cpu())
+        return Pending.of(NetworkRun(maps, (time.perf_counter() - begin) * 1e3))
+
+    @torch.inference_mode()
+    def run_network(self, template_images: Tensor, search_images: Tensor) -> HeadMaps:
+        deciding = torch.ones(
+            template_images.shape[1], self.config.template_tokens, dtype=torch.bool, device=self.device
+        )
+        with self._lock:
+            return self._maps(self._embed(template_images), search_images, deciding, None, None)
+
     def _maps(
         self, template: Tensor, search: Tensor, deciding: Tensor, present: Tensor | None, on_step: OnStep | None
     ) -> HeadMaps:
+        """Maps of B targets on the engine's device, see `Student.forward`."""
         maps: HeadMaps = self._student(template, search, deciding, present, on_step or ignore_step).maps
         return maps
 
@@ -175,6 +191,6 @@ class CompiledEngine(ReferenceEngine):
         if len(filled) > targets:
             template, search, present = (tensor[:, filled] for tensor in (template, search, present))
             deciding = deciding[filled]
-        # Under CUDA graphs the next call overwrites the maps; `start` copies them to the host before it returns.
+        # Under CUDA graphs the next call overwrites the maps; `_begin` copies them to the host before it returns.
         score, size, offset = (values[:targets] for values in self._compiled(template, search, deciding, present))
         return HeadMaps(score=score, size=size, offset=offset)

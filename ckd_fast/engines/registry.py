@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-from ckd_fast.errors import EngineError, InputError
+from ckd_fast.errors import CkdFastError, EngineError, InputError
 from ckd_fast.weights import LoadedModel
 
 from .base import Engine
@@ -51,42 +51,64 @@ def build_engine(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     *,
+    threads: int | None = None,
     compile_mode: str = "default",
 ) -> Engine:
     """Build an engine for a model.
 
     Args:
-        name: "reference", "compiled", "openvino", "triton", or "auto": the GPU's engine or the reference. `str(engine)`
-            and one line in the log say which one "auto" chose, and why.
+        name: "reference", "compiled", "openvino", "triton", or "auto": "triton" on a GPU; on a CPU "openvino" where it
+            is installed; else "reference". `str(engine)` says which one "auto" chose, and why.
         model: the weights.
         device: "auto", "cpu", "cuda", "cuda:N" or a torch device.
         dtype: "float32", "float16", "bfloat16" or a torch dtype; None is bfloat16 on engine "triton", what the
             processor multiplies by itself on "openvino", else float32.
+        threads: of the processor that the network may use; None leaves it to the engine's library. For "reference" and
+            "compiled" this sets torch's own number, for the whole process. On a GPU it does nothing.
         compile_mode: torch.compile's mode for "compiled".
     """
     if name not in ENGINES:
         raise InputError(f"engine={name!r}: known are {', '.join(ENGINES)}")
-    from .host import CompiledEngine, ReferenceEngine
-
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise InputError(f"threads={threads!r}: expected a whole number from 1, or None")
     where, precision = resolve_device(device), resolve_dtype(dtype)
-    note = ""
     if name == "triton":
         return _triton(model, where, precision)
     if name == "openvino":
-        return _openvino(model, where, precision)
+        return _openvino(model, where, precision, threads)
+    if name == "auto":
+        return _fastest(model, where, precision, threads)
+    from .host import CompiledEngine, ReferenceEngine
+
+    _limit_torch(where, threads)
     if name == "compiled":
         return CompiledEngine(model, where, precision or torch.float32, mode=compile_mode)
-    if name == "auto":
-        try:
-            return _triton(model, where, precision)
-        except EngineError as error:
-            reason = "no usable GPU" if where.type == "cpu" else str(error)
-        log.warning("engine 'auto' runs the reference network on %s (%s)", where, reason)
-        note = f"auto: {reason}"
-    return ReferenceEngine(model, where, precision or torch.float32, note)
+    return ReferenceEngine(model, where, precision or torch.float32)
 
 
-def _openvino(model: LoadedModel, device: torch.device, precision: torch.dtype | None) -> Engine:
+def _fastest(model: LoadedModel, device: torch.device, precision: torch.dtype | None, threads: int | None) -> Engine:
+    """What "auto" chooses."""
+    from .host import ReferenceEngine
+
+    try:
+        if device.type == "cuda":
+            return _triton(model, device, precision)
+        return _openvino(model, device, precision, threads, "auto: no usable GPU")
+    except CkdFastError as error:
+        reason = str(error) if device.type == "cuda" else f"no usable GPU; {error}"
+    log.warning("engine 'auto' runs the reference network on %s, which is slow (%s)", device, reason)
+    _limit_torch(device, threads)
+    return ReferenceEngine(model, device, precision or torch.float32, f"auto: {reason}")
+
+
+def _limit_torch(device: torch.device, threads: int | None) -> None:
+    if device.type == "cpu" and threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _openvino(
+    model: LoadedModel, device: torch.device, precision: torch.dtype | None, threads: int | None, note: str = ""
+) -> Engine:
     if device.type != "cpu":
         raise EngineError(f"engine 'openvino' runs on the CPU, not on {device}: use device='cpu' or another engine")
     try:
@@ -95,7 +117,7 @@ def _openvino(model: LoadedModel, device: torch.device, precision: torch.dtype |
         raise EngineError(
             "engine 'openvino' needs the package openvino, which is not installed: pip install 'ckd_fast[cpu]'"
         ) from error
-    return OpenVinoEngine(model, precision)
+    return OpenVinoEngine(model, precision, note, threads=threads)
 
 
 def _triton(model: LoadedModel, device: torch.device, precision: torch.dtype | None) -> Engine:

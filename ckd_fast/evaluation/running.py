@@ -112,7 +112,9 @@ def build_tracker(setup: TrackerSetup, device: str) -> Tracker:
     from ckd_fast.tracker import Tracker
 
     torch.set_num_threads(setup.threads)
-    return Tracker(setup.weights, setup.model, setup.engine, device, setup.dtype, seed=setup.seed)
+    return Tracker(
+        setup.weights, setup.model, setup.engine, device, setup.dtype, seed=setup.seed, threads=setup.threads
+    )
 
 
 def track_sequence(

@@ -132,8 +132,9 @@ def test_a_network_that_overflows_is_told_by_the_handle() -> None:
     weights = {name: torch.full_like(value, float("nan")) for name, value in MODEL.weights.items()}
     tracker = Tracker(dataclasses.replace(MODEL, weights=weights), engine="reference", device="cpu")
     tracker.init(*PAIRS[0], BOXES[0])
+    handle = tracker.track_async(*PAIRS[1])
     with pytest.raises(EngineError, match="not finite"):
-        tracker.track_async(*PAIRS[1])
+        handle.result()
     assert tracker.box == BOXES[0]
 
 

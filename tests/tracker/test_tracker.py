@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import sys
 import threading
 
 import cv2
@@ -185,8 +186,8 @@ def test_a_missing_modality_is_marked_and_shown_as_the_mean(missing: str) -> Non
     present_frame = pair[1] if missing == "rgb" else pair[0]
     shown = crop(present_frame, BOX, 4.0, 256)
     images = torch.zeros(2, 1, 3, 256, 256)
-    images[1 if missing == "rgb" else 0] = normalise([shown.image])
-    template = torch.stack([normalise([crop(frame, BOX, 2.0, 128).image]) for frame in PAIRS[0]])
+    images[1 if missing == "rgb" else 0] = normalise(torch.from_numpy(shown.image)[None])
+    template = torch.stack([normalise(torch.from_numpy(crop(frame, BOX, 2.0, 128).image)[None]) for frame in PAIRS[0]])
     present = torch.tensor([[missing != "rgb"], [missing != "tir"]])
     with torch.inference_mode():
         maps = student(student.embed_template(template), images, present=present).maps
@@ -355,11 +356,17 @@ def test_gt_box_range_uses_the_target() -> None:
 
 def test_auto_falls_back_visibly(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.delitem(sys.modules, "ckd_fast.engines.openvino.engine", raising=False)
     with caplog.at_level(logging.WARNING, logger="ckd_fast"):
         target = Tracker(MODEL)
-    assert str(target.engine) == "reference on cpu, float32 (auto: no usable GPU)"
+    reason = (
+        "no usable GPU; engine 'openvino' needs the package openvino, which is not installed: "
+        "pip install 'ckd_fast[cpu]'"
+    )
+    assert str(target.engine) == f"reference on cpu, float32 (auto: {reason})"
     assert [record.getMessage() for record in caplog.records] == [
-        "engine 'auto' runs the reference network on cpu (no usable GPU)"
+        f"engine 'auto' runs the reference network on cpu, which is slow ({reason})"
     ]
     with pytest.raises(EngineError, match="needs a usable NVIDIA GPU and found none"):
         Tracker(MODEL, engine="triton")
