@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ckd_fast.cache import user_cache
 from ckd_fast.engines.host import HostEngine, NetworkRun
 from ckd_fast.errors import EngineError, InputError
 from ckd_fast.pending import Pending
@@ -20,6 +21,7 @@ from ckd_fast.reference.model import OnStep
 from ckd_fast.reference.track import View
 from ckd_fast.weights import LoadedModel
 
+from .compiling import Compiler
 from .graph import frame_graph, template_graph
 
 MOST_TARGETS = 32
@@ -40,6 +42,14 @@ class FrameKind:
     targets: int  # 1 or ANY_NUMBER
     normalised: bool = False  # whether its crops are
     observed: bool = False  # whether its steps are outputs
+
+    def __str__(self) -> str:
+        """All but the configuration."""
+        return (
+            ("frame, 1 target" if self.targets == 1 else "frame, any targets")
+            + (", normalised" if self.normalised else "")
+            + (", observed" if self.observed else "")
+        )
 
 
 class Requests:
@@ -93,26 +103,21 @@ class OpenVinoEngine(HostEngine):
         }  # fmt: skip
         if threads is not None:
             self._properties["INFERENCE_NUM_THREADS"] = threads
-        self._template = Requests(self._compiled(template_graph(model.student())))
+        self._compiled = Compiler(self._core, self._properties, model, user_cache())
+        self._template = Requests(self._compiled("template", self.config, lambda: template_graph(model.student())))
         self._frames: dict[FrameKind, Requests] = {}
         self._requests(FrameKind(self.config, 1))
-
-    def _compiled(self, graph: openvino.Model) -> openvino.CompiledModel:
-        try:
-            return self._core.compile_model(graph, "CPU", self._properties)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise EngineError(f"engine 'openvino' cannot compile the network: {reason}") from error
 
     def _requests(self, kind: FrameKind) -> Requests:
         """The graph of a kind of frame; compiled when it is first asked for."""
         with self._lock:
             if kind not in self._frames:
-                graph = frame_graph(
-                    self._model.student(), kind.config, kind.targets, normalised=kind.normalised, observed=kind.observed
-                )
-                self._frames[kind] = Requests(self._compiled(graph))
+                self._frames[kind] = Requests(self._compiled(str(kind), kind.config, lambda: self._graph(kind)))
             return self._frames[kind]
+
+    def _graph(self, kind: FrameKind) -> openvino.Model:
+        student = self._model.student()
+        return frame_graph(student, kind.config, kind.targets, normalised=kind.normalised, observed=kind.observed)
 
     @torch.inference_mode()
     def run_network(self, template_images: Tensor, search_images: Tensor) -> HeadMaps:
