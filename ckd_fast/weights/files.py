@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import safetensors
@@ -36,13 +38,31 @@ class WeightsFile:
     tensors: Mapping[str, Tensor]  # by the file's own names
     metadata: Mapping[str, str]  # safetensors' strings; empty for a checkpoint
     placeholders: tuple[str, ...]  # names of pickled classes and functions that were not loaded
-    sha256: str  # of the file
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file. Read when it is asked for: for a large model it takes longer than the rest of loading."""
+        digest = hashlib.sha256()
+        with _readable(self.path), self.path.open("rb") as handle:
+            while piece := handle.read(1 << 22):
+                digest.update(piece)
+        return digest.hexdigest()
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, MissingModelError):
+            raise
+        raise CorruptWeightsError(f"{file}: cannot be read ({error.strerror or error})") from error
 
 
 def open_weights(path: str | os.PathLike[str]) -> WeightsFile:
     """Read a weights file; every fault of the file is a `WeightsError`."""
     file = Path(path)
-    try:
+    with _readable(file):
         if file.is_dir():
             raise CorruptWeightsError(f"{file}: a directory; expected a weights file (.safetensors or .pth.tar)")
         if not file.exists():
@@ -51,25 +71,18 @@ def open_weights(path: str | os.PathLike[str]) -> WeightsFile:
             raise CorruptWeightsError(f"{file}: not a regular file")
         with file.open("rb") as handle:
             start = handle.read(9)
-            digest = hashlib.sha256(start)
-            while piece := handle.read(1 << 22):
-                digest.update(piece)
-    except OSError as error:
-        if isinstance(error, MissingModelError):
-            raise
-        raise CorruptWeightsError(f"{file}: cannot be read ({error.strerror or error})") from error
     if not start:
         raise CorruptWeightsError(f"{file}: empty")
     if start[8:9] == b"{":
         tensors, metadata = _read_safetensors(file)
-        return WeightsFile(file, "safetensors", tensors, metadata, (), digest.hexdigest())
+        return WeightsFile(file, "safetensors", tensors, metadata, ())
     if not (start.startswith((b"PK\x03\x04", b"\x80"))):
         raise CorruptWeightsError(
             f"{file}: neither safetensors nor a PyTorch checkpoint (it starts with {start[:4].hex(' ')})"
         )
     checkpoint = read_checkpoint(file)
     tensors = _state_dict(file, checkpoint.content)
-    return WeightsFile(file, "checkpoint", tensors, {}, checkpoint.placeholders, digest.hexdigest())
+    return WeightsFile(file, "checkpoint", tensors, {}, checkpoint.placeholders)
 
 
 def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -77,7 +90,15 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = load_file(file)
         with safetensors.safe_open(file, framework="pt") as handle:
             metadata = handle.metadata() or {}
-    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
+    except (
+        safetensors.SafetensorError,
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        AttributeError,
+        TypeError,
+    ) as error:
         raise CorruptWeightsError(f"{file}: not a readable safetensors file ({error})") from error
     for name in tensors:
         check_name(file, name)
@@ -156,8 +177,11 @@ def finite_or_raise(file: Path, tensors: Mapping[str, Tensor]) -> None:
             raise CorruptWeightsError(
                 f"{file}: {name} is {tensor.dtype}, expected a floating-point tensor of 16 to 64 bits"
             )
-        if not torch.isfinite(tensor).all():
+        if not tensor.numel():
+            continue
+        lowest, highest = torch.aminmax(tensor)  # NaN if any value is; one pass over the memory, without a copy
+        if not (torch.isfinite(lowest) and torch.isfinite(highest)):
             bad = int((~torch.isfinite(tensor)).sum())
             raise CorruptWeightsError(f"{file}: {name} has {bad} of {tensor.numel()} values that are not finite")
-        if name.endswith("running_var") and (tensor < 0).any():
+        if name.endswith("running_var") and lowest < 0:
             raise CorruptWeightsError(f"{file}: {name} is a variance and has negative values")
