@@ -144,6 +144,8 @@ class Cache:
             file.write(head + zlib.crc32(head).to_bytes(4, "little"))
             file.flush()
             self._make_room(size, path)
+            if sys.platform == "win32":
+                file.close()  # an open file cannot be moved there
             temporary.replace(path)
 
     def _make_room(self, size: int, path: Path) -> None:
@@ -313,42 +315,50 @@ def _mapped(file: BinaryIO, size: int) -> Iterator[memoryview]:
 @contextmanager
 def _temporary(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
     """A new file beside an entry, gone afterwards unless it was moved. Its lock says that someone writes it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem[:8]}-", suffix=UNFINISHED)
-    temporary = Path(name)
-    try:
-        with open(handle, "w+b") as file:  # noqa: PTH123 - a descriptor
-            _lock(file.fileno())
-            file.truncate(DATA)
-            file.seek(DATA)
-            yield file, temporary
-    finally:
-        temporary.unlink(missing_ok=True)
+    swept = True  # by another process, between its creation and the lock
+    while swept:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem[:8]}-", suffix=UNFINISHED)
+        temporary = Path(name)
+        try:
+            with open(handle, "w+b") as file:  # noqa: PTH123 - a descriptor
+                _lock(handle, wait=True)
+                swept = os.fstat(handle).st_nlink == 0
+                if not swept:
+                    file.truncate(DATA)
+                    file.seek(DATA)
+                    yield file, temporary
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _sweep(folder: Path) -> None:
     """Remove what killed processes left unfinished."""
     for path in folder.glob(f"*{UNFINISHED}"):
-        # On Windows, a file that someone has open cannot be removed; elsewhere, it is locked.
         with suppress(OSError):
+            if sys.platform == "win32":
+                path.unlink()  # impossible while someone has it open
+                continue
             handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
             try:
-                _lock(handle)
+                _lock(handle, wait=False)
+                path.unlink()
             finally:
                 os.close(handle)
-            path.unlink()
 
 
-def _lock(handle: int) -> None:
-    """Lock an open file until it is closed, or raise BlockingIOError if another process has."""
-    if sys.platform != "win32":
+def _lock(handle: int, *, wait: bool) -> None:
+    """Lock an open file until it is closed; if another process has, wait or raise BlockingIOError."""
+    if sys.platform != "win32":  # there, being open is lock enough
         import fcntl
 
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise
-        except OSError as error:  # some network file systems have no locks
-            log.debug("no lock: %s", error)
+        except OSError as error:
+            if not wait:  # a network file system without locks: whatever is there may be being written
+                raise
+            log.debug("%s: no lock (%s)", handle, error)
 
 
 class _Body(io.BytesIO):

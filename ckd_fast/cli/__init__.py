@@ -17,6 +17,7 @@ from typing import Any, TextIO, cast
 from ckd_fast import __version__
 from ckd_fast.errors import CkdFastError, EngineError
 
+from .cache import add_cache
 from .data import add_data
 from .demo import add_demo
 from .evaluate import add_eval
@@ -67,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="ckd-fast", description="RGB-thermal single-object tracking.")
     parser.add_argument("--version", action="version", version=f"ckd-fast {__version__}")
     commands: Any = parser.add_subparsers(title="subcommands", required=True, metavar="SUBCOMMAND")
-    adders = (add_demo, add_track, add_train, add_run, add_eval, add_data, add_sample, add_info, add_weights)
+    adders = (add_demo, add_track, add_train, add_run, add_eval, add_data, add_sample, add_info, add_weights, add_cache)
     for add in adders:
         add(commands)
     examples = '  eval "$(ckd-fast completion bash)"\n  ckd-fast completion zsh > ~/.zfunc/_ckd-fast'

@@ -113,9 +113,10 @@ class MappedModel(openvino.CompiledModel):  # type: ignore[misc]
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
     """sha256 of names, shapes and values; chunks of the values are hashed by several threads."""
-    about = [(name, str(value.dtype), list(value.shape)) for name, value in weights.items()]
+    ordered = sorted(weights.items())
+    about = [(name, str(value.dtype), list(value.shape)) for name, value in ordered]
     chunks = [memoryview(json.dumps(about).encode())]
-    for value in weights.values():
+    for _, value in ordered:
         data = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
         chunks += [data[start : start + CHUNK] for start in range(0, len(data), CHUNK)]
     with ThreadPoolExecutor() as threads:
