@@ -20,7 +20,7 @@ from ckd_fast.weights import LoadedModel
 openvino = pytest.importorskip("openvino", reason="openvino is not installed: pip install 'ckd_fast[cpu]'")
 
 from ckd_fast.engines.openvino import compiling  # noqa: E402
-from ckd_fast.engines.openvino import engine as engine_module
+from ckd_fast.engines.openvino import engine as engine_module  # noqa: E402
 from ckd_fast.engines.openvino.compiling import Compiler, weights_digest  # noqa: E402
 from ckd_fast.engines.openvino.graph import template_graph  # noqa: E402
 
