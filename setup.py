@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "ckd_fast/__init__.py").read_text())[1]
 
 TEST = ["pytest>=8", "pytest-benchmark>=5", "pytest-timeout>=2.3"]
-CPU = ["openvino>=2025.0"]
+CPU = ["openvino>=2025.4"]
 PLOT = ["matplotlib>=3.7"]
 COMPLETION = ["shtab"]
 # attributee, which the VOT toolkit builds on, cannot be imported in its version 0.1.10.

@@ -20,10 +20,11 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,6 +38,7 @@ MAGIC = b"ckd_fast cache 1"
 HEADER = struct.Struct("<16s32s256sQI")  # magic and format, key, what it is (UTF-8), length and CRC-32 of the data
 DATA = 4096  # where the data begin: at a page, so that what is aligned in the data is so in memory
 CHUNK = 1 << 22
+MOST_THREADS = 4  # more would wait for memory
 NAME = re.compile(r"[0-9a-f]{64}\.entry")
 UNFINISHED = ".part"
 CONSEQUENCE = f"every start takes as long as the first; {VARIABLE} names another folder, or switches it off"
@@ -135,10 +137,11 @@ class Cache:
             if body.full:
                 self._say(f"{about}: larger than the limit of the cache, {self.limit / 1e9:g} GB, so it is not kept")
                 return
-            file.flush()
-            size = os.fstat(file.fileno()).st_size
-            with _mapped(file, size) as data:
-                head = HEADER.pack(MAGIC, key, _cut(about), size - DATA, checksum(data[DATA:]))
+            file.seek(DATA)
+            # Read again, because the writer may have gone back; in chunks, because it is large and memory is full now.
+            sums = [zlib.crc32(chunk) for chunk in iter(partial(file.read, CHUNK), b"")]
+            size = file.tell()
+            head = HEADER.pack(MAGIC, key, _cut(about), size - DATA, _together(sums))
             file.seek(0)
             # Not synced: after a power failure the checksum tells, and syncing may take longer than compiling.
             file.write(head + zlib.crc32(head).to_bytes(4, "little"))
@@ -239,8 +242,12 @@ def checksum(data: memoryview) -> int:
     fastest, and there is no one to hide from (see the module).
     """
     chunks = [data[start : start + CHUNK] for start in range(0, len(data), CHUNK)]
-    with ThreadPoolExecutor(min(len(chunks), os.cpu_count() or 1, 4) or 1) as threads:
-        return zlib.crc32(b"".join(value.to_bytes(4, "little") for value in threads.map(zlib.crc32, chunks)))
+    with ThreadPoolExecutor(min(len(chunks), os.cpu_count() or 1, MOST_THREADS) or 1) as threads:
+        return _together(threads.map(zlib.crc32, chunks))
+
+
+def _together(sums: Iterable[int]) -> int:
+    return zlib.crc32(b"".join(each.to_bytes(4, "little") for each in sums))
 
 
 def _read(path: Path, key: bytes) -> memoryview:
@@ -304,12 +311,6 @@ def _about(path: Path) -> str:
 def _cut(about: str) -> bytes:
     """As much of a text as the header has room for."""
     return about.encode("utf-8", "replace")[:256].decode("utf-8", "ignore").encode()
-
-
-@contextmanager
-def _mapped(file: BinaryIO, size: int) -> Iterator[memoryview]:
-    with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as mapping, memoryview(mapping) as data:
-        yield data
 
 
 @contextmanager

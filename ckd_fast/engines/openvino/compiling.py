@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ckd_fast import __version__
-from ckd_fast.cache import Cache
+from ckd_fast.cache import MOST_THREADS, Cache
 from ckd_fast.errors import EngineError
 from ckd_fast.reference.config import ModelConfig, preset_name
 from ckd_fast.weights import LoadedModel
@@ -119,7 +119,7 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
     for _, value in ordered:
         data = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
         chunks += [data[start : start + CHUNK] for start in range(0, len(data), CHUNK)]
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(MOST_THREADS) as threads:
         digests = list(threads.map(lambda chunk: hashlib.sha256(chunk).digest(), chunks))
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
