@@ -40,7 +40,8 @@ DATA = 4096  # where the data begin: at a page, so that what is aligned in the d
 CHUNK = 1 << 22
 MOST_THREADS = 4  # more would wait for memory
 NAME = re.compile(r"[0-9a-f]{64}\.entry")
-UNFINISHED = ".part"
+UNFINISHED = ".entry.part"
+LEFTOVER = re.compile(rf"[0-9a-f]{{8}}-\w+{re.escape(UNFINISHED)}")
 CONSEQUENCE = f"every start takes as long as the first; {VARIABLE} names another folder, or switches it off"
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -184,7 +185,7 @@ class Cache:
                 entry.path.unlink(missing_ok=True)
             except OSError as error:
                 raise OutputError(f"{entry.path}: cannot be removed ({_reason(error)})") from error
-        if self.folder is not None:
+        if self.folder is not None and self.folder.is_dir():
             _sweep(self.folder)
         return entries
 
@@ -270,6 +271,7 @@ def _read(path: Path, key: bytes) -> memoryview:
             raise UntrustedError("is another entry")
         if state.st_size != DATA + length:
             raise UntrustedError(f"is damaged: {state.st_size} bytes instead of {DATA + length}")
+        # Entries are replaced or removed, never changed: nobody shortens a file that is mapped.
         data = memoryview(mmap.mmap(file.fileno(), state.st_size, access=mmap.ACCESS_COPY))[DATA:]
     if checksum(data) != expected:
         raise UntrustedError("is damaged: its checksum is wrong")
@@ -287,7 +289,7 @@ def _check_owner(state: os.stat_result) -> None:
     if not _is_mine(state):
         raise UntrustedError("belongs to another user")
     if sys.platform != "win32" and state.st_mode & OTHERS_WRITE:
-        raise UntrustedError("may be written by other users")
+        raise UntrustedError("may be written by other users: chmod go-w")
 
 
 def _reason(error: OSError | UntrustedError) -> str:
@@ -334,7 +336,9 @@ def _temporary(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
 
 def _sweep(folder: Path) -> None:
     """Remove what killed processes left unfinished."""
-    for path in folder.glob(f"*{UNFINISHED}"):
+    for path in folder.iterdir():
+        if not LEFTOVER.fullmatch(path.name):
+            continue
         with suppress(OSError):
             if sys.platform == "win32":
                 path.unlink()  # impossible while someone has it open

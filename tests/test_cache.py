@@ -242,7 +242,7 @@ def test_a_folder_that_others_may_write(cache: Cache, said: Said) -> None:
     put(cache, "two")
     assert files(cache) == [path.name]
     assert len(said()) == 1
-    assert f"the cache {path.parent} is not used (may be written by other users)" in said()[0]
+    assert f"the cache {path.parent} is not used (may be written by other users: chmod go-w)" in said()[0]
 
 
 def test_what_belongs_to_another_user(cache: Cache, monkeypatch: pytest.MonkeyPatch, said: Said) -> None:
@@ -309,11 +309,12 @@ def test_an_entry_larger_than_the_limit(tmp_path: Path, said: Said) -> None:
 def test_files_of_others_stay(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x" * 50_000)
     (tmp_path / f"{key('one')}.txt").write_text("x")
+    (tmp_path / "download.part").write_text("x")
     cache = Cache(tmp_path, limit=DATA + 10_000)
     put(cache, "one")
     put(cache, "two")
     assert [entry.path.name for entry in cache.clear()] == [f"{key('two')}.entry"]
-    assert files(cache) == sorted(["notes.txt", f"{key('one')}.txt"])
+    assert files(cache) == sorted(["notes.txt", "download.part", f"{key('one')}.txt"])
 
 
 def test_what_an_entry_is_about(cache: Cache) -> None:

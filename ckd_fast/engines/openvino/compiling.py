@@ -75,7 +75,10 @@ class Compiler:
             precision = self.properties.get("INFERENCE_PRECISION_HINT", "default precision")
             version = openvino.get_version().partition("-")[0]
             about = f"{name}, {precision}, {graph}, openvino {version}, weights {self.model.provenance.source}"
-            self.cache.store(key, about, compiled.export_model)
+            try:
+                self.cache.store(key, about, compiled.export_model)
+            except RuntimeError as error:
+                log.warning("OpenVINO cannot write a compiled graph (%s): each start compiles it", _reason(error))
         return compiled
 
     def _key(self, graph: str, config: ModelConfig) -> str:
