@@ -8,7 +8,7 @@ from setuptools import setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "ckd_fast/__init__.py").read_text())[1]
 
-TEST = ["pytest>=8", "pytest-benchmark>=5", "pytest-timeout>=2.3"]
+TEST = ["pytest>=8", "pytest-benchmark>=5", "pytest-timeout>=2.3", "pytest-xdist>=3.5"]
 CPU = ["openvino>=2025.4"]
 PLOT = ["matplotlib>=3.7"]
 COMPLETION = ["shtab"]

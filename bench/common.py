@@ -113,6 +113,8 @@ def machine(device: str) -> dict[str, str]:
     described = {
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name(),
         "threads": str(torch.get_num_threads()),
+        "cores": str(os.cpu_count()),
+        "instructions": instructions(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
@@ -154,6 +156,15 @@ def cpu_name() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def instructions() -> str:
+    """The vector instructions that matrix products depend on, as Linux tells them; "unknown" elsewhere."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    known = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+    return " ".join(flag for flag in known if flag in flags.split()) or "unknown"
 
 
 def used(options: argparse.Namespace) -> dict[str, str]:

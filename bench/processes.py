@@ -1,0 +1,92 @@
+"""Several trackers in processes of their own, on the cores of one machine: do they share them?
+
+    python bench/processes.py --processes 1 4 --engine openvino
+
+Every process follows one target with the packaged model, as fast as it can, for the same seconds. The share is the
+frames per second of all together over those of a process that runs alone: 1 is perfect.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import time
+from dataclasses import asdict, dataclass
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier, Event
+from pathlib import Path
+
+from common import BOX, ROOT, clip, machine, program, used, write_json
+
+WARM_UP_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """So many processes at once."""
+
+    processes: int
+    fps: float  # of all together
+    share: float  # of what the first row's processes reach
+
+
+def follow(engine: str, threads: int | None, ready: Barrier, stop: Event, counts: SimpleQueue[int]) -> None:
+    """Track until told to stop, and tell how many frames that were."""
+    from ckd_fast import Tracker
+
+    first, *others = clip(8)
+    tracker = Tracker(engine=engine, device="cpu", threads=threads)
+    tracker.init(*first, BOX)
+    pairs = itertools.cycle([*others, first])
+    until = time.perf_counter() + WARM_UP_SECONDS
+    while time.perf_counter() < until:
+        tracker.box = BOX
+        tracker.update(*next(pairs))
+    ready.wait()
+    count = 0
+    while not stop.is_set():
+        tracker.box = BOX
+        tracker.update(*next(pairs))
+        count += 1
+    counts.put(count)
+
+
+def together(processes: int, engine: str, threads: int | None, seconds: float) -> float:
+    """Frames per second of all processes."""
+    context = multiprocessing.get_context("spawn")
+    ready, stop, counts = context.Barrier(processes + 1), context.Event(), context.SimpleQueue()
+    workers = [
+        context.Process(target=follow, args=(engine, threads, ready, stop, counts), daemon=True)
+        for _ in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    ready.wait()
+    begin = time.perf_counter()
+    time.sleep(seconds)
+    stop.set()
+    elapsed = time.perf_counter() - begin
+    frames = sum(counts.get() for _ in workers)
+    for worker in workers:
+        worker.join()
+    return float(frames) / elapsed
+
+
+def main() -> None:
+    parser = program(__doc__)
+    parser.add_argument("--engine", default="auto", help="(default: auto)")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 4], metavar="N", help="(default: 1 4)")
+    parser.add_argument("--threads", type=int, metavar="N", help="of each process (default: the engine's)")
+    parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each measurement (default: 10)")
+    parser.add_argument("--json", type=Path, default=ROOT / "out" / "processes.json", metavar="FILE")
+    options = parser.parse_args()
+    rows: list[Row] = []
+    for processes in options.processes:
+        fps = together(processes, options.engine, options.threads, options.seconds)
+        rows.append(Row(processes, fps, fps / (rows[0].fps if rows else fps)))
+        print(f"{processes:>3} processes: {fps:8.1f} frames/s together, {rows[-1].share:.2f} of the first row")
+    write_json(options.json, {"machine": machine("cpu"), "arguments": used(options), "rows": [asdict(r) for r in rows]})
+
+
+if __name__ == "__main__":
+    main()
