@@ -10,6 +10,9 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "ckd_fast/__init__.py").
 
 TEST = ["pytest>=8", "pytest-benchmark>=5", "pytest-timeout>=2.3", "pytest-xdist>=3.5"]
 CPU = ["openvino>=2025.4"]
+# The package onnx checks files before ONNX Runtime gets them.
+ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]
+EXPORT = [*ONNX, "onnxscript>=0.5"]
 PLOT = ["matplotlib>=3.7"]
 COMPLETION = ["shtab"]
 # attributee, which the VOT toolkit builds on, cannot be imported in its version 0.1.10.
@@ -33,9 +36,11 @@ setup(
         "ckd_fast.cli",
         "ckd_fast.datasets",
         "ckd_fast.engines",
+        "ckd_fast.engines.onnx",
         "ckd_fast.engines.openvino",
         "ckd_fast.engines.triton",
         "ckd_fast.evaluation",
+        "ckd_fast.exporting",
         "ckd_fast.training",
         "ckd_fast.video",
         "ckd_fast.weights",
@@ -61,14 +66,16 @@ setup(
     ],
     extras_require={
         "cpu": CPU,
+        "onnx": ONNX,
+        "export": EXPORT,
         "plot": PLOT,
         "completion": COMPLETION,
         "vot": VOT,
         "cluster": ["ray>=2.9"],
         "tensorboard": ["tensorboard"],
-        "test": [*TEST, *CPU, *PLOT, *COMPLETION],
+        "test": [*TEST, *CPU, *EXPORT, *PLOT, *COMPLETION],
         "lint": LINT,
-        "dev": [*TEST, *CPU, *PLOT, *COMPLETION, *LINT],
+        "dev": [*TEST, *CPU, *EXPORT, *PLOT, *COMPLETION, *LINT],
     },
     entry_points={"console_scripts": ["ckd-fast = ckd_fast.cli:main"]},
     classifiers=[

@@ -19,7 +19,7 @@ from .frames import FrameForm, FramePair, RawPair, Size, check_box, check_pair, 
 from .pending import Pending
 from .reference.config import ModelConfig
 from .types import Box, Timings, TrackResult
-from .weights import LoadedModel, load_model
+from .weights import ExportedModel, LoadedModel, open_model
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ class Follower(ABC):
 
     def __init__(
         self,
-        weights: str | os.PathLike[str] | LoadedModel | None = None,
+        weights: str | os.PathLike[str] | LoadedModel | ExportedModel | None = None,
         model: str | ModelConfig | None = None,
         engine: str | Engine = "auto",
         device: str | torch.device = "auto",
@@ -74,12 +74,12 @@ class Follower(ABC):
                 raise InputError("an engine brings its weights, device and precision: pass it alone, with config only")
             self.engine = engine
         else:
-            if isinstance(weights, LoadedModel):
+            if isinstance(weights, LoadedModel | ExportedModel):
                 if model is not None:
-                    raise InputError("a LoadedModel brings its sizes: pass it without model=")
+                    raise InputError(f"a {type(weights).__name__} brings its sizes: pass it without model=")
                 loaded = weights
             else:
-                loaded = load_model(weights, model, seed)
+                loaded = open_model(weights, model, seed)
             self.engine = build_engine(engine, loaded, device, dtype, threads=threads)
         own = self.config.lost_threshold
         self.lost_threshold = self.engine.lost_threshold if own is None else own
@@ -160,11 +160,11 @@ class Tracker(Follower):
     None. A call that fails leaves the tracker as it was.
 
     Args:
-        weights: a file, a `LoadedModel`, "random", or None for the packaged model.
+        weights: a file, also one that was exported to ONNX, a `LoadedModel`, "random", or None for the packaged model.
         model: a preset's name or a `ModelConfig`, for weights that do not say their sizes.
-        engine: "auto", "reference", "compiled", "openvino", "triton", or another tracker's engine, to share its
+        engine: "auto", "reference", "compiled", "openvino", "onnx", "triton", or another tracker's engine, to share its
             weights.
-        device: "auto", "cpu", "cuda" or "cuda:N".
+        device: "auto", "cpu", "cuda" or "cuda:N"; for ONNX files also a provider's name, such as "tensorrt".
         dtype: "float32", "float16", "bfloat16" or torch's; None is the engine's default.
         config: behaviour.
         seed: of "random" weights.

@@ -21,6 +21,7 @@ from .cache import add_cache
 from .data import add_data
 from .demo import add_demo
 from .evaluate import add_eval
+from .export import add_export
 from .info import add_info
 from .parsing import EXIT_INTERRUPTED, Messages, OneLineParser, add_command, silence
 from .run import add_run
@@ -68,7 +69,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="ckd-fast", description="RGB-thermal single-object tracking.")
     parser.add_argument("--version", action="version", version=f"ckd-fast {__version__}")
     commands: Any = parser.add_subparsers(title="subcommands", required=True, metavar="SUBCOMMAND")
-    adders = (add_demo, add_track, add_train, add_run, add_eval, add_data, add_sample, add_info, add_weights, add_cache)
+    adders = (
+        add_demo, add_track, add_train, add_run, add_eval, add_data, add_sample, add_info, add_weights, add_export,
+        add_cache,
+    )  # fmt: skip
     for add in adders:
         add(commands)
     examples = '  eval "$(ckd-fast completion bash)"\n  ckd-fast completion zsh > ~/.zfunc/_ckd-fast'

@@ -140,15 +140,19 @@ def add_model_options(parser: argparse.ArgumentParser, threads: int | None = Non
     group.add_argument(
         "--weights",
         metavar="FILE",
-        help="weights file (.safetensors, .pth.tar), or 'random' (default: the packaged model)",
+        help="weights file (.safetensors, .pth.tar, or .onnx as exported), or 'random' (default: the packaged model)",
     )
     group.add_argument("--model", metavar="PRESET", help=f"preset, if the file does not say: {', '.join(PRESETS)}")
     group.add_argument("--seed", type=not_negative, metavar="N", help="seed of random weights (default: 0)")
     group.add_argument(
-        "--engine", choices=("auto", "reference", "compiled", "openvino", "triton"), default="auto",
+        "--engine", choices=("auto", "reference", "compiled", "openvino", "onnx", "triton"), default="auto",
         help="how the network runs (default: auto, the fastest that works here)",
     )  # fmt: skip
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda, cuda:N, or for .onnx files a provider such as tensorrt (default: auto)",
+    )
     group.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="precision (default: the engine's)")
     group.add_argument(
         "--threads", type=positive, default=threads, metavar="N",

@@ -10,6 +10,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,10 +23,19 @@ from ckd_fast.reference.head import HeadMaps
 from ckd_fast.reference.model import OnStep
 from ckd_fast.reference.track import Prediction
 from ckd_fast.types import Box
-from ckd_fast.weights import LoadedModel
 
 NOT_CALIBRATED = 0.2  # threshold of a lost target for weights that bring none
 FRAMES_IN_FLIGHT = 2  # one that the network works on, one that is being copied to the device
+
+
+class Described(Protocol):
+    """What every engine needs to know of a model: weights, or a file that was exported."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def lost_threshold(self) -> float | None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +89,7 @@ class Engine(ABC):
     carries_boxes = False  # whether `Search.box` may be None
     most_targets: int | None = None  # in one call; None: any number
 
-    def __init__(self, model: LoadedModel, device: torch.device, dtype: torch.dtype, note: str = "") -> None:
+    def __init__(self, model: Described, device: torch.device, dtype: torch.dtype, note: str = "") -> None:
         self.config = model.config
         # For trackers whose configuration sets no threshold of its own.
         self.lost_threshold = NOT_CALIBRATED if model.lost_threshold is None else model.lost_threshold

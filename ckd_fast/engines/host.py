@@ -26,7 +26,7 @@ from ckd_fast.reference.track import Template, View, locate, look, make_template
 from ckd_fast.types import Box
 from ckd_fast.weights import LoadedModel
 
-from .base import Engine, Found, Search, Target
+from .base import Described, Engine, Found, Search, Target
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class NetworkRun:
 class HostEngine(Engine):
     """An engine that differs from the others of its kind only in how it runs the network."""
 
-    def __init__(self, model: LoadedModel, device: torch.device, dtype: torch.dtype, note: str = "") -> None:
+    def __init__(self, model: Described, device: torch.device, dtype: torch.dtype, note: str = "") -> None:
         super().__init__(model, device, dtype, note)
         self._window = hann_window(model.config.search_grid)
 

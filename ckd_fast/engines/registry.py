@@ -7,13 +7,13 @@ import logging
 import torch
 
 from ckd_fast.errors import CkdFastError, EngineError, InputError
-from ckd_fast.weights import LoadedModel
+from ckd_fast.weights import ExportedModel, LoadedModel
 
 from .base import Engine
 
 log = logging.getLogger(__name__)
 
-ENGINES = ("auto", "reference", "compiled", "openvino", "triton")
+ENGINES = ("auto", "reference", "compiled", "openvino", "onnx", "triton")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -47,7 +47,7 @@ def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 def build_engine(
     name: str,
-    model: LoadedModel,
+    model: LoadedModel | ExportedModel,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     *,
@@ -57,10 +57,12 @@ def build_engine(
     """Build an engine for a model.
 
     Args:
-        name: "reference", "compiled", "openvino", "triton", or "auto": "triton" on a GPU; on a CPU "openvino" where it
-            is installed; else "reference". `str(engine)` says which one "auto" chose, and why.
-        model: the weights.
-        device: "auto", "cpu", "cuda", "cuda:N" or a torch device.
+        name: "reference", "compiled", "openvino", "onnx", "triton", or "auto": "triton" on a GPU; on a CPU "openvino"
+            where it is installed; else "reference"; "onnx" for a file that was exported. `str(engine)` says which one
+            "auto" chose, and why.
+        model: the weights, or for "onnx" a file that was exported.
+        device: "auto", "cpu", "cuda", "cuda:N" or a torch device; for "onnx" also the name of a provider of ONNX
+            Runtime, such as "tensorrt".
         dtype: "float32", "float16", "bfloat16" or a torch dtype; None is bfloat16 on engine "triton", what the
             processor multiplies by itself on "openvino", else float32.
         threads: of the processor that the network may use; None leaves it to the engine's library. For "reference" and
@@ -71,6 +73,8 @@ def build_engine(
         raise InputError(f"engine={name!r}: known are {', '.join(ENGINES)}")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise InputError(f"threads={threads!r}: expected a whole number from 1, or None")
+    if name == "onnx" or isinstance(model, ExportedModel):
+        return _onnx(name, model, device, resolve_dtype(dtype), threads)
     where, precision = resolve_device(device), resolve_dtype(dtype)
     if name == "triton":
         return _triton(model, where, precision)
@@ -118,6 +122,35 @@ def _openvino(
             "engine 'openvino' needs the package openvino, which is not installed: pip install 'ckd_fast[cpu]'"
         ) from error
     return OpenVinoEngine(model, precision, note, threads=threads)
+
+
+def _onnx(
+    name: str,
+    model: LoadedModel | ExportedModel,
+    device: str | torch.device,
+    precision: torch.dtype | None,
+    threads: int | None,
+) -> Engine:
+    if isinstance(model, LoadedModel):
+        raise InputError(
+            "engine 'onnx' runs files that were exported, and these are weights: write a file with ckd-fast export "
+            "and pass it in their place"
+        )
+    if name not in ("onnx", "auto"):
+        raise InputError(
+            f"{model.path}: an exported file runs on engine 'onnx', not on {name!r}: leave the engine out, or pass the "
+            "weights that it was exported from"
+        )
+    if precision not in (None, model.dtype):
+        held = str(model.dtype).removeprefix("torch.")
+        raise InputError(f"{model.path}: was exported in {held}: leave dtype out, or export it in another precision")
+    try:
+        from .onnx.engine import OnnxEngine
+    except ImportError as error:
+        raise EngineError(
+            "engine 'onnx' needs the package onnxruntime, which is not installed: pip install 'ckd_fast[onnx]'"
+        ) from error
+    return OnnxEngine(model, str(device), threads=threads)
 
 
 def _triton(model: LoadedModel, device: torch.device, precision: torch.dtype | None) -> Engine:

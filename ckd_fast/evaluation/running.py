@@ -186,7 +186,7 @@ def attempt(
 
 def describe_run(dataset: Dataset, plan: RunPlan) -> dict[str, object]:
     """Everything the results depend on, for run.json. Loads the weights, so bad ones are found at once."""
-    from ckd_fast.weights import load_model
+    from ckd_fast.weights import open_model
 
     setup = plan.setup
     first_boxes = {}
@@ -196,7 +196,7 @@ def describe_run(dataset: Dataset, plan: RunPlan) -> dict[str, object]:
             first_boxes[sequence.name] = ",".join(str(float(value)) for value in sequence.boxes()[0])
         except InputError:
             continue  # reported when the sequence is tracked
-    model = load_model(setup.weights, setup.model, setup.seed)
+    model = open_model(setup.weights, setup.model, setup.seed)
     return {
         "ckd_fast": __version__,
         "dataset": dataset.layout.name,

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ckd_fast.errors import CorruptWeightsError, MissingModelError, OutputError
+from ckd_fast.errors import CorruptWeightsError, MissingModelError, OutputError, WeightsMismatchError
 from ckd_fast.files import atomically
 
 from .containers import read_checkpoint
@@ -62,6 +62,11 @@ def _readable(file: Path) -> Iterator[None]:
 def open_weights(path: str | os.PathLike[str]) -> WeightsFile:
     """Read a weights file; every fault of the file is a `WeightsError`."""
     file = Path(path)
+    if file.suffix.lower() == ".onnx":
+        raise WeightsMismatchError(
+            f"{file}: an exported network, which gives no weights back: track with it (Tracker({file.name!r}) "
+            "or --weights), or pass the weights that it was exported from"
+        )
     with _readable(file):
         if file.is_dir():
             raise CorruptWeightsError(f"{file}: a directory; expected a weights file (.safetensors or .pth.tar)")

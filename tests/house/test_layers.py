@@ -15,7 +15,8 @@ ALLOWED = {
     "kernels": {"torch", "triton"},
     "reference": {"torch", "numpy", "cv2"},
     "ckd_fast": {
-        "torch", "numpy", "cv2", "safetensors", "nvtx", "tqdm", "shtab", "matplotlib", "openvino", "trax", "ray",
+        "torch", "numpy", "cv2", "safetensors", "nvtx", "tqdm", "shtab", "matplotlib", "openvino", "onnx",
+        "onnxruntime", "onnxscript", "onnx_ir", "google", "trax", "ray",
         "typing_extensions", "ckd_fast",
     },
 }  # fmt: skip
