@@ -10,7 +10,10 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from commands import Command, Printed
+    from exports import Case, Made
 
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 # Plain PyTorch is what float32 is compared with: its convolutions must be float32 too.
@@ -35,6 +38,23 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
     save_model(load_model("random", SMALL, seed=3), path)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Made]:
+    """Exported files, each made once: that takes seconds."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install 'ckd_fast[export]'")
+    from exports import make
+
+    done: dict[Case, Made] = {}
+
+    def get(case: Case) -> Made:
+        if case not in done:
+            done[case] = make(case, tmp_path_factory.mktemp("exported"))
+        return done[case]
+
+    return get
 
 
 @pytest.fixture
