@@ -76,7 +76,7 @@ class Follower(ABC):
         else:
             if isinstance(weights, LoadedModel | ExportedModel):
                 if model is not None:
-                    raise InputError(f"a {type(weights).__name__} brings its sizes: pass it without model=")
+                    raise InputError(f"{type(weights).__name__} brings its sizes: pass it without model=")
                 loaded = weights
             else:
                 loaded = open_model(weights, model, seed)

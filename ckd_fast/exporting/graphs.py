@@ -106,6 +106,12 @@ def trace(graph: nn.Module, ports: Ports) -> torch.onnx.ONNXProgram:
         (*program.model.graph.inputs, *program.model.graph.outputs), (*ports.inputs, *ports.outputs), strict=True
     ):
         value.shape = Shape(port.shape)  # the exporter names axes of any length as it likes
+    # The exporter's notes hold stack traces, with the paths of this machine.
+    graph_nodes = list(program.model.graph)
+    values = [value for node in graph_nodes for value in node.outputs]
+    values += [*program.model.graph.inputs, *program.model.graph.initializers.values()]
+    for noted in (program.model.graph, *graph_nodes, *values):
+        noted.metadata_props.clear()
     return program
 
 

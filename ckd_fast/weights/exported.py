@@ -189,6 +189,7 @@ def read_exported(path: str | os.PathLike[str], model: str | ModelConfig | None 
     wanted = resolve_config(model)
     if wanted is not None and wanted != config:
         raise InputError(f"{file}: holds its sizes, and the model given has others: leave the model out")
+    stored, threshold = _provenance(file, about), _threshold(file, about)
     template_path = file.parent / _template_name(file, about)
     template = _read(template_path, f"{file}: the template graph that it names, {template_path.name},")
     digest = hashlib.sha256(template).hexdigest()
@@ -199,14 +200,13 @@ def read_exported(path: str | os.PathLike[str], model: str | ModelConfig | None 
         )
     if _checked(template_path, template, "template").items() - about.items() - {("graph", "template")}:
         raise WeightsMismatchError(f"{template_path}: its metadata differ from those of {file.name}")
-    stored = _provenance(file, about)
     kind = f"exported in {about['dtype']} from {stored.source} ({stored.kind})"
     return ExportedModel(
         path=file,
         template_path=template_path,
         config=config,
         provenance=dataclasses.replace(stored, source=file.name, kind=kind, sha256=hashlib.sha256(data).hexdigest()),
-        lost_threshold=_threshold(file, about),
+        lost_threshold=threshold,
         dtype=PRECISIONS[about["dtype"]],
         targets=None if about["targets"] == DYNAMIC else int(about["targets"]),
         crops="uint8" if about["crops"] == "uint8" else "normalised",
