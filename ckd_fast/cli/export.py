@@ -74,6 +74,7 @@ def run_export(options: argparse.Namespace) -> int:
         return 0
     print(
         f"{done.path}, {done.template_path.name}: {done.bytes / 1e6:.1f} MB in {done.seconds:.0f} s; "
-        f"maps differ from the reference in float32 by at most {done.error:.1g}"
+        f"maps differ from the reference in float32 {'by at most' if options.dtype == 'float32' else 'on average by'} "
+        f"{done.error:.1g}"
     )
     return 0

@@ -107,11 +107,10 @@ def trace(graph: nn.Module, ports: Ports) -> torch.onnx.ONNXProgram:
     ):
         value.shape = Shape(port.shape)  # the exporter names axes of any length as it likes
     # The exporter's notes hold stack traces, with the paths of this machine.
-    graph_nodes = list(program.model.graph)
-    values = [value for node in graph_nodes for value in node.outputs]
-    values += [*program.model.graph.inputs, *program.model.graph.initializers.values()]
-    for noted in (program.model.graph, *graph_nodes, *values):
-        noted.metadata_props.clear()
+    traced = program.model.graph
+    values = [*traced.inputs, *traced.initializers.values(), *(value for node in traced for value in node.outputs)]
+    for notes in (traced.metadata_props, *(part.metadata_props for part in (*traced, *values))):
+        notes.clear()
     return program
 
 

@@ -15,7 +15,7 @@ from ckd_fast.errors import CorruptWeightsError, EngineError
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 ENDING = "ExecutionProvider"
-ERRORS_ONLY = 3  # of ONNX Runtime's own log
+SILENT = 4  # ONNX Runtime's own log: what it has to say of errors is raised
 # These take their inputs from a numbered GPU, and hand to CUDA what they cannot do.
 WITH_CUDA = ("TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 
@@ -54,7 +54,7 @@ def choose_providers(device: str) -> Providers:
 def open_session(path: Path, providers: Providers, threads: int) -> onnxruntime.InferenceSession:
     """Load a file that was checked. Raises if the provider that was asked for by name does not load."""
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = SILENT
     # A number: without one, ONNX Runtime binds its threads to cores, and several processes fight for the same ones.
     options.intra_op_num_threads = threads
     settings = [{"device_id": str(providers.number)} if name != CPU and providers.number is not None else {}
