@@ -42,7 +42,7 @@ def test_many_targets_are_single_targets() -> None:
 def test_engines_refuse_what_they_cannot_do() -> None:
     model = load_model("random", SMALL)
     with pytest.raises(InputError, match="known are"):
-        build_engine("onnx", model, "cpu")
+        build_engine("fast", model, "cpu")
     engine = build_engine("reference", model, "cpu")
     search = Search(engine.make_target(frames(), BOX), BOX, 4.0)
     with pytest.raises(ValueError, match="twice"):

@@ -378,7 +378,7 @@ def test_auto_falls_back_visibly(caplog: pytest.LogCaptureFixture, monkeypatch: 
     ("arguments", "message"),
     [
         ({"engine": tracker().engine}, "pass it alone"),
-        ({"engine": "fast"}, "engine='fast': known are auto, reference, compiled, openvino, triton"),
+        ({"engine": "fast"}, "engine='fast': known are auto, reference, compiled, openvino, onnx, triton"),
         ({"device": "tpu"}, "device='tpu'"),
         ({"device": "meta"}, "device='meta'"),
         ({"dtype": "int8"}, "dtype='int8': known are float32"),
