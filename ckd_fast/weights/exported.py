@@ -15,8 +15,9 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 
 from ckd_fast import __version__
@@ -48,6 +49,11 @@ TARGETS = "targets"  # name of the axis that may have any length
 MOST_TARGETS = 1024  # for which a file may be made
 MAX_BYTES = (1 << 31) - 1  # of one protobuf message
 MAX_SIDE = 4096  # of a crop, in pixels: a file's word is enough for a tracker to make crops of that size
+SMALL_BYTES = 1 << 10  # of a tensor that may be a shape
+SHAPED_BY = {"Reshape": 1, "Expand": 1, "Tile": 1, "ConstantOfShape": 0}  # which input is a shape
+SHAPE_OPERATORS = frozenset(
+    {"Add", "Concat", "Div", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze"}
+)
 MAX_NODES = 100_000  # base has 1,300
 MAX_METADATA = 64
 MAX_METADATA_CHARACTERS = 1 << 16
@@ -368,36 +374,81 @@ def _largest_value(config: ModelConfig) -> int:
 def _check_sizes(file: Path, proto: onnx.ModelProto, most: int) -> None:
     """No value that the graph computes has more elements than `most`, for one target where their number is free.
 
-    A few bytes of a graph can ask for any amount of memory. Changes the graph: weights and what it says of itself go.
+    A few bytes of a graph can ask for any amount of memory. The sizes are inferred node by node: inference over the
+    whole graph would take that memory itself.
     """
     import onnx
+    from onnx.shape_inference import infer_node_outputs
 
-    for tensor in proto.graph.initializer:
-        if len(tensor.raw_data) > MAX_METADATA_CHARACTERS:
-            tensor.ClearField("raw_data")
+    opsets = {opset.domain: opset.version for opset in proto.opset_import}
+    types: dict[str, onnx.TypeProto] = {}
+    known: dict[str, onnx.TensorProto] = {}  # small whole numbers: among them shapes, axes, and ends of slices
     for value in proto.graph.input:
-        for side in value.type.tensor_type.shape.dim:
+        types[value.name] = onnx.TypeProto()
+        types[value.name].CopyFrom(value.type)
+        for side in types[value.name].tensor_type.shape.dim:
             if not side.HasField("dim_value"):
                 side.dim_value = 1
-    for value in proto.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    proto.graph.ClearField("value_info")
-    try:
-        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True).graph
-    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
-        reason = ascii(str(error).strip().partition("\n")[0][:200])[1:-1]
-        raise CorruptWeightsError(f"{file}: its graph is wrong ({reason})") from error
-    shapes = {value.name: value.type.tensor_type.shape for value in (*inferred.value_info, *inferred.output)}
-    for node in inferred.node:
+    for tensor in proto.graph.initializer:
+        types[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+        if tensor.data_type == ELEMENTS["int64"] and len(tensor.raw_data) <= SMALL_BYTES:
+            known[tensor.name] = tensor
+    for node in proto.graph.node:
+        inputs = [name for name in node.input if name]
+        shaped_by = node.input[SHAPED_BY[node.op_type]] if len(node.input) > SHAPED_BY.get(node.op_type, 99) else None
+        if shaped_by is not None and shaped_by not in known:
+            raise CorruptWeightsError(f"{file}: the shape {shaped_by[:40]!a}, a value in its graph, cannot be told")
+        try:
+            schema = onnx.defs.get_schema(node.op_type, opsets[node.domain], node.domain)
+            taken = {name: types[name] for name in inputs}
+            values = {name: known[name] for name in inputs if name in known}
+            given = infer_node_outputs(
+                schema, node, taken, values, opset_imports=list(proto.opset_import), ir_version=proto.ir_version
+            )
+        except Exception as error:
+            # Of the library's own classes, and of many others.
+            reason = ascii(str(error).strip().partition("\n")[0][:200])[1:-1]
+            raise CorruptWeightsError(f"{file}: its graph is wrong at {node.op_type[:40]!a} ({reason})") from error
         for name in filter(None, node.output):
-            sides = shapes[name].dim if name in shapes else None
-            if sides is None or any(not side.HasField("dim_value") for side in sides):
+            told = name in given and given[name].tensor_type.HasField("shape")
+            sides = given[name].tensor_type.shape.dim if told else []
+            if not told or any(not side.HasField("dim_value") for side in sides):
                 raise CorruptWeightsError(f"{file}: the size of {name[:40]!a}, a value in its graph, cannot be told")
-            if math.prod(side.dim_value for side in sides) > most:
-                shape = [side.dim_value for side in sides][:8]
+            shape = [side.dim_value for side in sides]
+            if math.prod(shape) > most or any(side < 0 for side in shape):
                 raise CorruptWeightsError(
-                    f"{file}: a value in its graph, {name[:40]!a}, has shape {shape}: larger than any in such a network"
+                    f"{file}: {name[:40]!a}, a value in its graph, has shape {shape[:8]}, larger than such models have"
                 )
+            types[name] = given[name]
+        result = _small_result(file, node, types, known)
+        if result is not None:
+            known[node.output[0]] = result
+
+
+def _small_result(
+    file: Path, node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto], known: Mapping[str, onnx.TensorProto]
+) -> onnx.TensorProto | None:
+    """What a node computes if it computes shapes: a graph for any number of targets has some that do."""
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    numbers = onnx.numpy_helper
+    output = types[node.output[0]].tensor_type
+    if output.elem_type != ELEMENTS["int64"] or math.prod(s.dim_value for s in output.shape.dim) * 8 > SMALL_BYTES:
+        return None
+    if node.op_type == "Shape":
+        shape = [side.dim_value for side in types[node.input[0]].tensor_type.shape.dim]
+        ends = {attribute.name: attribute.i for attribute in node.attribute}
+        return numbers.from_array(np.array(shape[ends.get("start", 0) : ends.get("end")], np.int64))
+    if node.op_type not in SHAPE_OPERATORS or any(name not in known for name in node.input if name):
+        return None
+    inputs = {name: numbers.to_array(known[name]) for name in node.input if name}
+    value: Any
+    try:
+        (value,) = ReferenceEvaluator(node).run(None, inputs)
+    except Exception as error:
+        raise CorruptWeightsError(f"{file}: its graph is wrong at {node.op_type!a} ({type(error).__name__})") from error
+    return numbers.from_array(value)
 
 
 def _template_name(file: Path, about: Mapping[str, str]) -> str:
