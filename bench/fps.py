@@ -3,6 +3,7 @@
     python bench/fps.py --engine reference --model base --elimination mce
     python bench/fps.py --engine all --protocol paper
     python bench/fps.py --engine reference --no-graph          # shares of the steps
+    python bench/fps.py --engine all --peers --device cpu      # beside plain exports, and the processor's ceiling
 
 Works from a plain checkout. Weights are random: this measures speed, not tracking.
 
@@ -14,13 +15,17 @@ Works from a plain checkout. Weights are random: this measures speed, not tracki
 --protocol paper                 the authors': the network alone, batch 1, random tensors, the template embedded every
                                  time, all template tokens deciding, float32 unless --dtype, one synchronisation.
 
-With several engines the measurement goes round them in turns, so that a busy machine slows all alike.
+With several engines the measurement goes round them in turns, so that a busy machine slows all alike. With --peers the
+last column is the share of the ceiling: operations of the products in a frame of engine openvino, over the time, over
+the best matrix product of that precision that a library reaches in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,12 +47,12 @@ try:
     from ckd_fast.reference.config import PRESETS
     from ckd_fast.training.recipes import PACKAGED_MODEL
     from ckd_fast.types import TrackResult
-    from ckd_fast.weights import LoadedModel
+    from ckd_fast.weights import LoadedModel, open_model
     from ckd_fast.weights.load import resolve_config
 except ImportError as error:
     refuse(f"{error}; sh scripts/setup installs what is missing")
 
-ENGINES = ("reference", "compiled", "openvino", "triton")
+ENGINES = ("reference", "compiled", "openvino", "onnx", "triton")
 PROTOCOLS = ("end-to-end", "ahead", "paper")
 PUBLISHED_FPS = {"mce": 96.4, "ce": 96.4, "none": 84.8}  # the paper's Table III, ViT-B, device not stated
 # The authors' program, repaired, on 2 cores of a 2.5 GHz Xeon, torch 2.13, float32: median (best) of 9, milliseconds.
@@ -72,6 +77,7 @@ class Result:
     fps: float
     times: Times
     build_seconds: float
+    ceiling_share: float | None = None  # of the best matrix product of its precision; on a CPU with --peers
 
 
 def engine_and_dtype(text: str) -> tuple[str, str | None]:
@@ -89,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--engine", nargs="+", type=engine_and_dtype, default=[("reference", None)], metavar="NAME[:DTYPE]",
         help=f"{', '.join(ENGINES)}, all; several are measured in turns, for example reference:float32 triton:bfloat16",
     )  # fmt: skip
+    parser.add_argument("--peers", action="store_true", help="also plain exports in their runtimes (extra export)")
     parser.add_argument("--model", default="base", help="base, base-shared, small, tiny or packaged (default: base)")
     parser.add_argument("--elimination", choices=ELIMINATIONS, default="mce", help="(default: mce)")
     parser.add_argument("--protocol", choices=(*PROTOCOLS, "all"), default="end-to-end", help="(default: end-to-end)")
@@ -127,7 +134,15 @@ def main() -> None:
 
 
 def build(options: argparse.Namespace, model: LoadedModel, name: str, dtype: str | None) -> Engine:
-    return build_engine(name, model, options.device, dtype or options.dtype, compile_mode=options.compile_mode)
+    """An engine; "onnx" runs a file that is exported for it."""
+    if name != "onnx":
+        return build_engine(name, model, options.device, dtype or options.dtype, compile_mode=options.compile_mode)
+    from ckd_fast.exporting import export_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        export_model(model, file, dtype=dtype or options.dtype or "float32", on_progress=lambda _line: None)
+        return build_engine(name, open_model(file), options.device)
 
 
 def started(engine: Engine) -> tuple[Tracker, Iterator[tuple[Any, Any]]]:
@@ -201,18 +216,42 @@ def compare(options: argparse.Namespace, config: ModelConfig) -> None:
                 raise
             print(f"left out: {error}")
             continue
-        key = f"{name} {str(engine.dtype).removeprefix('torch.')}"
+        key = f"{name} {name_of(engine.dtype)}"
         engines[key] = engine
         seconds[key] = time.perf_counter() - start
+    device = str(next(iter(engines.values())).device)
+    work, ceilings = 0.0, dict[str, float]()
+    if options.peers:
+        import peers
+
+        if device != "cpu":
+            refuse(f"--peers compares runtimes on a CPU, not on {device}")
+        dtypes = {engine.dtype for engine in engines.values()}
+        found = peers.peers(model, sorted(dtypes, key=str))
+        engines |= found
+        seconds |= dict.fromkeys(found, math.nan)
+        work = peers.executed_gflop(model)
+        ceilings = {precision: peers.ceiling_gflops(precision) for precision in map(name_of, dtypes)}
     protocols = PROTOCOLS if options.protocol == "all" else (options.protocol,)
     results: list[Result] = []
-    device = str(next(iter(engines.values())).device)
     for protocol in protocols:
-        found = in_turns(options, protocol, engines, seconds)
-        print_table(found, device)
-        results += found
-    written = {"arguments": used(options), "results": [dataclasses.asdict(result) for result in results]}
+        rows = in_turns(options, protocol, engines, seconds)
+        if options.peers:
+            ceilings |= {p: max(rate, peers.ceiling_gflops(p)) for p, rate in ceilings.items()}
+            rows = [
+                dataclasses.replace(row, ceiling_share=work / row.times.median_ms * 1e3 / ceilings[row.dtype])
+                for row in rows
+            ]
+        print_table(rows, device)
+        results += rows
+    written: dict[str, object] = {"arguments": used(options), "results": [dataclasses.asdict(row) for row in results]}
+    if options.peers:
+        written |= {"executed_gflop": work, "ceiling_gflops": ceilings}
     write_json(options.json, {"machine": machine(device), **written})
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def in_turns(
@@ -234,8 +273,7 @@ def in_turns(
     results = []
     for name, engine in engines.items():
         found = percentiles(times[name])
-        precision = str(engine.dtype).removeprefix("torch.")
-        common = (protocol, options.model, options.elimination, precision)
+        common = (protocol, options.model, options.elimination, name_of(engine.dtype))
         row = Result(engine.name, *common, fps=found.per_second, times=found, build_seconds=seconds[name])
         results.append(row)
     return results
@@ -251,20 +289,22 @@ def print_table(results: list[Result], device: str) -> None:
     first = results[0]
     print_machine(device)
     print(f"protocol {first.protocol}, random weights: speed only, no tracking\n")
-    print(f"{'engine':<26}{'frames/s':>10}{'best ms':>10}{'median ms':>11}{'p90 ms':>10}{'p99 ms':>10}{'ratio':>8}")
+    columns = f"{'best ms':>10}{'median ms':>11}{'p90 ms':>10}{'p99 ms':>10}{'ratio':>8}{'share':>8}"
+    print(f"{'engine':<36}{'frames/s':>10}{columns}")
     for result in results:
         name, t = f"{result.engine} {result.model} {result.elimination} {result.dtype}", result.times
         row = f"{result.fps:>10.2f}{t.best_ms:>10.2f}{t.median_ms:>11.2f}{t.p90_ms:>10.2f}{t.p99_ms:>10.2f}"
-        print(f"{name:<26}{row}{first.times.median_ms / t.median_ms:>8.2f}")
+        share = "" if result.ceiling_share is None else f"{100 * result.ceiling_share:>6.0f} %"
+        print(f"{name:<36}{row}{first.times.median_ms / t.median_ms:>8.2f}{share}")
     if first.model != "base":
         return
     if first.protocol == "paper":
-        print(f"{'as published, ViT-B':<26}{PUBLISHED_FPS[first.elimination]:>10.2f}   (device not stated)")
+        print(f"{'as published, ViT-B':<36}{PUBLISHED_FPS[first.elimination]:>10.2f}   (device not stated)")
     known = AUTHORS_CPU_MS.get((first.protocol, first.elimination))
     if device == "cpu" and known:
         median, best = known
         row = f"{1e3 / median:>10.2f}{best:>10.2f}{median:>11.2f}"
-        print(f"{'authors program, 2 cores':<26}{row}   (Xeon 2.5 GHz, torch 2.13, repaired copy, +-25 %)")
+        print(f"{'authors program, 2 cores':<36}{row}   (Xeon 2.5 GHz, torch 2.13, repaired copy, +-25 %)")
 
 
 @contextmanager

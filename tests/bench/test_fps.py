@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 from support import HAS_COMPILER, ROOT, run
 
+from ckd_fast.reference.config import preset
+from ckd_fast.reference.cost import model_cost
+
 HAS_OPENVINO = find_spec("openvino") is not None
+HAS_EXPORT = find_spec("onnxscript") is not None and find_spec("onnxruntime") is not None
 
 
 def fps(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -42,11 +46,28 @@ def test_all_leaves_out_what_is_missing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "left out: engine 'triton' needs a usable NVIDIA GPU" in done.stdout
     told = json.loads(out.read_text())
-    expected = ["reference", *["compiled"] * HAS_COMPILER, *["openvino"] * HAS_OPENVINO]
+    expected = ["reference", *["compiled"] * HAS_COMPILER, *["openvino"] * HAS_OPENVINO, *["onnx"] * HAS_EXPORT]
     assert [r["engine"] for r in told["results"]] == expected
     assert [r["times"]["count"] for r in told["results"]] == [6] * len(expected)
     assert HAS_COMPILER or "left out: engine 'compiled' cannot compile" in done.stdout
     assert HAS_OPENVINO or "left out: engine 'openvino' needs the package openvino" in done.stdout
+
+
+@pytest.mark.skipif(not HAS_EXPORT, reason="not installed: pip install 'ckd_fast[export]'")
+def test_peers_and_the_ceiling(tmp_path: Path) -> None:
+    out = tmp_path / "fps.json"
+    more = ("--model", "tiny", "--iterations", "2", "--warmup", "1", "--json", str(out))
+    done = fps("--engine", "reference", "openvino:float32", "--peers", *more)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(out.read_text())
+    names = [result["engine"] for result in told["results"]]
+    assert names == ["reference", "openvino", "onnxruntime", "plain-openvino"]
+    for result in told["results"]:
+        rate = told["executed_gflop"] / result["times"]["median_ms"] * 1e3
+        assert result["ceiling_share"] == pytest.approx(rate / told["ceiling_gflops"]["float32"])
+        assert 0 < result["ceiling_share"] < 1
+    with_attention = 2 * model_cost(preset("tiny")).macs_with_attention / 1e9
+    assert 0.8 * with_attention < told["executed_gflop"] < with_attention
 
 
 def test_shares_of_the_steps(tmp_path: Path) -> None:
