@@ -26,7 +26,7 @@ from ckd_fast.exporting import export_network
 from ckd_fast.pending import Pending
 from ckd_fast.reference.head import HeadMaps
 from ckd_fast.reference.model import OnStep
-from ckd_fast.reference.preprocess import normalise
+from ckd_fast.reference.preprocess import PIXEL_MEAN, PIXEL_STD
 from ckd_fast.reference.track import View
 from ckd_fast.weights import LoadedModel
 
@@ -55,7 +55,11 @@ class Peer(HostEngine):
 
     def _begin(self, view: View, on_step: OnStep | None) -> Pending[NetworkRun]:  # noqa: ARG002
         begin = time.perf_counter()
-        maps = self._maps(view.template, normalise(view.crops, view.present), view.deciding)
+        # In numpy: threads of torch and of the runtime would wait for each other.
+        mean, std = (np.array(values, np.float32) for values in (PIXEL_MEAN, PIXEL_STD))
+        pixels = (view.crops.numpy().astype(np.float32) / 255 - mean) / std
+        search = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 1, 4, 2, 3)))
+        maps = self._maps(view.template, search, view.deciding)
         return Pending.of(NetworkRun(maps, (time.perf_counter() - begin) * 1e3))
 
     @torch.inference_mode()
