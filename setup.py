@@ -41,6 +41,7 @@ setup(
         "ckd_fast.engines.triton",
         "ckd_fast.evaluation",
         "ckd_fast.exporting",
+        "ckd_fast.quantization",
         "ckd_fast.training",
         "ckd_fast.video",
         "ckd_fast.weights",

@@ -24,6 +24,7 @@ from .evaluate import add_eval
 from .export import add_export
 from .info import add_info
 from .parsing import EXIT_INTERRUPTED, Messages, OneLineParser, add_command, silence
+from .quantize import add_quantize
 from .run import add_run
 from .sample import add_sample
 from .track import add_track
@@ -71,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands: Any = parser.add_subparsers(title="subcommands", required=True, metavar="SUBCOMMAND")
     adders = (
         add_demo, add_track, add_train, add_run, add_eval, add_data, add_sample, add_info, add_weights, add_export,
-        add_cache,
+        add_quantize, add_cache,
     )  # fmt: skip
     for add in adders:
         add(commands)

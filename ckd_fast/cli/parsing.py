@@ -153,7 +153,9 @@ def add_model_options(parser: argparse.ArgumentParser, threads: int | None = Non
         default="auto",
         help="auto, cpu, cuda, cuda:N, or for .onnx files a provider such as tensorrt (default: auto)",
     )
-    group.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="precision (default: the engine's)")
+    group.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16", "int8"), help="precision (default: the engine's)"
+    )
     group.add_argument(
         "--threads", type=positive, default=threads, metavar="N",
         help=f"threads that the network uses on a CPU (default: {threads or 'one per core'})",

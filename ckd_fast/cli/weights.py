@@ -76,6 +76,10 @@ def run_weights_inspect(options: argparse.Namespace) -> int:
         "tensors": f"{found.tensors} ({', '.join(f'{count} {name}' for name, count in found.dtypes.items())}), "
         f"{found.parameters:,} values",
         "lost below": "not calibrated" if found.lost_threshold is None else f"{found.lost_threshold:g}",
+        "int8": "not calibrated"
+        if found.int8 is None
+        else f"kept tokens {found.int8.kept:.3f}, box IoU "
+        f"{found.int8.iou:.3f} with float32; in higher precision: {', '.join(found.in_float) or 'no layer'}",
         "not loaded": ", ".join(found.not_loaded) or "nothing",
     }
     for name, value in rows.items():

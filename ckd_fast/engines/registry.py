@@ -14,7 +14,7 @@ from .base import Engine
 log = logging.getLogger(__name__)
 
 ENGINES = ("auto", "reference", "compiled", "openvino", "onnx", "triton")
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -63,8 +63,8 @@ def build_engine(
         model: the weights, or for "onnx" a file that was exported.
         device: "auto", "cpu", "cuda", "cuda:N" or a torch device; for "onnx" also the name of a provider of ONNX
             Runtime, such as "tensorrt".
-        dtype: "float32", "float16", "bfloat16" or a torch dtype; None is bfloat16 on engine "triton", what the
-            processor multiplies by itself on "openvino", else float32.
+        dtype: "float32", "float16", "bfloat16", "int8" (engine "openvino", weights with a calibration) or a torch
+            dtype; None is bfloat16 on engine "triton", what the processor is fast at on "openvino", else float32.
         threads: of the processor that the network may use; None leaves it to the engine's library. For "reference" and
             "compiled" this sets torch's own number, for the whole process. On a GPU it does nothing.
         compile_mode: torch.compile's mode for "compiled".
@@ -76,9 +76,12 @@ def build_engine(
     if name == "onnx" or isinstance(model, ExportedModel):
         return _onnx(name, model, device, resolve_dtype(dtype), threads)
     where, precision = resolve_device(device), resolve_dtype(dtype)
+    in_int8 = precision == torch.int8
+    if in_int8 and (name not in ("openvino", "auto") or where.type != "cpu"):
+        raise InputError(f"dtype='int8': only engine 'openvino' on a CPU runs it, not {name!r} on {where}")
     if name == "triton":
         return _triton(model, where, precision)
-    if name == "openvino":
+    if name == "openvino" or in_int8:  # there is nothing to fall back to
         return _openvino(model, where, precision, threads)
     if name == "auto":
         return _fastest(model, where, precision, threads)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ckd_fast.reference.config import ModelConfig, preset_name
 
+from .calibration import Agreement
 from .files import open_weights
 from .load import LoadedModel, Provenance, model_from_file, resolve_config
 
@@ -26,6 +27,8 @@ class Inspection:
     provenance: Provenance
     teachers: bool  # whether the file holds them
     lost_threshold: float | None  # calibrated for these weights; None: not calibrated
+    int8: Agreement | None  # with float32, of weights that `ckd-fast quantize` wrote
+    in_float: tuple[str, ...]  # layers that stay in higher precision then
 
 
 def inspect_weights(
@@ -46,4 +49,6 @@ def inspect_weights(
         provenance=loaded.provenance,
         teachers=bool(loaded.teachers),
         lost_threshold=loaded.lost_threshold,
+        int8=loaded.calibration.agreement if loaded.calibration else None,
+        in_float=loaded.calibration.in_float if loaded.calibration else (),
     )

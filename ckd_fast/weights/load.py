@@ -18,6 +18,7 @@ from ckd_fast.reference.config import PRESETS, ModelConfig, preset, preset_name
 from ckd_fast.reference.model import Student, Trainee, initialise
 
 from . import keys
+from .calibration import PREFIX, Calibration, stored_calibration
 from .files import WeightsFile, finite_or_raise, metadata_json, open_weights
 
 FORMAT = "ckd_fast"
@@ -55,6 +56,7 @@ class LoadedModel:
         teachers: the teachers' tensors, empty if the source has none.
         provenance: where they came from.
         lost_threshold: with these weights, a target with a lower score counts as lost; None: not calibrated.
+        calibration: what int8 needs to know; None: these weights were not quantised.
     """
 
     config: ModelConfig
@@ -62,6 +64,7 @@ class LoadedModel:
     teachers: Mapping[str, Tensor]
     provenance: Provenance
     lost_threshold: float | None = None
+    calibration: Calibration | None = None
 
     def student(self) -> Student:
         """The model in evaluation mode, sharing these tensors."""
@@ -179,6 +182,7 @@ def model_from_file(file: WeightsFile, config: ModelConfig | None, seed: int | N
             f"{some_names(sorted(unknown))}"
         )
     finite_or_raise(path, named)
+    observed = {name: named.pop(name) for name in list(named) if name.startswith(PREFIX)}
     if named and kind == ENCODER:
         named |= _random_heads(path, named, config, seed)
     settled = _settle(file, named, config)
@@ -193,7 +197,8 @@ def model_from_file(file: WeightsFile, config: ModelConfig | None, seed: int | N
     if teachers:
         _compare(path, {f"student.{n}": v for n, v in students.items()} | teachers, settled, Trainee, "student.")
     if kind == OURS:
-        return LoadedModel(settled, students, teachers, _stored_provenance(file), _stored_threshold(file))
+        calibration = stored_calibration(file, observed, settled)
+        return LoadedModel(settled, students, teachers, _stored_provenance(file), _stored_threshold(file), calibration)
     provenance = Provenance(path.name, kind, file.sha256, file.placeholders, seed)
     return LoadedModel(settled, students, teachers, provenance)
 

@@ -16,6 +16,7 @@ from ckd_fast.errors import InputError, OutputError
 from ckd_fast.files import refuse_overwrite
 from ckd_fast.reference.config import ModelConfig, preset_name
 
+from .calibration import KEY, calibration_line, calibration_tensors
 from .files import write_safetensors
 from .load import FORMAT, FORMAT_VERSION, LoadedModel, is_threshold, load_model
 
@@ -46,6 +47,9 @@ def save_model(
     }
     if model.lost_threshold is not None:
         metadata["calibration"] = json.dumps({"lost_threshold": model.lost_threshold})
+    if model.calibration is not None:
+        tensors |= calibration_tensors(model.calibration)
+        metadata[KEY] = calibration_line(model.calibration)
     write_safetensors(path, tensors, metadata)
 
 

@@ -181,7 +181,7 @@ def test_threads_share_an_engine() -> None:
 
 def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = model()
-    with pytest.raises(InputError, match="float16: engine 'openvino' runs float32 and bfloat16"):
+    with pytest.raises(InputError, match="float16: engine 'openvino' runs float32, bfloat16 and int8"):
         build_engine("openvino", loaded, "cpu", "float16")
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
     monkeypatch.delitem(__import__("sys").modules, "ckd_fast.engines.openvino.engine", raising=False)

@@ -381,7 +381,7 @@ def test_auto_falls_back_visibly(caplog: pytest.LogCaptureFixture, monkeypatch: 
         ({"engine": "fast"}, "engine='fast': known are auto, reference, compiled, openvino, onnx, triton"),
         ({"device": "tpu"}, "device='tpu'"),
         ({"device": "meta"}, "device='meta'"),
-        ({"dtype": "int8"}, "dtype='int8': known are float32"),
+        ({"dtype": "int4"}, "dtype='int4': known are float32"),
         ({"dtype": torch.int32}, "dtype=torch.int32"),
         ({"model": "base"}, "brings its sizes"),
         ({"config": {"lost_threshold": 0.3}}, "config is a dict"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ckd_fast.cache import user_cache
+from ckd_fast.cache import Cache, user_cache
 from ckd_fast.engines.host import HostEngine, NetworkRun
 from ckd_fast.errors import EngineError, InputError
 from ckd_fast.pending import Pending
@@ -23,6 +24,9 @@ from ckd_fast.weights import LoadedModel
 
 from .compiling import Compiler
 from .graph import frame_graph, template_graph
+from .int8 import Int8, saturates
+
+log = logging.getLogger(__name__)
 
 MOST_TARGETS = 32
 ANY_NUMBER = -1
@@ -32,6 +36,44 @@ PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 def native_precision(core: openvino.Core) -> torch.dtype:
     """bfloat16 where the processor multiplies it by itself, else float32."""
     return torch.bfloat16 if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else torch.float32
+
+
+def _floating(core: openvino.Core, dtype: torch.dtype) -> torch.dtype:
+    """The precision of what does not run in int8."""
+    return native_precision(core) if dtype == torch.int8 else dtype
+
+
+def _resolved(
+    core: openvino.Core, model: LoadedModel, dtype: torch.dtype | None, note: str
+) -> tuple[torch.dtype, Int8 | None, str]:
+    """The precision, how to run int8 layers, and the note on both."""
+    notes = [note] if note else []
+    native, calibration = native_precision(core), model.calibration
+    narrow = calibration is not None and saturates(core)
+    if dtype is None and calibration is not None:
+        dtype = native if narrow else torch.int8
+        if narrow:
+            notes.append("not int8, because this processor has no VNNI")
+            log.warning("engine 'openvino' runs weights that are calibrated for int8 in %s: %s", native, notes[-1])
+    dtype = dtype or native
+    if dtype == torch.int8:
+        if calibration is None:
+            raise InputError(
+                "dtype=int8: these weights carry no calibration; ckd-fast quantize --weights FILE --out OUT adds it"
+            )
+        weights = ", weights in seven bits, because this processor's sums of int8 products saturate" if narrow else ""
+        rest = str(native).removeprefix("torch.")
+        notes.append(f"{len(calibration.in_int8)} of {len(calibration.inputs)} layers, the rest {rest}{weights}")
+        return dtype, Int8(calibration, narrow), "; ".join(notes)
+    if dtype not in PRECISIONS:
+        raise InputError(f"dtype={dtype}: engine 'openvino' runs float32, bfloat16 and int8")
+    if dtype == torch.bfloat16 and native != dtype:
+        processor = core.get_property("CPU", "FULL_DEVICE_NAME")
+        raise EngineError(  # OpenVINO would run float32 without a word
+            f"dtype={dtype}: this processor ({processor}) does not multiply bfloat16 by itself (AVX512_BF16 or "
+            "AMX); use dtype='float32', or engine 'reference'"
+        )
+    return dtype, None, "; ".join(notes)
 
 
 @dataclass(frozen=True)
@@ -75,35 +117,35 @@ class OpenVinoEngine(HostEngine):
 
     Args:
         model: weights.
-        dtype: float32 or bfloat16; None takes what the processor has natively. Results are float32.
+        dtype: float32, bfloat16, or int8 for weights with a calibration. None takes int8 for such weights where the
+            processor is fast at it, else what it has natively. Results are float32.
         note: what a reader of `str(engine)` should know.
         threads: None leaves it to OpenVINO.
+        cache: where compiled graphs are kept; None: the user's.
     """
 
     name = "openvino"
     most_targets = MOST_TARGETS
 
     def __init__(
-        self, model: LoadedModel, dtype: torch.dtype | None = None, note: str = "", *, threads: int | None = None
+        self,
+        model: LoadedModel,
+        dtype: torch.dtype | None = None,
+        note: str = "",
+        *,
+        threads: int | None = None,
+        cache: Cache | None = None,
     ) -> None:
         self._core = openvino.Core()
-        dtype = dtype or native_precision(self._core)
-        if dtype not in PRECISIONS:
-            raise InputError(f"dtype={dtype}: engine 'openvino' runs float32 and bfloat16")
-        if dtype == torch.bfloat16 and native_precision(self._core) != dtype:
-            processor = self._core.get_property("CPU", "FULL_DEVICE_NAME")
-            raise EngineError(  # OpenVINO would run float32 without a word
-                f"dtype={dtype}: this processor ({processor}) does not multiply bfloat16 by itself (AVX512_BF16 or "
-                "AMX); use dtype='float32', or engine 'reference'"
-            )
+        dtype, self._int8, note = _resolved(self._core, model, dtype, note)
         super().__init__(model, torch.device("cpu"), dtype, note)
         self._model = model
         self._properties: dict[str, str | int] = {
-            "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
+            "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": PRECISIONS[_floating(self._core, dtype)],
         }  # fmt: skip
         if threads is not None:
             self._properties["INFERENCE_NUM_THREADS"] = threads
-        self._compiled = Compiler(self._core, self._properties, model, user_cache())
+        self._compiled = Compiler(self._core, self._properties, model, cache or user_cache())
         self._template = Requests(self._compiled("template", self.config, lambda: template_graph(model.student())))
         self._frames: dict[FrameKind, Requests] = {}
         self._requests(FrameKind(self.config, 1))
@@ -112,12 +154,18 @@ class OpenVinoEngine(HostEngine):
         """The graph of a kind of frame; compiled when it is first asked for."""
         with self._lock:
             if kind not in self._frames:
-                self._frames[kind] = Requests(self._compiled(str(kind), kind.config, lambda: self._graph(kind)))
+                self._frames[kind] = Requests(self._compiled(self._name(kind), kind.config, lambda: self._graph(kind)))
             return self._frames[kind]
+
+    def _name(self, kind: FrameKind) -> str:
+        """What the graph depends on, beside the weights."""
+        return str(kind) if self._int8 is None else f"{kind}, {self._int8}"
 
     def _graph(self, kind: FrameKind) -> openvino.Model:
         student = self._model.student()
-        return frame_graph(student, kind.config, kind.targets, normalised=kind.normalised, observed=kind.observed)
+        return frame_graph(
+            student, kind.config, kind.targets, normalised=kind.normalised, observed=kind.observed, int8=self._int8
+        )
 
     @torch.inference_mode()
     def run_network(self, template_images: Tensor, search_images: Tensor) -> HeadMaps:

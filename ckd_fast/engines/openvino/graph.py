@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from ckd_fast.reference.config import ModelConfig
 from ckd_fast.reference.elimination import template_mask
 from ckd_fast.reference.head import SCORE_MARGIN, Tower
-from ckd_fast.reference.model import Student
+from ckd_fast.reference.model import MODALITIES, Student
 from ckd_fast.reference.preprocess import PIXEL_MEAN, PIXEL_STD
 from ckd_fast.reference.vit import LAYER_NORM_EPS, Block, Branch
+
+from .int8 import Int8
 
 Node: TypeAlias = openvino.Node
 Values = NDArray[np.float64]
@@ -43,7 +45,13 @@ def template_graph(student: Student) -> openvino.Model:
 
 
 def frame_graph(
-    student: Student, config: ModelConfig, targets: int = 1, *, normalised: bool = False, observed: bool = False
+    student: Student,
+    config: ModelConfig,
+    targets: int = 1,
+    *,
+    normalised: bool = False,
+    observed: bool = False,
+    int8: Int8 | None = None,
 ) -> openvino.Model:
     """Template tokens [2, B, T, C], search crops, deciding tokens [B, T] and present modalities [2, B]
     -> maps [B, 5, cells]: score, offset x and y, width, height.
@@ -54,8 +62,9 @@ def frame_graph(
         targets: B, or -1 for any number; a graph for exactly one is faster.
         normalised: search crops are float32 [2, B, 3, H, W], as the reference takes them; else uint8 [2, B, H, W, 3].
         observed: the steps are further outputs, by their names.
+        int8: which layers run in int8, and how.
     """
-    return _Frame(student, config).model(targets, normalised=normalised, observed=observed)
+    return _Frame(student, config, int8).model(targets, normalised=normalised, observed=observed)
 
 
 class _Frame:
@@ -65,9 +74,10 @@ class _Frame:
     [2 B, N, C], so that each product is one.
     """
 
-    def __init__(self, student: Student, config: ModelConfig) -> None:
-        self.student, self.config = student, config
+    def __init__(self, student: Student, config: ModelConfig, int8: Int8 | None) -> None:
+        self.student, self.config, self.int8 = student, config, int8
         self.branches = student.branches[:1] if config.share_students else student.branches  # of each stream
+        self.names = MODALITIES[: len(self.branches)]
         self.steps: list[tuple[str, Node]] = []
 
     def model(self, targets: int, *, normalised: bool, observed: bool) -> openvino.Model:
@@ -138,7 +148,8 @@ class _Frame:
         """One transformer block: tokens [B, N, C] of each stream and the cells of their search tokens [B, L]."""
         config = self.config
         blocks: list[Block] = [branch.blocks[index] for branch in self.branches]  # type: ignore[misc]
-        heads = [_heads(config, block, x) for block, x in zip(blocks, tokens, strict=True)]
+        layers = [f"{name}.blocks.{index}" for name in self.names]
+        heads = [self._heads(block, x, layer) for block, x, layer in zip(blocks, tokens, layers, strict=True)]
         attended = [_flat(config, op.scaled_dot_product_attention(q, k, v)) for q, k, v in heads]
         if config.eliminates_at(index):
             scores = self._scores([(q, k) for q, k, _ in heads], deciding, present)  # [B, L] each
@@ -153,14 +164,23 @@ class _Frame:
             )
             self.steps += [(f"block{index}.scores", _stacked(scores)), (f"block{index}.eliminate", _stacked(cells))]
         between, after = [], []
-        for block, before, attention in zip(blocks, tokens, attended, strict=True):
-            x = op.add(before, _linear(attention, _exact(block.proj.weight), _exact(block.proj.bias)))
+        for block, before, attention, layer in zip(blocks, tokens, attended, layers, strict=True):
+            x = op.add(before, self._linear(attention, *_plain(block.proj), f"{layer}.proj"))
             between.append(x)
-            hidden = op.gelu(_linear(_normed(x), *_folded(block.fc1, block.norm2)), "erf")
-            after.append(op.add(x, _linear(hidden, _exact(block.fc2.weight), _exact(block.fc2.bias))))
+            hidden = op.gelu(self._linear(_normed(x), *_folded(block.fc1, block.norm2), f"{layer}.fc1"), "erf")
+            after.append(op.add(x, self._linear(hidden, *_plain(block.fc2), f"{layer}.fc2")))
         self._show(f"block{index}.attention", between)
         self._show(f"block{index}.mlp", after)
         return after, cells
+
+    def _heads(self, block: Block, x: Node, layer: str) -> tuple[Node, Node, Node]:
+        """Queries, keys and values [B, H, N, d]."""
+        config = self.config
+        qkv = self._linear(_normed(x), *_folded(block.qkv, block.norm1), f"{layer}.qkv")
+        split = op.reshape(qkv, _whole([0, 0, 3, config.heads, config.head_dim]), special_zero=True)
+        apart = op.transpose(split, _whole([2, 0, 3, 1, 4]))
+        q, k, v = _parts(apart, 3)
+        return q, k, v
 
     def _scores(self, heads: Sequence[tuple[Node, Node]], deciding: Node, present: Node) -> list[Node]:
         """Scores of the current search tokens [B, L]: of each branch, or one for both. See `reference.elimination`."""
@@ -213,9 +233,10 @@ class _Frame:
         normed = self._apart([_normed(op.slice(x, start, end, one, one)) for x in tokens])
         weights = np.split(first, BRANCHES, axis=1)
         sums: Node | None = None
-        for branch, x, c, weight in zip(self.student.branches, normed, cells, weights, strict=True):
+        names = self.names * (BRANCHES // len(self.names))
+        for name, branch, x, c, weight in zip(names, self.student.branches, normed, cells, weights, strict=True):
             taps = weight.reshape(features, config.dim, TAPS).transpose(2, 0, 1).reshape(TAPS * features, config.dim)
-            products = _linear(x, *_fold(taps, np.zeros(len(taps)), branch.norm))  # [B, K, 9 F]
+            products = self._linear(x, *_fold(taps, np.zeros(len(taps)), branch.norm), f"{name}.head")  # [B, K, 9 F]
             if live < config.search_tokens:  # back to the cells that the tokens stand for, zeros elsewhere
                 products = _scattered(products, c, batch, [config.search_tokens, TAPS * features])
             sums = products if sums is None else op.add(sums, products)
@@ -233,6 +254,13 @@ class _Frame:
             total = op.add(total, part)
         return total
 
+    def _linear(self, x: Node, weight: Values, bias: Values, layer: str) -> Node:
+        """[..., C] times a weight [F, C], plus a bias [F]; in int8 if the layer of this name is."""
+        factors = x, _constant(weight)
+        if self.int8 is not None and self.int8.takes(layer):
+            factors = self.int8.rounded(layer, x, weight)
+        return op.add(op.matmul(*factors, transpose_a=False, transpose_b=True), _constant(bias))
+
 
 def _embedded(branch: Branch, image: Node, positions: Tensor) -> Node:
     """[B, 3, H, W] -> [B, tokens, C]."""
@@ -243,15 +271,6 @@ def _embedded(branch: Branch, image: Node, positions: Tensor) -> Node:
     rows = op.transpose(op.reshape(patches, _whole([0, channels, -1]), special_zero=True), _whole([0, 2, 1]))
     bias = _exact(convolution.bias)
     return op.add(rows, _constant(_exact(positions) + bias))
-
-
-def _heads(config: ModelConfig, block: Block, x: Node) -> tuple[Node, Node, Node]:
-    """Queries, keys and values [B, H, N, d]."""
-    qkv = _linear(_normed(x), *_folded(block.qkv, block.norm1))
-    split = op.reshape(qkv, _whole([0, 0, 3, config.heads, config.head_dim]), special_zero=True)
-    apart = op.transpose(split, _whole([2, 0, 3, 1, 4]))
-    q, k, v = _parts(apart, 3)
-    return q, k, v
 
 
 def _flat(config: ModelConfig, attended: Node) -> Node:
@@ -298,6 +317,10 @@ def _stage(tower: Tower, number: int) -> tuple[Values, Values]:
     return _exact(convolution.weight) * scale[:, None, None, None], bias
 
 
+def _plain(layer: nn.Linear) -> tuple[Values, Values]:
+    return _exact(layer.weight), _exact(layer.bias)
+
+
 def _folded(layer: nn.Linear, norm: nn.LayerNorm) -> tuple[Values, Values]:
     return _fold(_exact(layer.weight), _exact(layer.bias), norm)
 
@@ -310,10 +333,6 @@ def _fold(weight: Values, bias: Values, norm: nn.LayerNorm) -> tuple[Values, Val
 def _normed(x: Node) -> Node:
     """LayerNorm without its scale and shift."""
     return op.mvn(x, _whole([2]), normalize_variance=True, eps=LAYER_NORM_EPS, eps_mode="inside_sqrt")
-
-
-def _linear(x: Node, weight: Values, bias: Values) -> Node:
-    return op.add(op.matmul(x, _constant(weight), transpose_a=False, transpose_b=True), _constant(bias))
 
 
 def _input(name: str, shape: Sequence[int], dtype: type[np.generic] = np.float32) -> Node:
