@@ -67,6 +67,7 @@ setup(
     ],
     extras_require={
         "cpu": CPU,
+        "quantize": CPU,  # `ckd-fast quantize` measures on engine `openvino`
         "onnx": ONNX,
         "export": EXPORT,
         "plot": PLOT,

@@ -32,6 +32,8 @@ from ckd_fast.weights import LoadedModel
 
 PEERS = ("onnxruntime", "plain-openvino")
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+ENDS, STEPS = (np.float32(-4), np.float32(4)), 255  # of numbers in int8
+SAMPLES = 4  # random ones for NNCF: time does not depend on them
 LATENCY = {"PERFORMANCE_HINT": "LATENCY"}
 Inputs = Sequence[NDArray[np.generic]]
 # Shapes [M, K] x [K, N] whose product may be the fastest of the machine: the model's own, and square ones.
@@ -79,18 +81,33 @@ def _onnxruntime(file: Path, dtype: torch.dtype) -> Callable[[Inputs], list[NDAr
 
 
 def _openvino(file: Path, dtype: torch.dtype) -> Callable[[Inputs], list[NDArray[Any]]]:
+    """In int8: quantised by NNCF with its default settings."""
     import openvino
 
     core = openvino.Core()
-    graph = core.read_model(file)
-    compiled = core.compile_model(graph, "CPU", {**LATENCY, "INFERENCE_PRECISION_HINT": PRECISIONS[dtype]})
+    graph, hints = core.read_model(file), {}
+    if dtype == torch.int8:
+        import nncf
+
+        draw = np.random.default_rng(0)
+        shapes = [tuple(each.get_shape()) for each in graph.inputs]
+        samples = [
+            [*(draw.standard_normal(shape).astype(np.float32) for shape in shapes[:2]), np.ones(shapes[2], bool)]
+            for _ in range(SAMPLES)
+        ]
+        graph = nncf.quantize(graph, nncf.Dataset(samples), subset_size=SAMPLES)
+    else:
+        hints = {"INFERENCE_PRECISION_HINT": PRECISIONS[dtype]}
+    compiled = core.compile_model(graph, "CPU", {**LATENCY, **hints})
     request = compiled.create_infer_request()
     return lambda inputs: [value.copy() for value in request.infer(list(inputs), share_inputs=True).values()]
 
 
 def ceiling_gflops(precision: str) -> float:
-    """The best matrix product in a precision ("float32", "bfloat16") that torch or OpenVINO reaches here."""
-    products = [_torch_product, *[_openvino_product] * (find_spec("openvino") is not None)]
+    """The best matrix product in a precision ("float32", "bfloat16", "int8") that torch or OpenVINO reaches here."""
+    products = [_openvino_product] if find_spec("openvino") is not None else []
+    if precision != "int8":
+        products.append(_torch_product)
     return max(product(shape, precision) for product in products for shape in SHAPES)
 
 
@@ -117,14 +134,17 @@ def _openvino_product(shape: tuple[int, int, int], precision: str) -> float:
 
     rows, inner, columns = shape
     draw = np.random.default_rng(0)
+    values = draw.standard_normal((rows, inner)).astype(np.float32)
     x = op.parameter([rows, inner], np.float32)
-    weight = op.constant(draw.standard_normal((columns, inner)).astype(np.float32))
-    graph = openvino.Model([op.result(op.matmul(x, weight, transpose_a=False, transpose_b=True))], [x])
-    request = openvino.Core().compile_model(
-        graph, "CPU", {**LATENCY, "INFERENCE_PRECISION_HINT": PRECISIONS[getattr(torch, precision)]}
-    ).create_infer_request()  # fmt: skip
-    values = [draw.standard_normal((rows, inner)).astype(np.float32)]
-    return _rate(shape, lambda: request.infer(values, share_inputs=True))
+    left, right = x, op.constant(draw.standard_normal((columns, inner)).astype(np.float32))
+    hints = {}
+    if precision == "int8":
+        left, right = (op.fake_quantize(each, *map(op.constant, ENDS * 2), STEPS) for each in (left, right))
+    else:
+        hints = {"INFERENCE_PRECISION_HINT": PRECISIONS[getattr(torch, precision)]}
+    graph = openvino.Model([op.result(op.matmul(left, right, transpose_a=False, transpose_b=True))], [x])
+    request = openvino.Core().compile_model(graph, "CPU", {**LATENCY, **hints}).create_infer_request()
+    return _rate(shape, lambda: request.infer([values], share_inputs=True))
 
 
 def executed_gflop(model: LoadedModel) -> float:
