@@ -102,7 +102,7 @@ def test_layers_have_weights_and_most_products() -> None:
     (lambda held: held[LAYER][0].fill_(1e5), "a lowest value above the highest"),
     (lambda held: held.update({LAYER: torch.zeros(2, 128, dtype=torch.int32)}), "expected a floating-point tensor"),
     (lambda held: [held.pop(name) for name in list(held) if name.startswith("calibration.")], "lacks layers"),
-], ids=str)  # fmt: skip
+])  # fmt: skip
 def test_tensors_that_cannot_be(file: Path, change: Callable[[dict[str, Tensor]], object], message: str) -> None:
     with pytest.raises((CorruptWeightsError, WeightsMismatchError), match=message) as raised:
         load_model(changed(file, change))
