@@ -63,8 +63,7 @@ class HostEngine(Engine):
 
     def make_target(self, frames: RawPair, box: Box) -> Target:
         pair = register(frames)
-        with self._lock:
-            return HostTarget(self._owner, make_template(self._embed, self.config, (pair.rgb, pair.tir), box))
+        return HostTarget(self._owner, make_template(self._embed, self.config, (pair.rgb, pair.tir), box))
 
     def start(self, searches: Sequence[Search], frames: RawPair, on_step: OnStep | None = None) -> Pending[list[Found]]:
         begin = time.perf_counter()
@@ -102,7 +101,8 @@ class ReferenceEngine(HostEngine):
         self._student = model.student().to(device, dtype)
 
     def _embed(self, images: Tensor) -> Tensor:
-        return self._student.embed_template(images.to(self.device, self.dtype))
+        with self._lock:
+            return self._student.embed_template(images.to(self.device, self.dtype))
 
     @torch.inference_mode()
     def _begin(self, view: View, on_step: OnStep | None) -> Pending[NetworkRun]:
@@ -121,8 +121,9 @@ class ReferenceEngine(HostEngine):
         deciding = torch.ones(
             template_images.shape[1], self.config.template_tokens, dtype=torch.bool, device=self.device
         )
+        template = self._embed(template_images)
         with self._lock:
-            return self._maps(self._embed(template_images), search_images, deciding, None, None)
+            return self._maps(template, search_images, deciding, None, None)
 
     def _maps(
         self, template: Tensor, search: Tensor, deciding: Tensor, present: Tensor | None, on_step: OnStep | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 
 import torch
 
@@ -121,10 +122,15 @@ def _openvino(
     try:
         from .openvino.engine import OpenVinoEngine
     except ImportError as error:
-        raise EngineError(
-            "engine 'openvino' needs the package openvino, which is not installed: pip install 'ckd_fast[cpu]'"
-        ) from error
+        raise EngineError(f"engine 'openvino' {_lacks('openvino', 'cpu', error)}") from error
     return OpenVinoEngine(model, precision, note, threads=threads)
+
+
+def _lacks(package: str, extra: str, error: ImportError) -> str:
+    """Why a package cannot be imported."""
+    if find_spec(package) is not None:
+        return f"cannot import the package {package} ({error}): repair it with pip install 'ckd_fast[{extra}]'"
+    return f"needs the package {package}, which is not installed: pip install 'ckd_fast[{extra}]'"
 
 
 def _onnx(
@@ -150,9 +156,7 @@ def _onnx(
     try:
         from .onnx.engine import OnnxEngine
     except ImportError as error:
-        raise EngineError(
-            "engine 'onnx' needs the package onnxruntime, which is not installed: pip install 'ckd_fast[onnx]'"
-        ) from error
+        raise EngineError(f"engine 'onnx' {_lacks('onnxruntime', 'onnx', error)}") from error
     return OnnxEngine(model, str(device), threads=threads)
 
 

@@ -27,7 +27,7 @@ from openvino import opset15 as op  # noqa: E402 - after the skip
 
 from ckd_fast.datasets import ClipConfig, SyntheticClip  # noqa: E402
 from ckd_fast.engines.openvino import engine as engine_module  # noqa: E402
-from ckd_fast.engines.openvino.int8 import Int8, grid, saturates  # noqa: E402
+from ckd_fast.engines.openvino.int8 import Int8, Support, grid, support  # noqa: E402
 from ckd_fast.quantization import Clip, Wanted, compare, quantize, search_again, summary, track  # noqa: E402
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def test_the_largest_sums_are_right(shape: tuple[int, int, int], sign: int) -> N
     rows, inputs, outputs = shape
     x, weight = np.ones((rows, inputs)), np.full((outputs, inputs), float(sign))
     x[0] = 0.0  # else there is no range
-    found = product(x, weight, "rgb.blocks.0.fc2", narrow=saturates(openvino.Core()))
+    found = product(x, weight, "rgb.blocks.0.fc2", narrow=support(openvino.Core()).saturating)
     assert np.allclose(found, x @ weight.T, rtol=1e-5, atol=1e-4)
 
 
@@ -82,7 +82,7 @@ def test_a_product_is_as_close_as_its_grids(layer: str) -> None:
     """Each input and each weight is at most half a step off."""
     draw = np.random.default_rng(0)
     x, weight = draw.normal(size=(50, 96)), draw.normal(size=(64, 96))
-    narrow = saturates(openvino.Core())
+    narrow = support(openvino.Core()).saturating
     found = product(x, weight, layer, narrow=narrow)
     steps_x, steps_w = 255, 128 if narrow else 254
     if layer.endswith("qkv"):  # as smoothed
@@ -100,7 +100,7 @@ def test_smoothing_tames_a_channel_that_stands_out() -> None:
     draw = np.random.default_rng(1)
     x, weight = draw.normal(size=(50, 96)), draw.normal(size=(64, 96))
     x[:, 5] *= 60
-    narrow = saturates(openvino.Core())
+    narrow = support(openvino.Core()).saturating
     rough, smooth = (
         np.abs(product(x, weight, f"rgb.blocks.0.{layer}", narrow=narrow) - x @ weight.T).mean()
         for layer in ("fc2", "fc1")
@@ -206,13 +206,16 @@ def test_several_targets() -> None:
 def test_what_is_the_default(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Int8 where the processor is fast at it, for weights that are calibrated; else what is native, and it says so."""
     model = calibrate_by_chance(load_model("random", TWO_BLOCKS, seed=3))
-    monkeypatch.setattr(engine_module, "saturates", lambda _core: False)
+    monkeypatch.setattr(engine_module, "support", lambda _core: Support(native=True, saturating=False))
     assert str(Tracker(model, engine="openvino", device="cpu").engine).startswith(
         "openvino on cpu, int8 (18 of 18 layers"
     )
     assert "int8" not in str(build_engine("openvino", dataclasses.replace(model, calibration=None), "cpu"))
     assert not caplog.records
-    monkeypatch.setattr(engine_module, "saturates", lambda _core: True)
+    monkeypatch.setattr(engine_module, "support", lambda _core: Support(native=False, saturating=False))
+    assert "not int8, because OpenVINO computes int8 in floats" in str(build_engine("auto", model, "cpu"))
+    monkeypatch.setattr(engine_module, "support", lambda _core: Support(native=True, saturating=True))
+    caplog.clear()
     with caplog.at_level(logging.WARNING):
         slow = build_engine("auto", model, "cpu")
     assert slow.dtype != torch.int8

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from both import BOX, BOXES, TWO_BLOCKS, Both, frames
-from support import GOLDEN_CONFIG, Golden, assert_as_exact, enliven
+from support import GOLDEN_CONFIG, Golden, assert_as_exact, enliven, run
 from torch import Tensor
 
 from ckd_fast import EngineError, InputError, ModelConfig, MultiTracker, Tracker, load_model
@@ -18,7 +20,9 @@ from ckd_fast.engines.host import ReferenceEngine
 from ckd_fast.types import Box
 from ckd_fast.weights import LoadedModel
 
-pytest.importorskip("openvino", reason="openvino is not installed: pip install 'ckd_fast[cpu]'")
+openvino = pytest.importorskip("openvino", reason="openvino is not installed: pip install 'ckd_fast[cpu]'")
+
+from ckd_fast.engines.openvino.engine import native_precision  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -129,16 +133,70 @@ def test_auto_takes_it_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch, ca
     assert "runs the reference network on cpu" in caplog.text
 
 
-def test_precision_follows_the_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("capabilities", "expected"), [
+    (["FP32", "INT8", "BIN"], torch.float32), (["FP32", "BF16", "INT8"], torch.bfloat16),
+    (["FP32", "FP16", "INT8"], torch.float32),
+])  # fmt: skip
+def test_precision_follows_the_instruction_set(
+    monkeypatch: pytest.MonkeyPatch, capabilities: list[str], expected: torch.dtype
+) -> None:
     """As the processor says; nothing is tried. OpenVINO itself would run float32 in place of bfloat16."""
-    from ckd_fast.engines.openvino import engine as room
 
-    for says, expected in (("FP32 INT8", torch.float32), ("FP32 BF16 INT8", torch.bfloat16)):
-        monkeypatch.setattr(room, "native_precision", lambda _core, dtype=expected: dtype)
-        assert build_engine("openvino", model(), "cpu").dtype == expected, says
-    monkeypatch.setattr(room, "native_precision", lambda _core: torch.float32)
-    with pytest.raises(EngineError, match="does not multiply bfloat16 by itself"):
-        build_engine("openvino", model(), "cpu", "bfloat16")
+    class Processor(openvino.Core):
+        def get_property(self, device: str, name: str) -> Any:
+            return capabilities if name == "OPTIMIZATION_CAPABILITIES" else super().get_property(device, name)
+
+    monkeypatch.setattr(openvino, "Core", Processor)
+    assert build_engine("openvino", model(), "cpu").dtype == expected
+    if expected == torch.float32:
+        with pytest.raises(EngineError, match="does not multiply bfloat16 by itself"):
+            build_engine("openvino", model(), "cpu", "bfloat16")
+
+
+@pytest.mark.skipif(
+    native_precision(openvino.Core()) != torch.bfloat16, reason="this processor does not multiply bfloat16 by itself"
+)
+def test_bfloat16_is_as_exact_as_pytorchs() -> None:
+    """Maps without elimination, whose cuts would turn rounding into other tokens."""
+    loaded = model(dataclasses.replace(TWO_BLOCKS, elimination="none"))
+    ours = build_engine("openvino", loaded, "cpu", "bfloat16")
+    plain, exact = (ReferenceEngine(loaded, CPU, dtype) for dtype in (torch.bfloat16, torch.float64))
+    found, theirs, truth = (observe(engine, BOX) for engine in (ours, plain, exact))
+    for name in ("head.score", "head.size", "head.offset"):
+        assert_as_exact(found[name].double(), theirs[name].double(), truth[name].double())
+
+
+def test_a_frame_that_nobody_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its inputs, and the mapped weights, live until the network is done with them; it crashed the process."""
+    monkeypatch.setenv("CKD_FAST_CACHE", str(tmp_path))
+    program = (
+        "import gc, numpy as np\n"
+        "from ckd_fast import Tracker\n"
+        "for _ in range(6):\n"
+        "    tracker = Tracker('random', 'tiny', engine='openvino', device='cpu')\n"
+        "    frame = np.zeros((240, 320, 3), np.uint8)\n"
+        "    tracker.init(frame, frame, (100, 100, 40, 40))\n"
+        "    engine = tracker.engine\n"
+        "    from ckd_fast.engines import Search\n"
+        "    from ckd_fast.frames import first_pair\n"
+        "    from ckd_fast import TrackerConfig\n"
+        "    pair = first_pair(frame, frame, TrackerConfig())\n"
+        "    target = engine.make_target(pair, (100, 100, 40, 40))\n"
+        "    pending = engine.start([Search(target, (100, 100, 40, 40), 4.0)], pair)\n"
+        "    del tracker, engine, target\n"
+        "    del pending\n"
+        "    gc.collect()\n"
+        "print('alive')\n"
+    )
+    done = run(sys.executable, "-c", program)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "alive\n"
+
+
+def test_openvinos_errors_are_ours() -> None:
+    engine = openvino_engine(model())
+    with pytest.raises(EngineError, match="engine 'openvino' cannot run the network"):
+        engine.run_network(torch.zeros(2, 1, 3, 32, 32), torch.zeros(2, 1, 3, 48, 48))
 
 
 def test_the_number_of_threads_is_an_argument() -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from ckd_fast import __version__
 from ckd_fast.cache import MOST_THREADS, Cache
-from ckd_fast.errors import EngineError
+from ckd_fast.errors import CkdFastError, EngineError
 from ckd_fast.reference.config import ModelConfig, preset_name
 from ckd_fast.weights import LoadedModel
 
@@ -66,10 +67,8 @@ class Compiler:
                 return MappedModel(self.core.import_model(blob, DEVICE, self.properties), data)
             except RuntimeError as error:  # OpenVINO sees a processor or a version that the key does not tell apart
                 log.warning("OpenVINO refuses a compiled graph of the cache (%s): it is compiled anew", _reason(error))
-        try:
+        with telling("compile the network"):
             compiled = self.core.compile_model(build(), DEVICE, self.properties)
-        except RuntimeError as error:
-            raise EngineError(f"engine 'openvino' cannot compile the network: {_reason(error)}") from error
         if key:
             name = preset_name(config) or f"{config.dim} channels, {config.depth} blocks"
             precision = self.properties.get("INFERENCE_PRECISION_HINT", "default precision")
@@ -125,6 +124,17 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
     with ThreadPoolExecutor(MOST_THREADS) as threads:
         digests = list(threads.map(lambda chunk: hashlib.sha256(chunk).digest(), chunks))
     return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+@contextmanager
+def telling(what: str) -> Iterator[None]:
+    """OpenVINO's errors in our words."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, CkdFastError):
+            raise
+        raise EngineError(f"engine 'openvino' cannot {what}: {_reason(error)}") from error
 
 
 def _source() -> str:

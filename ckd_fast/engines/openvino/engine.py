@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,9 +24,9 @@ from ckd_fast.reference.model import OnStep
 from ckd_fast.reference.track import View
 from ckd_fast.weights import LoadedModel
 
-from .compiling import Compiler
+from .compiling import Compiler, telling
 from .graph import frame_graph, template_graph
-from .int8 import Int8, saturates
+from .int8 import Int8, support
 
 log = logging.getLogger(__name__)
 
@@ -49,22 +51,25 @@ def _resolved(
     """The precision, how to run int8 layers, and the note on both."""
     notes = [note] if note else []
     native, calibration = native_precision(core), model.calibration
-    narrow = calibration is not None and saturates(core)
-    if dtype is None and calibration is not None:
-        dtype = native if narrow else torch.int8
-        if narrow:
-            notes.append("not int8, because this processor has no VNNI")
+    in_int8 = support(core) if calibration is not None and dtype in (None, torch.int8) else None
+    if dtype is None and in_int8 is not None:
+        dtype = native if in_int8.obstacle else torch.int8
+        if in_int8.obstacle:
+            notes.append(f"not int8, because {in_int8.obstacle}")
             log.warning("engine 'openvino' runs weights that are calibrated for int8 in %s: %s", native, notes[-1])
     dtype = dtype or native
     if dtype == torch.int8:
-        if calibration is None:
+        if calibration is None or in_int8 is None:
             raise InputError(
                 "dtype=int8: these weights carry no calibration; ckd-fast quantize --weights FILE --out OUT adds it"
             )
-        weights = ", weights in seven bits, because this processor's sums of int8 products saturate" if narrow else ""
         rest = str(native).removeprefix("torch.")
-        notes.append(f"{len(calibration.in_int8)} of {len(calibration.inputs)} layers, the rest {rest}{weights}")
-        return dtype, Int8(calibration, narrow), "; ".join(notes)
+        notes.append(f"{len(calibration.in_int8)} of {len(calibration.inputs)} layers, the rest {rest}")
+        if in_int8.saturating:
+            notes.append("weights in seven bits, because this processor's sums of int8 products saturate")
+        if not in_int8.native:
+            notes.append(in_int8.obstacle)
+        return dtype, Int8(calibration, in_int8.saturating), "; ".join(notes)
     if dtype not in PRECISIONS:
         raise InputError(f"dtype={dtype}: engine 'openvino' runs float32, bfloat16 and int8")
     if dtype == torch.bfloat16 and native != dtype:
@@ -112,6 +117,30 @@ class Requests:
         self._idle.append(request)
 
 
+class Running:
+    """A request at work. What it reads lives until it is done, even if nobody asks for the result: OpenVINO itself
+    keeps neither the inputs, which it takes without copying, nor the mapped weights.
+    """
+
+    def __init__(self, requests: Requests, inputs: Sequence[NDArray[np.generic]]) -> None:
+        self._requests, self._inputs = requests, inputs
+        self.request = requests.take()
+        with telling("run the network"):
+            self.request.start_async(list(inputs), share_inputs=True)
+
+    def wait(self) -> openvino.InferRequest:
+        with telling("run the network"):
+            self.request.wait()
+        return self.request
+
+    def give_back(self) -> None:
+        self._requests.give_back(self.request)
+
+    def __del__(self) -> None:
+        with suppress(RuntimeError):
+            self.request.wait()
+
+
 class OpenVinoEngine(HostEngine):
     """OpenVINO on the CPU.
 
@@ -148,14 +177,17 @@ class OpenVinoEngine(HostEngine):
         self._compiled = Compiler(self._core, self._properties, model, cache or user_cache())
         self._template = Requests(self._compiled("template", self.config, lambda: template_graph(model.student())))
         self._frames: dict[FrameKind, Requests] = {}
+        self._compiling = threading.Lock()
         self._requests(FrameKind(self.config, 1))
 
     def _requests(self, kind: FrameKind) -> Requests:
         """The graph of a kind of frame; compiled when it is first asked for."""
-        with self._lock:
-            if kind not in self._frames:
-                self._frames[kind] = Requests(self._compiled(self._name(kind), kind.config, lambda: self._graph(kind)))
-            return self._frames[kind]
+        if kind not in self._frames:
+            with self._compiling:
+                if kind not in self._frames:
+                    compiled = self._compiled(self._name(kind), kind.config, lambda: self._graph(kind))
+                    self._frames[kind] = Requests(compiled)
+        return self._frames[kind]
 
     def _name(self, kind: FrameKind) -> str:
         """What the graph depends on, beside the weights."""
@@ -182,9 +214,9 @@ class OpenVinoEngine(HostEngine):
         return self._started(kind, inputs, None).result().maps
 
     def _embed(self, images: Tensor) -> Tensor:
-        request = self._template.take()
-        tokens = torch.from_numpy(request.infer([images.float().numpy()], share_inputs=True)[0].copy())
-        self._template.give_back(request)
+        running = Running(self._template, [images.float().numpy()])
+        tokens = torch.from_numpy(running.wait().get_output_tensor(0).data.copy())
+        running.give_back()
         return tokens
 
     def _begin(self, view: View, on_step: OnStep | None) -> Pending[NetworkRun]:
@@ -197,16 +229,12 @@ class OpenVinoEngine(HostEngine):
     def _started(
         self, kind: FrameKind, inputs: Sequence[NDArray[np.generic]], on_step: OnStep | None
     ) -> Pending[NetworkRun]:
-        requests = self._requests(kind)
-        request = requests.take()
-        # Without copies: the arrays live until the request was waited for.
-        request.start_async(list(inputs), share_inputs=True)
+        running = Running(self._requests(kind), inputs)
 
         def wait() -> NetworkRun:
-            request.wait()
-            _ = inputs
+            request = running.wait()
             run = NetworkRun(self._read(request, on_step), request.latency)
-            requests.give_back(request)
+            running.give_back()
             return run
 
         return Pending(wait)

@@ -12,7 +12,7 @@ from openvino import opset15 as op
 
 from ckd_fast.weights import Calibration
 
-from .compiling import weights_digest
+from .compiling import DEVICE, telling, weights_digest
 
 Node: TypeAlias = openvino.Node
 Values = NDArray[np.float64]
@@ -20,6 +20,7 @@ STEPS = 255  # from the lowest to the highest value of eight bits
 LARGEST_WEIGHT = 127  # as an integer
 LARGEST_NARROW = 64  # two products of it with an unsigned byte sum to 32,640, which 16 bits hold
 SMALLEST = 1e-6  # of a range; channels that were always zero have none
+PRODUCT_LAYERS = ("FullyConnected", "MatMul")  # what OpenVINO makes of a product
 SMOOTHING = 0.5  # how much of the difficulty moves from inputs to weights
 
 
@@ -74,11 +75,23 @@ def grid(low: float, high: float) -> tuple[float, float]:
     return -zero * step, (STEPS - zero) * step
 
 
-def saturates(core: openvino.Core) -> bool:
-    """Whether this processor's int8 products lose sums beyond 16 bits, as x86 without VNNI does: tried on the largest.
+@dataclass(frozen=True)
+class Support:
+    """What this processor makes of int8 products."""
 
-    OpenVINO tells which processors have int8, but not how.
-    """
+    native: bool  # they are computed in int8, not in floats
+    saturating: bool  # sums beyond 16 bits are lost, as on x86 without VNNI
+
+    @property
+    def obstacle(self) -> str:
+        """Why int8 is slower here than floats; empty if it is not."""
+        if not self.native:
+            return "OpenVINO computes int8 in floats on this processor"
+        return "this processor has no VNNI" if self.saturating else ""
+
+
+def support(core: openvino.Core) -> Support:
+    """Tried on the largest product: OpenVINO tells which processors have int8, but not how."""
     inputs, outputs = 64, 32
     x = op.parameter([32, inputs], np.float32)
     weight = np.ones((outputs, inputs))
@@ -87,9 +100,14 @@ def saturates(core: openvino.Core) -> bool:
         _fake(x, np.array(0.0), np.array(1.0), STEPS + 1), _fake(_constant(weight), -ones, ones, STEPS),
         transpose_a=False, transpose_b=True,
     )  # fmt: skip
-    compiled = core.compile_model(openvino.Model([op.result(product)], [x], "saturates"), "CPU")
-    found = compiled([np.ones((32, inputs), np.float32)])[0]
-    return bool(np.abs(found - inputs).max() > 1)
+    with telling("compile a product in int8"):
+        compiled = core.compile_model(openvino.Model([op.result(product)], [x], "support"), DEVICE)
+        found = compiled([np.ones((32, inputs), np.float32)])[0]
+    executed = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    precisions = {
+        info["runtimePrecision"].astype(str) for info in executed if info["layerType"].astype(str) in PRODUCT_LAYERS
+    }
+    return Support(native=bool(precisions & {"i8", "u8"}), saturating=bool(np.abs(found - inputs).max() > 1))
 
 
 def _fake(x: Node, low: Values, high: Values, levels: int) -> Node:
