@@ -220,7 +220,8 @@ class Tracker(Follower):
 
         On a GPU these frames are copied while the network still works on those before them, and the box goes from
         frame to frame there. Engine "openvino" runs the network behind your back, one pair at a time. You may overwrite
-        the frames as soon as this returns. Engines "reference" and "compiled" run the network before they return.
+        the frames as soon as this returns. Engines "reference", "compiled" and "onnx" run the network before they
+        return.
         """
         begin = time.perf_counter()
         track, form = self._following()

@@ -83,7 +83,7 @@ def main() -> None:
     for name in options.trained_on:
         dataset.sequence(name)  # a misspelt name would count as new
     setup = TrackerSetup(options.weights, options.model)
-    backend = local(devices(options.device, options.workers))
+    backend = local(devices(options.device, options.workers, options.weights))
     plans: dict[str, Corruption | None] = {"clean": None}
     for name in CORRUPTIONS:
         plans |= {f"{name}-{level}": Corruption(name, level, options.corrupt_seed) for level in options.levels}

@@ -85,7 +85,8 @@ def run_run(options: argparse.Namespace) -> int:
 
         backend = on_ray(options.ray, options.device, options.workers)
     else:
-        backend = local(devices(options.device, options.workers or default_workers(options.device)))
+        workers = options.workers or default_workers(options.device, options.weights)
+        backend = local(devices(options.device, workers, options.weights))
     with _sigterm_as_ctrl_c(), tqdm(unit="frame", disable=True if options.quiet else None, smoothing=0.05) as bar:
 
         def show_total(frames: int, kept: int) -> None:

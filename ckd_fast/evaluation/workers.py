@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import signal
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from multiprocessing.context import SpawnProcess
 
 from ckd_fast.datasets.sequences import SequenceFiles
 from ckd_fast.errors import CkdFastError, EngineError
+from ckd_fast.weights.exported import is_exported
 
 from .running import Backend, Message, OnMessage, Outcome, Progress, RunPlan, Started, attempt, build_tracker
 
@@ -62,9 +64,12 @@ class SequenceQueue:
         return True
 
 
-def devices(device: str, workers: int) -> tuple[str, ...]:
-    """A device for each worker; "auto" and "cuda" use all GPUs in turn."""
-    if device not in ("auto", "cuda"):
+def devices(device: str, workers: int, weights: str | os.PathLike[str] | None = None) -> tuple[str, ...]:
+    """A device for each worker; "auto" and "cuda" use all GPUs in turn.
+
+    For exported weights "auto" stays: whether torch sees a GPU does not say what ONNX Runtime can use.
+    """
+    if device not in ("auto", "cuda") or (device == "auto" and is_exported(weights)):
         return (device,) * workers
     import torch
 
@@ -74,9 +79,9 @@ def devices(device: str, workers: int) -> tuple[str, ...]:
     return tuple(f"cuda:{number % count}" for number in range(workers))
 
 
-def default_workers(device: str) -> int:
+def default_workers(device: str, weights: str | os.PathLike[str] | None = None) -> int:
     """One per GPU that "auto" or "cuda" finds, else one."""
-    return len(dict.fromkeys(devices(device, MOST_GPUS)))
+    return len(dict.fromkeys(devices(device, MOST_GPUS, weights)))
 
 
 def local(worker_devices: Sequence[str]) -> Backend:

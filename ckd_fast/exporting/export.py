@@ -28,6 +28,7 @@ from ckd_fast.weights.exported import (
     Ports,
     describe,
     is_exported,
+    most_targets,
     naming_template,
     search_ports,
     template_ports,
@@ -83,6 +84,9 @@ def export_model(
 
     student = _student(model, dtype)
     config, precision = model.config, PRECISIONS[dtype]
+    most = most_targets(config)
+    if (count or 1) > most:
+        raise InputError(f"targets={targets!r}: a network of these sizes takes at most {most} in one call")
     on_progress("translating the network to ONNX; this takes half a minute, for model base a minute or two")
     # Under their own names in a folder of their own: what is checked there is what is moved.
     with writing(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:

@@ -1,8 +1,8 @@
 """ONNX files that `ckd-fast export` wrote: what they say about themselves, and the checks before one is run.
 
 A model is two files. The first finds targets; it names the second, which embeds templates, and that one's digest. Every
-file is untrusted: ONNX Runtime gets only what passes here. A file holds all its tensors itself, uses only operators of
-the ONNX standard, has no loops or branches, and takes and gives exactly what its metadata announce.
+file is untrusted: ONNX Runtime gets only what passes here. A file holds all its tensors itself, uses only operators
+that an export has, takes and gives exactly what its metadata announce, and computes no more than such a network.
 """
 
 from __future__ import annotations
@@ -46,14 +46,20 @@ FORMAT = "1"
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
 DYNAMIC = "dynamic"  # as a number of targets
 TARGETS = "targets"  # name of the axis that may have any length
-MOST_TARGETS = 1024  # for which a file may be made
+MOST_TARGETS = 64  # in one call
 MAX_BYTES = (1 << 31) - 1  # of one protobuf message
 MAX_SIDE = 4096  # of a crop, in pixels: a file's word is enough for a tracker to make crops of that size
+MAX_DEPTH = 64
+MAX_AXES = 8  # exports have 6
+MOST_ELEMENTS = 1 << 29  # of the largest value of one call, as `_largest_value` estimates it; base with 64 targets: 3e8
 SMALL_BYTES = 1 << 10  # of a tensor that may be a shape
-SHAPED_BY = {"Reshape": 1, "Expand": 1, "Tile": 1, "ConstantOfShape": 0}  # which input is a shape
-SHAPE_OPERATORS = frozenset(
-    {"Add", "Concat", "Div", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze"}
-)
+OPERATORS = frozenset(
+    {"Add", "ArgMax", "Cast", "Clip", "Concat", "ConstantOfShape", "Conv", "Div", "Erf", "Expand", "Floor",
+     "GatherElements", "LayerNormalization", "MatMul", "Mod", "Mul", "ReduceMax", "ReduceMean", "ReduceSum", "Relu",
+     "Reshape", "ScatterElements", "Shape", "Sigmoid", "Slice", "Softmax", "Squeeze", "Sub", "TopK", "Transpose",
+     "Unsqueeze", "Where"}
+)  # fmt: skip
+SHAPED_BY = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0}  # which input is a shape
 MAX_NODES = 100_000  # base has 1,300
 MAX_METADATA = 64
 MAX_METADATA_CHARACTERS = 1 << 16
@@ -214,7 +220,7 @@ def read_exported(path: str | os.PathLike[str], model: str | ModelConfig | None 
         provenance=dataclasses.replace(stored, source=file.name, kind=kind, sha256=hashlib.sha256(data).hexdigest()),
         lost_threshold=threshold,
         dtype=PRECISIONS[about["dtype"]],
-        targets=None if about["targets"] == DYNAMIC else int(about["targets"]),
+        targets=_targets(about),
         crops="uint8" if about["crops"] == "uint8" else "normalised",
     )
 
@@ -260,13 +266,23 @@ def _checked(file: Path, data: bytes, part: Part) -> dict[str, str]:
     _check_operators(file, proto)
     _check_tensors(file, proto)
     config = _config(file, about)
-    targets = None if about["targets"] == DYNAMIC else int(about["targets"])
+    targets = _targets(about)
     crops: Crops = "uint8" if about["crops"] == "uint8" else "normalised"
     ports = search_ports(config, crops, targets) if part == "search" else template_ports(config, crops)
     _check_ports(file, "takes", proto.graph.input, ports.inputs)
     _check_ports(file, "gives", proto.graph.output, ports.outputs)
-    _check_sizes(file, proto, _largest_value(config) * (targets or 1))
+    if part == "search":
+        _check_weights(file, proto, config)
+    if part == "template" or targets is not None:
+        count = 1 if part == "template" or targets is None else targets
+        _sizes(file, proto, count, _all_values(config) * count)
+    else:
+        _check_growth(file, proto, config)
     return about
+
+
+def _targets(about: Mapping[str, str]) -> int | None:
+    return None if about["targets"] == DYNAMIC else int(about["targets"])
 
 
 def _metadata(file: Path, proto: onnx.ModelProto) -> dict[str, str]:
@@ -275,7 +291,7 @@ def _metadata(file: Path, proto: onnx.ModelProto) -> dict[str, str]:
         raise CorruptWeightsError(f"{file}: has {len(proto.metadata_props)} metadata entries, at most {MAX_METADATA}")
     about: dict[str, str] = {}
     for entry in proto.metadata_props:
-        check_name(file, entry.key)
+        check_name(file, entry.key, "name of metadata")
         if len(entry.value) > MAX_METADATA_CHARACTERS:
             raise CorruptWeightsError(f"{file}: its metadata {entry.key} have {len(entry.value)} characters")
         name = entry.key.removeprefix("ckd_fast.")
@@ -300,26 +316,30 @@ def _metadata(file: Path, proto: onnx.ModelProto) -> dict[str, str]:
                 f"{file}: its metadata say {name}={about.get(name, '')[:40]!a}; known are {', '.join(known)}"
             )
     targets = about.get("targets", "")
-    if targets != DYNAMIC and not (targets.isascii() and targets.isdigit() and 1 <= int(targets[:9]) <= MOST_TARGETS):
+    if targets != DYNAMIC and targets not in map(str, range(1, MOST_TARGETS + 1)):
         raise CorruptWeightsError(f"{file}: its metadata say targets={targets[:40]!a}; expected 1 to {MOST_TARGETS}")
     return about
 
 
 def _check_operators(file: Path, proto: onnx.ModelProto) -> None:
-    """Only plain nodes of the standard's operators: nothing that loads code, loops or branches."""
+    """Only the operators that an export has: nothing that loads code, loops or branches."""
     domains = {opset.domain for opset in proto.opset_import} | {node.domain for node in proto.graph.node}
-    foreign = sorted(domain for domain in domains if domain not in ("", "ai.onnx"))
+    foreign = sorted(domains - {""})
     if foreign:
         raise CorruptWeightsError(
             f"{file}: uses operators outside the ONNX standard ({some_names([ascii(name[:40]) for name in foreign])})"
         )
+    if len(proto.opset_import) != 1:
+        raise CorruptWeightsError(f"{file}: names {len(proto.opset_import)} versions of the ONNX standard, not one")
     if proto.functions or proto.training_info or proto.graph.sparse_initializer:
         raise CorruptWeightsError(f"{file}: holds functions, training graphs or sparse tensors; an export has none")
     for node in proto.graph.node:
+        if node.op_type not in OPERATORS:
+            raise CorruptWeightsError(f"{file}: uses operator {node.op_type[:40]!a}, which no export has")
         for attribute in node.attribute:
             if attribute.HasField("g") or attribute.graphs:
                 raise CorruptWeightsError(
-                    f"{file}: operator {node.op_type[:40]!a} holds another graph; an export has no loops or branches"
+                    f"{file}: operator {node.op_type!a} holds another graph; an export has no loops or branches"
                 )
 
 
@@ -371,8 +391,27 @@ def _largest_value(config: ModelConfig) -> int:
     return 4 * max(tokens * max(widths), 2 * 3 * max(config.search_size, config.template_size) ** 2)
 
 
-def _check_sizes(file: Path, proto: onnx.ModelProto, most: int) -> None:
-    """No value that the graph computes has more elements than `most`, for one target where their number is free.
+def _all_values(config: ModelConfig) -> int:
+    """More elements than all values of such a network have together, for one target; base has 45 percent of it."""
+    return 12 * (config.depth + 4) * _largest_value(config)
+
+
+def most_targets(config: ModelConfig) -> int:
+    """In one call of an exported network of these sizes; 0: it is too large for any."""
+    return min(MOST_TARGETS, MOST_ELEMENTS // _largest_value(config))
+
+
+def _check_weights(file: Path, proto: onnx.ModelProto, config: ModelConfig) -> None:
+    """The sizes in the metadata are those of a network whose weights the file has: the other bounds rest on them."""
+    held = sum(math.prod(tensor.dims) for tensor in proto.graph.initializer)
+    block = 2 * config.dim**2 * config.mlp_ratio
+    patches = config.dim * (3 * config.patch_size**2 + config.search_tokens)
+    if patches + config.depth * block + 9 * config.dim * config.head_channels > held:
+        raise CorruptWeightsError(f"{file}: its metadata describe a larger network than its {held} weights make")
+
+
+def _sizes(file: Path, proto: onnx.ModelProto, count: int, most: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of all values for `count` targets; together they have at most `most` elements.
 
     A few bytes of a graph can ask for any amount of memory. The sizes are inferred node by node: inference over the
     whole graph would take that memory itself.
@@ -380,7 +419,7 @@ def _check_sizes(file: Path, proto: onnx.ModelProto, most: int) -> None:
     import onnx
     from onnx.shape_inference import infer_node_outputs
 
-    opsets = {opset.domain: opset.version for opset in proto.opset_import}
+    (opset,) = proto.opset_import
     types: dict[str, onnx.TypeProto] = {}
     known: dict[str, onnx.TensorProto] = {}  # small whole numbers: among them shapes, axes, and ends of slices
     for value in proto.graph.input:
@@ -388,59 +427,105 @@ def _check_sizes(file: Path, proto: onnx.ModelProto, most: int) -> None:
         types[value.name].CopyFrom(value.type)
         for side in types[value.name].tensor_type.shape.dim:
             if not side.HasField("dim_value"):
-                side.dim_value = 1
+                side.dim_value = count
     for tensor in proto.graph.initializer:
+        _check_new(file, tensor.name, types)
         types[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
         if tensor.data_type == ELEMENTS["int64"] and len(tensor.raw_data) <= SMALL_BYTES:
             known[tensor.name] = tensor
+    constants = dict(known)
+    total = 0
     for node in proto.graph.node:
         inputs = [name for name in node.input if name]
-        shaped_by = node.input[SHAPED_BY[node.op_type]] if len(node.input) > SHAPED_BY.get(node.op_type, 99) else None
+        place = SHAPED_BY.get(node.op_type)
+        shaped_by = node.input[place] if place is not None and place < len(node.input) else None
         if shaped_by is not None and shaped_by not in known:
             raise CorruptWeightsError(f"{file}: the shape {shaped_by[:40]!a}, a value in its graph, cannot be told")
+        told_by = known if shaped_by is not None else constants
         try:
-            schema = onnx.defs.get_schema(node.op_type, opsets[node.domain], node.domain)
+            schema = onnx.defs.get_schema(node.op_type, opset.version, opset.domain)
             taken = {name: types[name] for name in inputs}
-            values = {name: known[name] for name in inputs if name in known}
-            given = infer_node_outputs(
-                schema, node, taken, values, opset_imports=list(proto.opset_import), ir_version=proto.ir_version
-            )
+            values = {name: told_by[name] for name in inputs if name in told_by}
+            given = infer_node_outputs(schema, node, taken, values, opset_imports=[opset], ir_version=proto.ir_version)
         except Exception as error:
             # Of the library's own classes, and of many others.
             reason = ascii(str(error).strip().partition("\n")[0][:200])[1:-1]
-            raise CorruptWeightsError(f"{file}: its graph is wrong at {node.op_type[:40]!a} ({reason})") from error
+            raise CorruptWeightsError(f"{file}: its graph is wrong at {node.op_type!a} ({reason})") from error
         for name in filter(None, node.output):
+            _check_new(file, name, types)
             told = name in given and given[name].tensor_type.HasField("shape")
-            sides = given[name].tensor_type.shape.dim if told else []
-            if not told or any(not side.HasField("dim_value") for side in sides):
+            shape = _shape(given[name]) if told else (-1,)
+            if min(shape, default=0) < 0:
                 raise CorruptWeightsError(f"{file}: the size of {name[:40]!a}, a value in its graph, cannot be told")
-            shape = [side.dim_value for side in sides]
-            if math.prod(shape) > most or any(side < 0 for side in shape):
+            total += math.prod(shape)
+            if total > most or len(shape) > MAX_AXES:
                 raise CorruptWeightsError(
-                    f"{file}: {name[:40]!a}, a value in its graph, has shape {shape[:8]}, larger than such models have"
+                    f"{file}: with {name[:40]!a} of shape {list(shape[:8])}, the values in its graph are larger than "
+                    "such models have"
                 )
             types[name] = given[name]
-        result = _small_result(file, node, types, known)
+        result = _shape_numbers(file, node, types, known, constants)
         if result is not None:
             known[node.output[0]] = result
+    return {name: _shape(kind) for name, kind in types.items()}
 
 
-def _small_result(
-    file: Path, node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto], known: Mapping[str, onnx.TensorProto]
+def _check_new(file: Path, name: str, types: Mapping[str, onnx.TypeProto]) -> None:
+    if name in types:
+        raise CorruptWeightsError(f"{file}: two values in its graph have the name {name[:40]!a}")
+
+
+def _shape(value: onnx.TypeProto) -> tuple[int, ...]:
+    """-1: a side that cannot be told."""
+    return tuple(side.dim_value if side.HasField("dim_value") else -1 for side in value.tensor_type.shape.dim)
+
+
+def _check_growth(file: Path, proto: onnx.ModelProto, config: ModelConfig) -> None:
+    """The sizes of a graph for any number of targets, for one and for most.
+
+    Every side is the same for both, or so many times larger; then no number between them makes larger values. A slice
+    of a side that grows could rise and fall.
+    """
+    times = most_targets(config)
+    few, many = (_sizes(file, proto, count, _all_values(config) * count) for count in (1, times))
+    for node in proto.graph.node:
+        for name in filter(None, node.output):
+            wrong = [(a, b) for a, b in zip(few[name], many[name], strict=False) if b not in (a, a * times)]
+            if node.op_type == "Slice":
+                whole = zip(few[node.input[0]], many[node.input[0]], strict=True)
+                part = zip(few[name], many[name], strict=True)
+                wrong += [before for before, after in zip(whole, part, strict=True)
+                          if before[0] != before[1] and after != before]  # fmt: skip
+            if wrong or len(few[name]) != len(many[name]):
+                raise CorruptWeightsError(
+                    f"{file}: {name[:40]!a}, a value in its graph, does not grow with the number of targets as it must"
+                )
+
+
+def _shape_numbers(
+    file: Path,
+    node: onnx.NodeProto,
+    types: Mapping[str, onnx.TypeProto],
+    known: Mapping[str, onnx.TensorProto],
+    constants: Mapping[str, onnx.TensorProto],
 ) -> onnx.TensorProto | None:
-    """What a node computes if it computes shapes: a graph for any number of targets has some that do."""
+    """Sides of a value, or a choice of such numbers: a graph for any number of targets puts shapes together of them.
+
+    It calculates nothing with them, and what it chooses does not depend on them.
+    """
     import onnx
     from onnx.reference import ReferenceEvaluator
 
     numbers = onnx.numpy_helper
     output = types[node.output[0]].tensor_type
-    if output.elem_type != ELEMENTS["int64"] or math.prod(s.dim_value for s in output.shape.dim) * 8 > SMALL_BYTES:
+    if output.elem_type != ELEMENTS["int64"] or math.prod(_shape(types[node.output[0]])) * 8 > SMALL_BYTES:
         return None
     if node.op_type == "Shape":
-        shape = [side.dim_value for side in types[node.input[0]].tensor_type.shape.dim]
         ends = {attribute.name: attribute.i for attribute in node.attribute}
-        return numbers.from_array(np.array(shape[ends.get("start", 0) : ends.get("end")], np.int64))
-    if node.op_type not in SHAPE_OPERATORS or any(name not in known for name in node.input if name):
+        sides = _shape(types[node.input[0]])[ends.get("start", 0) : ends.get("end")]
+        return numbers.from_array(np.array(sides, np.int64))
+    chosen = node.op_type == "Slice" and all(name in constants for name in node.input[1:] if name)
+    if not (chosen or node.op_type == "Concat") or any(name not in known for name in node.input if name):
         return None
     inputs = {name: numbers.to_array(known[name]) for name in node.input if name}
     value: Any
@@ -470,6 +555,13 @@ def _config(file: Path, about: Mapping[str, str]) -> ModelConfig:
         raise CorruptWeightsError(f"{file}: its metadata describe no model ({error})") from error
     if max(config.search_size, config.template_size) > MAX_SIDE:
         raise CorruptWeightsError(f"{file}: its metadata ask for crops of more than {MAX_SIDE} pixels a side")
+    if config.depth > MAX_DEPTH or most_targets(config) < 1:
+        raise CorruptWeightsError(f"{file}: its metadata describe a larger network than can be run safely")
+    if (_targets(about) or 1) > most_targets(config):
+        raise CorruptWeightsError(
+            f"{file}: its metadata say targets={about['targets']}; a network of these sizes takes at most "
+            f"{most_targets(config)} in one call"
+        )
     return config
 
 

@@ -110,10 +110,10 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, dict(metadata)
 
 
-def check_name(file: Path, name: str) -> None:
+def check_name(file: Path, name: str, what: str = "tensor's name") -> None:
     """Refuse names that are not plain text: names appear in messages and on terminals."""
     if not name.isascii() or not name.isprintable() or len(name) > MAX_NAME:
-        raise CorruptWeightsError(f"{file}: {name[:40]!a} is no tensor's name")
+        raise CorruptWeightsError(f"{file}: {name[:40]!a} is no {what}")
 
 
 def _state_dict(file: Path, content: object) -> dict[str, Tensor]:

@@ -80,7 +80,7 @@ def test_what_export_refuses(tmp_path: Path, command: Command, weights: str, mon
         (["--out", out, "--dtype", "bfloat16"], "no products or convolutions in bfloat16"),
         (["--out", out, "--targets", "0"], "expected a whole number from 1, or dynamic"),
         (["--out", out, "--targets", "many"], "expected a whole number from 1, or dynamic"),
-        (["--out", out, "--targets", "5000"], "expected 1 to 1024"),
+        (["--out", out, "--targets", "5000"], "expected 1 to 64"),
         (["--out", out, "--weights", tmp_path / "none.safetensors"], "no such file"),
         (["--out", out, "--weights", weights, "--model", "base"], "not model 'base'"),
         ([], "--out"),

@@ -19,7 +19,16 @@ from exports import ANY_NUMBER, CASES, PLAIN, THREE, Case, Made, changed, copied
 from support import GOLDEN_CONFIG, ROOT, Golden, assert_as_exact
 from torch import Tensor, nn
 
-from ckd_fast import EngineError, InputError, LoadedModel, MultiTracker, Tracker, WeightsMismatchError, load_model
+from ckd_fast import (
+    CorruptWeightsError,
+    EngineError,
+    InputError,
+    LoadedModel,
+    MultiTracker,
+    Tracker,
+    WeightsMismatchError,
+    load_model,
+)
 from ckd_fast.engines import Engine, build_engine
 from ckd_fast.engines.host import ReferenceEngine
 from ckd_fast.exporting import export_model, export_network
@@ -83,7 +92,7 @@ def test_template_ranges(exported: Exports, tmp_path: Path, template_range: str)
 
 def test_any_number_of_targets(exported: Exports) -> None:
     engines = both(exported(ANY_NUMBER))
-    assert engines.ours.most_targets is None
+    assert engines.ours.most_targets == 64  # in one call
     targets = [engines.target(BOXES[i % 3]) for i in range(5)]
     for count in (1, 3, 5, 2):
         engines.agree(frames(count), *((target, BOXES[i % 3]) for i, target in enumerate(targets[:count])))
@@ -232,6 +241,32 @@ def test_a_provider_that_does_not_load(exported: Exports, monkeypatch: pytest.Mo
         tracker = Tracker(path)
     note = "(auto: CUDAExecutionProvider does not load here)"
     assert str(tracker.engine) == f"onnx on CPUExecutionProvider, float32 {note}"
+
+
+def test_a_gpu_that_fails(
+    exported: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """ "auto" goes on with the CPU where a session for CUDA is an error; a bad file stays one."""
+    made = copied(exported(PLAIN), tmp_path)
+    claimed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("ckd_fast.engines.onnx.session.onnxruntime.get_available_providers", lambda: claimed)
+    plain = ort.InferenceSession
+
+    def session(path: str, options: object, providers: list[str], *rest: object, **more: object) -> object:
+        if "CUDAExecutionProvider" in providers:
+            raise RuntimeError("CUDA failure 35: driver too old")
+        return plain(path, options, providers, *rest, **more)
+
+    monkeypatch.setattr("ckd_fast.engines.onnx.session.onnxruntime.InferenceSession", session)
+    tracker = Tracker(made.path)
+    note = "(auto: CUDAExecutionProvider does not load here)"
+    assert str(tracker.engine) == f"onnx on CPUExecutionProvider, float32 {note}"
+    assert "CUDA failure 35: driver too old" in caplog.text
+    with pytest.raises(EngineError, match=r"cannot use CUDAExecutionProvider .* driver too old"):
+        Tracker(made.path, device="cuda")
+    changed(made.path, lambda proto: setattr(proto, "ir_version", 99))  # type: ignore[call-overload]
+    with pytest.raises(CorruptWeightsError, match="ONNX Runtime cannot load it"):
+        Tracker(made.path)
 
 
 def test_what_it_refuses(exported: Exports, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -396,6 +396,9 @@ def test_workers_go_round_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert devices("auto", 4) == ("cuda:0", "cuda:1", "cuda:2", "cuda:0")
     assert default_workers("auto") == default_workers("cuda") == 3
+    assert devices("auto", 2, "model.onnx") == ("auto", "auto")  # ONNX Runtime may see none of them
+    assert devices("cuda", 2, "model.onnx") == devices("auto", 2, "model.safetensors") == ("cuda:0", "cuda:1")
+    assert default_workers("auto", "model.onnx") == 1
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert devices("auto", 2) == ("auto", "auto")
     assert default_workers("auto") == 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exports import PLAIN, THREE, Case, Made, changed, copied, describe_again, put
+from exports import ANY_NUMBER, PLAIN, THREE, Case, Made, changed, copied, describe_again, put
 
 from ckd_fast import CorruptWeightsError, MissingModelError, Tracker, WeightsMismatchError
 from ckd_fast.weights import open_model
@@ -120,11 +120,32 @@ HOSTILE: dict[str, tuple[Callable[[Any], object], str]] = {
     "expanding": (lambda p: tensor(p).ClearField("raw_data") or tensor(p).float_data.append(0), "holds 0 bytes"),
     "custom operator": (lambda p: setattr(p.graph.node[0], "domain", "evil"), "outside the ONNX standard .'evil'"),
     "custom set": (lambda p: p.opset_import.add(domain="com.microsoft", version=1), "outside the ONNX standard"),
-    "unknown operator": (lambda p: setattr(p.graph.node[0], "op_type", "Evil"), "its graph is wrong at 'Evil'"),
+    "unknown operator": (lambda p: setattr(p.graph.node[0], "op_type", "Evil"), "uses operator 'Evil', which"),
+    "operator of the standard": (
+        lambda p: add(p, helper.make_node("Tile", ["template", "n"], ["b"]), n=[1, 1, 1, 1]), "'Tile', which no export"
+    ),
+    "two versions": (lambda p: p.opset_import.add(domain="", version=9), "names 2 versions"),
+    "same name": (
+        lambda p: add(p, helper.make_node("Relu", ["template"], ["template"])), "two values .* name 'template'"
+    ),
+    "same tensor": (lambda p: p.graph.initializer.append(tensor(p)), "two values in its graph have the name"),
+    "many inputs": (
+        lambda p: add(p, helper.make_node("Concat", ["template"] * 150, ["many"], axis=5)), "wrong at 'Concat'"
+    ),
+    "many axes": (
+        lambda p: add(p, helper.make_node("ConstantOfShape", ["ones"], ["many"]), ones=[1] * 9), "many' of shape"
+    ),
+    "many values": (  # each is smaller than the network's largest
+        lambda p: add(
+            p, *[helper.make_node("ConstantOfShape", ["side"], [f"v{i}"]) for i in range(400)], side=[30_000]
+        ),
+        "larger than such models have",
+    ),
     "function": (lambda p: p.functions.add(name="f"), "holds functions"),
     "training": (lambda p: p.training_info.add(), "holds functions, training"),
-    "branch": (lambda p: p.graph.node.append(nested(1)), "'If' holds another graph"),
-    "deep": (lambda p: p.graph.node.append(nested(20)), "'If' holds another graph"),
+    "branch": (lambda p: p.graph.node.append(nested(1)), "uses operator 'If', which no export has"),
+    "deep": (lambda p: p.graph.node.append(nested(20)), "uses operator 'If', which no export has"),
+    "graph in a node": (lambda p: as_attribute(p, g=onnx.GraphProto()), "holds another graph"),
     "sparse": (lambda p: p.graph.sparse_initializer.add(), "sparse"),
     "sparse, in a node": (lambda p: as_attribute(p, sparse_tensor=onnx.SparseTensorProto()), "sparse"),
     "input missing": (lambda p: p.graph.input.pop(), "its graph takes template, search, deciding; expected"),
@@ -135,7 +156,7 @@ HOSTILE: dict[str, tuple[Callable[[Any], object], str]] = {
         lambda p: setattr(p.graph.output[0].type.tensor_type.shape.dim[3], "dim_value", 7), "gives score_map with"
     ),
     "large value": (
-        lambda p: add(p, helper.make_node("Expand", ["template", "big"], ["huge"]), big=[1 << 12, 2, 1, 1, 1]),
+        lambda p: add(p, helper.make_node("Expand", ["template", "big"], ["huge"]), big=[1 << 16, 2, 1, 1, 1]),
         "larger than such models have",
     ),
     "large constant": (
@@ -155,7 +176,13 @@ HOSTILE: dict[str, tuple[Callable[[Any], object], str]] = {
         "the shape 'shape', a value in its graph, cannot be told",
     ),
     "unknown size": (
-        lambda p: add(p, helper.make_node("NonZero", ["template"], ["many"])), "size of 'many', a value in its graph"
+        lambda p: add(
+            p, helper.make_node("ReduceMax", ["template"], ["number"], keepdims=0),
+            helper.make_node("Cast", ["number"], ["whole"], to=INT64),
+            helper.make_node("Unsqueeze", ["whole", "first"], ["end"], ),
+            helper.make_node("Slice", ["template", "first", "end"], ["many"]), first=[0],
+        ),
+        "size of 'many', a value in its graph",
     ),
     "wrong order": (lambda p: p.graph.node.reverse(), "its graph is wrong at"),
 }  # fmt: skip
@@ -167,6 +194,48 @@ def test_hostile_graphs(made: Made, kind: str) -> None:
     changed(made.path, change)
     with pytest.raises(CorruptWeightsError, match=message):
         Tracker(made.path)
+
+
+def powers(proto: Any) -> None:
+    """A value of B^6 elements."""
+    add(proto, helper.make_node("Shape", ["present"], ["b"], start=1, end=2),
+        helper.make_node("Concat", ["b"] * 6, ["shape"], axis=0),
+        helper.make_node("ConstantOfShape", ["shape"], ["huge"]))  # fmt: skip
+
+
+def product(proto: Any) -> None:
+    """Numbers of a shape are calculated."""
+    add(proto, helper.make_node("Shape", ["present"], ["b"], start=1, end=2),
+        helper.make_node("Mul", ["b", "b"], ["shape"]),
+        helper.make_node("ConstantOfShape", ["shape"], ["huge"]))  # fmt: skip
+
+
+def hump(proto: Any) -> None:
+    """One element for one target and for 64, and 32 in between."""
+    add(proto, helper.make_node("Slice", ["present", "from", "to", "axis"], ["some"]),
+        **{"from": [-33], "to": [32], "axis": [1]})  # fmt: skip
+
+
+def apart(proto: Any) -> None:
+    """One more than there are targets."""
+    add(proto, helper.make_node("Concat", ["present", "one"], ["more"], axis=1))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((2, 1), bool), "one"))
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (powers, "'huge' of shape .64, 64, 64, 64, 64, 64., the values in its graph are larger"),
+    (product, "the shape 'shape', a value in its graph, cannot be told"),
+    (hump, "'some', a value in its graph, does not grow with the number of targets as it must"),
+    (apart, "'more', a value in its graph, does not grow with the number of targets as it must"),
+])  # fmt: skip
+def test_any_number_of_targets(
+    exported: Callable[[Case], Made], tmp_path: Path, change: Callable[[Any], None], message: str
+) -> None:
+    """What one target does not show."""
+    made = copied(exported(ANY_NUMBER), tmp_path)
+    changed(made.path, change)
+    with pytest.raises(CorruptWeightsError, match=message):
+        open_model(made.path)
 
 
 HUGE = json.dumps(PLAIN.config.to_dict() | {"search_size": 16 * 10**6})
@@ -182,6 +251,23 @@ METADATA: dict[str, tuple[dict[str, str | None], str]] = {
     "long": ({"config": " " * 70_000}, "have 70000 characters"),
     "precision": ({"dtype": "float64"}, "dtype='float64'; known are float32, float16"),
     "no targets": ({"targets": "0"}, "targets='0'"),
+    "too many targets": ({"targets": "65"}, "targets='65'; expected 1 to 64"),
+    "many digits": ({"targets": "000000001" + "0" * 5000}, "expected 1 to 64"),
+    "hidden digits": ({"targets": "0000000019999"}, "expected 1 to 64"),
+    "wide": ({"config": json.dumps(PLAIN.config.to_dict() | {"mlp_ratio": 10**9})}, "larger network than can be run"),
+    "wide head": (
+        {"config": json.dumps(PLAIN.config.to_dict() | {"head_channels": 8 * 10**8})},
+        "larger network than can be run",
+    ),
+    "deep": ({"config": json.dumps(PLAIN.config.to_dict() | {"depth": 65})}, "larger network than can be run"),
+    "more than its weights": (
+        {"config": json.dumps(PLAIN.config.to_dict() | {"mlp_ratio": 100})},
+        "larger network than its [0-9]+ weights",
+    ),
+    "many large crops": (
+        {"config": json.dumps(PLAIN.config.to_dict() | {"search_size": 640}), "targets": "64"},
+        "targets=64; a network of these sizes takes at most",
+    ),
     "targets of another script": ({"targets": "\u0663"}, "targets="),
     "other targets": ({"targets": "2"}, "takes template with element type"),
     "crops": ({"crops": "normalised"}, "takes search with element type"),
@@ -211,7 +297,7 @@ def test_metadata(made: Made, kind: str) -> None:
 def test_names_on_terminals(made: Made) -> None:
     """Names of the file appear in messages as plain text only."""
     changed(made.path, lambda proto: proto.metadata_props.add(key="\x1b[2J", value="x"))
-    with pytest.raises(CorruptWeightsError, match="is no tensor's name") as caught:
+    with pytest.raises(CorruptWeightsError, match=r"'.x1b.2J' is no name of metadata") as caught:
         Tracker(made.path)
     assert str(caught.value).isprintable()
 

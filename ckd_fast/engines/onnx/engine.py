@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ckd_fast.engines.base import Found, Search
 from ckd_fast.engines.host import HostEngine, NetworkRun
-from ckd_fast.errors import CorruptWeightsError, InputError
+from ckd_fast.errors import CorruptWeightsError, EngineError, InputError
 from ckd_fast.frames import RawPair
 from ckd_fast.pending import Pending
 from ckd_fast.reference.head import HeadMaps
@@ -21,7 +21,7 @@ from ckd_fast.reference.model import OnStep
 from ckd_fast.reference.preprocess import PIXEL_MEAN, PIXEL_STD, normalise
 from ckd_fast.reference.track import View
 from ckd_fast.weights import ExportedModel
-from ckd_fast.weights.exported import search_ports
+from ckd_fast.weights.exported import most_targets, search_ports
 
 from .session import choose_providers, open_session, run_session
 
@@ -43,17 +43,23 @@ class OnnxEngine(HostEngine):
 
     def __init__(self, model: ExportedModel, device: str = "auto", *, threads: int | None = None) -> None:
         super().__init__(model, torch.device("cpu"), model.dtype)
-        self.most_targets = model.targets
+        self.most_targets = model.targets or most_targets(model.config)
         self._model = model
         providers = choose_providers(device)
         threads = threads or torch.get_num_threads()
-        self._search, self._template = (
-            open_session(path, providers, threads) for path in (model.path, model.template_path)
-        )
+        paths = (model.path, model.template_path)
+        reason = ""
+        try:
+            self._search, self._template = (open_session(path, providers, threads) for path in paths)
+        except EngineError as error:
+            if providers.must:
+                raise
+            reason = f" ({error})"
+            self._search, self._template = (open_session(path, choose_providers("cpu"), threads) for path in paths)
         self.provider: str = self._search.get_providers()[0]
         if self.provider != providers.names[0]:
             self.note = f"auto: {providers.names[0]} does not load here"
-            log.warning("engine 'onnx' runs on %s: %s does not load here", self.provider, providers.names[0])
+            log.warning("engine 'onnx' runs on %s: %s does not load here%s", self.provider, providers.names[0], reason)
 
     def __str__(self) -> str:
         """As of every engine, with the provider in place of the device."""
