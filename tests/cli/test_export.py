@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,6 +92,13 @@ def test_what_export_refuses(tmp_path: Path, command: Command, weights: str, mon
     assert command("export", "--out", tmp_path / "folder.onnx").refuses("a directory")
     monkeypatch.setattr("ckd_fast.exporting.export.find_spec", lambda name: None if name == "onnxscript" else name)
     assert command("export", "--out", out).refuses("needs onnxscript, not installed: pip install 'ckd_fast[export]'")
+
+
+def test_more_targets_than_a_reader_takes(tmp_path: Path) -> None:
+    large = load_model("random", dataclasses.replace(PLAIN.config, search_size=640), seed=0)
+    with pytest.raises(InputError, match="targets=64: a network of these sizes takes at most 17 in one call"):
+        export_model(large, tmp_path / "x.onnx", targets=64)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
