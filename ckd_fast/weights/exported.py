@@ -52,6 +52,7 @@ MAX_SIDE = 4096  # of a crop, in pixels: a file's word is enough for a tracker t
 MAX_DEPTH = 64
 MAX_AXES = 8  # exports have 6
 MOST_ELEMENTS = 1 << 29  # of the largest value of one call, as `_largest_value` estimates it; base with 64 targets: 3e8
+MOST_VALUES = 1 << 31  # elements of all values together, for one target; base: 4e8
 SMALL_BYTES = 1 << 10  # of a tensor that may be a shape
 OPERATORS = frozenset(
     {"Add", "ArgMax", "Cast", "Clip", "Concat", "ConstantOfShape", "Conv", "Div", "Erf", "Expand", "Floor",
@@ -275,7 +276,7 @@ def _checked(file: Path, data: bytes, part: Part) -> dict[str, str]:
         _check_weights(file, proto, config)
     if part == "template" or targets is not None:
         count = 1 if part == "template" or targets is None else targets
-        _sizes(file, proto, count, _all_values(config) * count)
+        _sizes(file, proto, count, config)
     else:
         _check_growth(file, proto, config)
     return about
@@ -393,7 +394,7 @@ def _largest_value(config: ModelConfig) -> int:
 
 def _all_values(config: ModelConfig) -> int:
     """More elements than all values of such a network have together, for one target; base has 45 percent of it."""
-    return 12 * (config.depth + 4) * _largest_value(config)
+    return min(12 * (config.depth + 4) * _largest_value(config), MOST_VALUES)
 
 
 def most_targets(config: ModelConfig) -> int:
@@ -410,9 +411,10 @@ def _check_weights(file: Path, proto: onnx.ModelProto, config: ModelConfig) -> N
         raise CorruptWeightsError(f"{file}: its metadata describe a larger network than its {held} weights make")
 
 
-def _sizes(file: Path, proto: onnx.ModelProto, count: int, most: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of all values for `count` targets; together they have at most `most` elements.
+def _sizes(file: Path, proto: onnx.ModelProto, count: int, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of all values for `count` targets, if together they are no larger than in such a network.
 
+    Those that depend on no input have a narrower bound: ONNX Runtime computes them when it loads a file and keeps them.
     A few bytes of a graph can ask for any amount of memory. The sizes are inferred node by node: inference over the
     whole graph would take that memory itself.
     """
@@ -434,7 +436,9 @@ def _sizes(file: Path, proto: onnx.ModelProto, count: int, most: int) -> dict[st
         if tensor.data_type == ELEMENTS["int64"] and len(tensor.raw_data) <= SMALL_BYTES:
             known[tensor.name] = tensor
     constants = dict(known)
-    total = 0
+    fixed = {tensor.name for tensor in proto.graph.initializer}  # values that depend on no input
+    total = kept = 0
+    most, most_kept = _all_values(config) * count, _largest_value(config) * count
     for node in proto.graph.node:
         inputs = [name for name in node.input if name]
         place = SHAPED_BY.get(node.op_type)
@@ -458,7 +462,10 @@ def _sizes(file: Path, proto: onnx.ModelProto, count: int, most: int) -> dict[st
             if min(shape, default=0) < 0:
                 raise CorruptWeightsError(f"{file}: the size of {name[:40]!a}, a value in its graph, cannot be told")
             total += math.prod(shape)
-            if total > most or len(shape) > MAX_AXES:
+            if node.op_type == "Shape" or fixed.issuperset(inputs):
+                fixed.add(name)
+                kept += math.prod(shape)
+            if total > most or kept > most_kept or len(shape) > MAX_AXES:
                 raise CorruptWeightsError(
                     f"{file}: with {name[:40]!a} of shape {list(shape[:8])}, the values in its graph are larger than "
                     "such models have"
@@ -487,7 +494,7 @@ def _check_growth(file: Path, proto: onnx.ModelProto, config: ModelConfig) -> No
     of a side that grows could rise and fall.
     """
     times = most_targets(config)
-    few, many = (_sizes(file, proto, count, _all_values(config) * count) for count in (1, times))
+    few, many = (_sizes(file, proto, count, config) for count in (1, times))
     for node in proto.graph.node:
         for name in filter(None, node.output):
             wrong = [(a, b) for a, b in zip(few[name], many[name], strict=False) if b not in (a, a * times)]

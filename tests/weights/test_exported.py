@@ -135,9 +135,14 @@ HOSTILE: dict[str, tuple[Callable[[Any], object], str]] = {
     "many axes": (
         lambda p: add(p, helper.make_node("ConstantOfShape", ["ones"], ["many"]), ones=[1] * 9), "many' of shape"
     ),
+    "many constants": (
+        lambda p: add(p, *[helper.make_node("ConstantOfShape", ["side"], [f"v{i}"]) for i in range(6)], side=[30_000]),
+        "'v5' of shape .30000., the values in its graph are larger",
+    ),
     "many values": (  # each is smaller than the network's largest
         lambda p: add(
-            p, *[helper.make_node("ConstantOfShape", ["side"], [f"v{i}"]) for i in range(400)], side=[30_000]
+            p, helper.make_node("ReduceMax", ["template"], ["number"], keepdims=0),
+            *[helper.make_node("Expand", ["number", "side"], [f"v{i}"]) for i in range(400)], side=[30_000]
         ),
         "larger than such models have",
     ),
