@@ -13,6 +13,7 @@ CPU = ["openvino>=2025.4"]
 # The package onnx checks files before ONNX Runtime gets them.
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]
 EXPORT = [*ONNX, "onnxscript>=0.5"]
+PEERS = ["nncf>=2.14", *CPU, *EXPORT]  # of `bench/fps.py --peers`
 PLOT = ["matplotlib>=3.7"]
 COMPLETION = ["shtab"]
 # attributee, which the VOT toolkit builds on, cannot be imported in its version 0.1.10.
@@ -70,6 +71,7 @@ setup(
         "quantize": CPU,  # `ckd-fast quantize` measures on engine `openvino`
         "onnx": ONNX,
         "export": EXPORT,
+        "peers": PEERS,
         "plot": PLOT,
         "completion": COMPLETION,
         "vot": VOT,

@@ -97,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--engine", nargs="+", type=engine_and_dtype, default=[("reference", None)], metavar="NAME[:DTYPE]",
         help=f"{', '.join(ENGINES)}, all; several are measured in turns, for example reference:float32 triton:bfloat16",
     )  # fmt: skip
-    parser.add_argument("--peers", action="store_true", help="also plain exports in their runtimes (extra export)")
+    parser.add_argument("--peers", action="store_true", help="also plain exports in their runtimes (extra peers)")
     parser.add_argument("--model", default="base", help="base, base-shared, small, tiny or packaged (default: base)")
     parser.add_argument("--elimination", choices=ELIMINATIONS, default="mce", help="(default: mce)")
     parser.add_argument("--protocol", choices=(*PROTOCOLS, "all"), default="end-to-end", help="(default: end-to-end)")
@@ -227,7 +227,7 @@ def compare(options: argparse.Namespace, config: ModelConfig) -> None:
         engines[key] = engine
         seconds[key] = time.perf_counter() - start
     device = str(next(iter(engines.values())).device)
-    work, ceilings = 0.0, dict[str, float]()
+    work, ceilings = 0.0, dict[torch.dtype, float]()
     if options.peers:
         import peers
 
@@ -238,22 +238,24 @@ def compare(options: argparse.Namespace, config: ModelConfig) -> None:
         engines |= found
         seconds |= dict.fromkeys(found, math.nan)
         work = peers.executed_gflop(model)
-        ceilings = {precision: peers.ceiling_gflops(precision) for precision in map(name_of, dtypes)}
+        ceilings = {dtype: peers.ceiling_gflops(dtype) for dtype in dtypes}
     protocols = PROTOCOLS if options.protocol == "all" else (options.protocol,)
     results: list[Result] = []
     for protocol in protocols:
         rows = in_turns(options, protocol, engines, seconds)
         if options.peers:
-            ceilings |= {p: max(rate, peers.ceiling_gflops(p)) for p, rate in ceilings.items()}
+            again = {dtype: peers.ceiling_gflops(dtype, lambda _line: None) for dtype in ceilings}
+            ceilings = {dtype: max(rate, again[dtype]) for dtype, rate in ceilings.items()}
+            best = {name_of(dtype): rate for dtype, rate in ceilings.items()}
             rows = [
-                dataclasses.replace(row, ceiling_share=work / row.times.median_ms * 1e3 / ceilings[row.dtype])
+                dataclasses.replace(row, ceiling_share=work / row.times.median_ms * 1e3 / best[row.dtype])
                 for row in rows
             ]
         print_table(rows, device)
         results += rows
     written: dict[str, object] = {"arguments": used(options), "results": [dataclasses.asdict(row) for row in results]}
     if options.peers:
-        written |= {"executed_gflop": work, "ceiling_gflops": ceilings}
+        written |= {"executed_gflop": work, "ceiling_gflops": {name_of(d): rate for d, rate in ceilings.items()}}
     write_json(options.json, {"machine": machine(device), **written})
 
 

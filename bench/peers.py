@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,10 +30,14 @@ from ckd_fast.reference.preprocess import PIXEL_MEAN, PIXEL_STD
 from ckd_fast.reference.track import View
 from ckd_fast.weights import LoadedModel
 
+if TYPE_CHECKING:
+    import openvino
+
 PEERS = ("onnxruntime", "plain-openvino")
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 ENDS, STEPS = (np.float32(-4), np.float32(4)), 255  # of numbers in int8
 SAMPLES = 4  # random ones for NNCF: time does not depend on them
+RATE_SECONDS = 2.0  # a slow product is not measured for longer, except that it has three turns
 LATENCY = {"PERFORMANCE_HINT": "LATENCY"}
 Inputs = Sequence[NDArray[np.generic]]
 # Shapes [M, K] x [K, N] whose product may be the fastest of the machine: the model's own, and square ones.
@@ -85,7 +89,7 @@ def _openvino(file: Path, dtype: torch.dtype) -> Callable[[Inputs], list[NDArray
     import openvino
 
     core = openvino.Core()
-    graph, hints = core.read_model(file), {}
+    graph, hints = core.read_model(file), _hints(core, dtype)
     if dtype == torch.int8:
         import nncf
 
@@ -96,54 +100,70 @@ def _openvino(file: Path, dtype: torch.dtype) -> Callable[[Inputs], list[NDArray
             for _ in range(SAMPLES)
         ]
         graph = nncf.quantize(graph, nncf.Dataset(samples), subset_size=SAMPLES)
-    else:
-        hints = {"INFERENCE_PRECISION_HINT": PRECISIONS[dtype]}
     compiled = core.compile_model(graph, "CPU", {**LATENCY, **hints})
     request = compiled.create_infer_request()
     return lambda inputs: [value.copy() for value in request.infer(list(inputs), share_inputs=True).values()]
 
 
-def ceiling_gflops(precision: str) -> float:
-    """The best matrix product in a precision ("float32", "bfloat16", "int8") that torch or OpenVINO reaches here."""
-    products = [_openvino_product] if find_spec("openvino") is not None else []
-    if precision != "int8":
-        products.append(_torch_product)
-    return max(product(shape, precision) for product in products for shape in SHAPES)
+def _hints(core: openvino.Core, dtype: torch.dtype) -> dict[str, str]:
+    """What makes OpenVINO run a precision. It would run float32 instead of one that it lacks, without a word."""
+    from ckd_fast.engines.openvino.engine import native_precision
+
+    if dtype == torch.int8:
+        return {}
+    if dtype not in PRECISIONS or dtype not in (torch.float32, native_precision(core)):
+        raise EngineError(f"OpenVINO does not run {dtype} on this processor")
+    return {"INFERENCE_PRECISION_HINT": PRECISIONS[dtype]}
+
+
+def ceiling_gflops(dtype: torch.dtype, say: Callable[[str], object] = print) -> float:
+    """The best matrix product in a precision that torch or OpenVINO reaches here."""
+    products = [] if dtype == torch.int8 else [_torch_product]
+    if find_spec("openvino") is not None:
+        products.append(_openvino_product)
+    best = 0.0
+    for product, shape in itertools.product(products, SHAPES):
+        try:
+            best = max(best, product(shape, dtype))
+        except EngineError as error:
+            say(f"left out of the ceiling: {error}")
+            break
+    return best
 
 
 def _rate(shape: tuple[int, int, int], call: Callable[[], object]) -> float:
-    best = float("inf")
-    for _ in range(12):
+    best, until = float("inf"), time.perf_counter() + RATE_SECONDS
+    for turn in range(12):
         begin = time.perf_counter()
+        if turn > 2 and begin > until:
+            break
         call()
         best = min(best, time.perf_counter() - begin)
     return 2.0 * shape[0] * shape[1] * shape[2] / best / 1e9
 
 
-def _torch_product(shape: tuple[int, int, int], precision: str) -> float:
-    dtype = getattr(torch, precision)
+def _torch_product(shape: tuple[int, int, int], dtype: torch.dtype) -> float:
     rows, inner, columns = shape
     a, b = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
     with torch.inference_mode():
         return _rate(shape, lambda: torch.nn.functional.linear(a, b))
 
 
-def _openvino_product(shape: tuple[int, int, int], precision: str) -> float:
+def _openvino_product(shape: tuple[int, int, int], dtype: torch.dtype) -> float:
     import openvino
     from openvino import opset15 as op
 
+    core = openvino.Core()
+    hints = _hints(core, dtype)
     rows, inner, columns = shape
     draw = np.random.default_rng(0)
     values = draw.standard_normal((rows, inner)).astype(np.float32)
     x = op.parameter([rows, inner], np.float32)
     left, right = x, op.constant(draw.standard_normal((columns, inner)).astype(np.float32))
-    hints = {}
-    if precision == "int8":
+    if dtype == torch.int8:
         left, right = (op.fake_quantize(each, *map(op.constant, ENDS * 2), STEPS) for each in (left, right))
-    else:
-        hints = {"INFERENCE_PRECISION_HINT": PRECISIONS[getattr(torch, precision)]}
     graph = openvino.Model([op.result(op.matmul(left, right, transpose_a=False, transpose_b=True))], [x])
-    request = openvino.Core().compile_model(graph, "CPU", {**LATENCY, **hints}).create_infer_request()
+    request = core.compile_model(graph, "CPU", {**LATENCY, **hints}).create_infer_request()
     return _rate(shape, lambda: request.infer([values], share_inputs=True))
 
 
@@ -174,8 +194,11 @@ def peers(model: LoadedModel, wanted: Sequence[torch.dtype]) -> dict[str, Engine
         file = Path(folder) / "network.onnx"
         export_network(model, file)
         for name, dtype in itertools.product(PEERS, wanted):
+            precision = str(dtype).removeprefix("torch.")
             try:
-                found[f"{name} {str(dtype).removeprefix('torch.')}"] = Peer(name, model, dtype, file)
-            except (ImportError, EngineError) as error:
-                print(f"left out: {name}: {error}")
+                found[f"{name} {precision}"] = Peer(name, model, dtype, file)
+            except ImportError as error:
+                print(f"left out: {name} {precision}: {error}: pip install 'ckd_fast[peers]'")
+            except EngineError as error:
+                print(f"left out: {name} {precision}: {error}")
     return found

@@ -9,14 +9,16 @@ frames per second of all together over those of a process that runs alone: 1 is 
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
 import time
 from dataclasses import asdict, dataclass
-from multiprocessing.queues import SimpleQueue
-from multiprocessing.synchronize import Barrier, Event
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
-from common import BOX, ROOT, clip, machine, program, used, write_json
+from common import BOX, ROOT, clip, machine, program, refuse, used, write_json
 
 WARM_UP_SECONDS = 1.0
 
@@ -30,46 +32,64 @@ class Row:
     share: float  # of what the first row's processes reach
 
 
-def follow(engine: str, threads: int | None, ready: Barrier, stop: Event, counts: SimpleQueue[int]) -> None:
-    """Track until told to stop, and tell how many frames that were."""
-    from ckd_fast import Tracker
+def follow(engine: str, threads: int | None, begin: Event, stop: Event, told: Connection) -> None:
+    """Track until told to stop. Tells 0 when warm, then how many frames it tracked; or why it cannot, in words."""
+    from ckd_fast import CkdFastError, Tracker
 
     first, *others = clip(8)
-    tracker = Tracker(engine=engine, device="cpu", threads=threads)
-    tracker.init(*first, BOX)
+    try:
+        tracker = Tracker(engine=engine, device="cpu", threads=threads)
+        tracker.init(*first, BOX)
+    except CkdFastError as error:
+        told.send(str(error))
+        return
     pairs = itertools.cycle([*others, first])
     until = time.perf_counter() + WARM_UP_SECONDS
     while time.perf_counter() < until:
         tracker.box = BOX
         tracker.update(*next(pairs))
-    ready.wait()
+    told.send(0)
+    begin.wait()
     count = 0
     while not stop.is_set():
         tracker.box = BOX
         tracker.update(*next(pairs))
         count += 1
-    counts.put(count)
+    told.send(count)
+
+
+def heard(worker: SpawnProcess, telling: Connection) -> int:
+    """What a worker tells; if it failed, that ends the program, and with it the other workers."""
+    try:
+        told: int | str = telling.recv()
+    except EOFError:
+        worker.join()
+        refuse(f"a process ended with exit code {worker.exitcode}")
+    return told if isinstance(told, int) else refuse(told)
 
 
 def together(processes: int, engine: str, threads: int | None, seconds: float) -> float:
     """Frames per second of all processes."""
     context = multiprocessing.get_context("spawn")
-    ready, stop, counts = context.Barrier(processes + 1), context.Event(), context.SimpleQueue()
-    workers = [
-        context.Process(target=follow, args=(engine, threads, ready, stop, counts), daemon=True)
-        for _ in range(processes)
-    ]
-    for worker in workers:
+    begin, stop = context.Event(), context.Event()
+    workers = []
+    for _ in range(processes):
+        ours, theirs = context.Pipe(duplex=False)
+        worker = context.Process(target=follow, args=(engine, threads, begin, stop, theirs), daemon=True)
         worker.start()
-    ready.wait()
-    begin = time.perf_counter()
+        theirs.close()  # the worker has the only copy, so the pipe closes when it dies
+        workers.append((worker, ours))
+    for each in workers:
+        heard(*each)
+    begin.set()
+    start = time.perf_counter()
     time.sleep(seconds)
     stop.set()
-    elapsed = time.perf_counter() - begin
-    frames = sum(counts.get() for _ in workers)
-    for worker in workers:
+    elapsed = time.perf_counter() - start
+    frames = sum(heard(*each) for each in workers)
+    for worker, _ in workers:
         worker.join()
-    return float(frames) / elapsed
+    return frames / elapsed
 
 
 def main() -> None:
@@ -80,6 +100,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each measurement (default: 10)")
     parser.add_argument("--json", type=Path, default=ROOT / "out" / "processes.json", metavar="FILE")
     options = parser.parse_args()
+    if min(options.processes) < 1 or not 0 < options.seconds < math.inf:
+        refuse("--processes must be at least 1 and --seconds more than 0")
     rows: list[Row] = []
     for processes in options.processes:
         fps = together(processes, options.engine, options.threads, options.seconds)

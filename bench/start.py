@@ -57,7 +57,7 @@ def start(cache: str, folder: str, weights: Path, dtype: str) -> Start:
     command = [sys.executable, "-c", CHILD, str(weights), dtype]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        refuse(done.stderr.strip().splitlines()[-1])
+        refuse((done.stderr.strip().splitlines() or [f"a start ended with exit code {done.returncode}"])[-1])
     return Start(cache, *json.loads(done.stdout.splitlines()[-1]))
 
 

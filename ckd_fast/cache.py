@@ -9,6 +9,7 @@ Nothing that goes wrong in here stops the caller. What it means, and why, is log
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import mmap
@@ -38,6 +39,7 @@ MAGIC = b"ckd_fast cache 1"
 HEADER = struct.Struct("<16s32s256sQI")  # magic and format, key, what it is (UTF-8), length and CRC-32 of the data
 DATA = 4096  # where the data begin: at a page, so that what is aligned in the data is so in memory
 CHUNK = 1 << 22
+MOST_TRIES = 3  # to make a file that nobody sweeps
 MOST_THREADS = 4  # more would wait for memory
 NAME = re.compile(r"[0-9a-f]{64}\.entry")
 UNFINISHED = ".entry.part"
@@ -214,12 +216,19 @@ def user_cache() -> Cache:
     """The cache of the user who runs this, in the folder that docs/environment.md describes."""
     named = os.environ.get(VARIABLE)
     if named is not None:
-        return Cache(None if named in ("", "off") else Path(named).absolute())
+        return _shared(None if named in ("", "off") else Path(named).absolute())
     try:
-        return Cache(_platform_folder() / "ckd_fast")
+        return _shared(_platform_folder() / "ckd_fast")
     except RuntimeError:  # from `Path.home`
-        log.warning("no home folder, so nothing is cached: name a folder in %s", VARIABLE)
-        return Cache(None)
+        cache = _shared(None)
+        cache._say(f"no home folder, so nothing is cached: name a folder in {VARIABLE}")  # noqa: SLF001 - of this module
+        return cache
+
+
+@functools.cache
+def _shared(folder: Path | None) -> Cache:
+    """One per folder and process, so that all engines together say once what is wrong with it."""
+    return Cache(folder)
 
 
 def _platform_folder() -> Path:
@@ -318,18 +327,19 @@ def _cut(about: str) -> bytes:
 @contextmanager
 def _temporary(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
     """A new file beside an entry, gone afterwards unless it was moved. Its lock says that someone writes it."""
-    swept = True  # by another process, between its creation and the lock
-    while swept:
+    for last in (False,) * (MOST_TRIES - 1) + (True,):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem[:8]}-", suffix=UNFINISHED)
         temporary = Path(name)
         try:
             with open(handle, "w+b") as file:  # noqa: PTH123 - a descriptor
                 _lock(handle, wait=True)
-                swept = os.fstat(handle).st_nlink == 0
-                if not swept:
+                # 0: another process swept it between its creation and the lock. Some file systems always say 0, so the
+                # last try goes on; if it was swept, it cannot be moved, which is an error like any other.
+                if last or os.fstat(handle).st_nlink:
                     file.truncate(DATA)
                     file.seek(DATA)
                     yield file, temporary
+                    return
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -47,6 +47,14 @@ def refuse_overwrite(paths: Iterable[Path], *, force: bool) -> None:
         raise OutputError(f"{present[0].parent}: {names} {exist}; write elsewhere or use --force")
 
 
+def refuse_place(path: Path) -> None:
+    """Raise if a file cannot be written here, before much work is done for it."""
+    if path.is_dir():
+        raise OutputError(f"{path}: a directory; expected the name of a file to write")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: the folder {path.parent} does not exist")
+
+
 @contextmanager
 def atomically(path: Path) -> Iterator[Path]:
     """A temporary file to write, which replaces `path` when the block ends and vanishes when it fails.

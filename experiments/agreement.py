@@ -33,11 +33,21 @@ from common import machine, program, write_json
 
 from ckd_fast import LoadedModel, load_model
 from ckd_fast.boxes import iou
-from ckd_fast.datasets import ClipConfig, SyntheticClip, open_dataset
+from ckd_fast.datasets import open_dataset
 from ckd_fast.engines import Engine, build_engine
 from ckd_fast.engines.openvino.engine import OpenVinoEngine, native_precision
 from ckd_fast.images import read_rgb, read_tir
-from ckd_fast.quantization import Clip, FrameAgreement, Seen, Wanted, compare, quantize, search_again, track
+from ckd_fast.quantization import (
+    Clip,
+    FrameAgreement,
+    Seen,
+    Wanted,
+    compare,
+    generated_clip,
+    quantize,
+    search_again,
+    track,
+)
 from ckd_fast.reference.config import Elimination
 
 MODELS = ("packaged-none", "packaged-mce", "small", "base")
@@ -77,13 +87,7 @@ class Row:
 
 
 def generated(count: int, frames: int, first_seed: int) -> list[Clip]:
-    clips = []
-    for seed in range(first_seed, first_seed + count):
-        drawn = list(SyntheticClip(ClipConfig(seed=seed, frames=frames)))
-        clips.append(
-            Clip.of(f"generated {seed}", [(frame.rgb, frame.tir[:, :, None]) for frame in drawn], drawn[0].box)
-        )
-    return clips
+    return [generated_clip(seed, frames) for seed in range(first_seed, first_seed + count)]
 
 
 def real(root: Path, most: int | None) -> Iterator[Clip]:

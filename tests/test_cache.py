@@ -19,7 +19,7 @@ import pytest
 from support import ROOT
 
 from ckd_fast import OutputError
-from ckd_fast.cache import DATA, HEADER, Cache, checksum, user_cache
+from ckd_fast.cache import DATA, HEADER, Cache, _shared, checksum, user_cache
 
 MINE = "mine, float32"
 
@@ -405,6 +405,55 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path, said: Said) -> None:
     assert 2 <= len(said()) <= 4
 
 
+def test_all_engines_say_once_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said) -> None:
+    """Each asks for the user's cache."""
+    monkeypatch.setenv("CKD_FAST_CACHE", str(tmp_path / "cache"))
+    tries: list[object] = []
+
+    def full(**options: object) -> None:
+        tries.append(options)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+    for name in ("one", "two"):
+        put(user_cache(), name)
+    assert len(said()) == 1
+    assert "cannot be written" in said()[0]
+    assert len(tries) == 1
+
+
+def test_a_file_system_that_says_zero_links(cache: Cache, monkeypatch: pytest.MonkeyPatch, said: Said) -> None:
+    """Some do of files that are open."""
+    real = os.fstat
+
+    def without_links(handle: int) -> os.stat_result:
+        state = list(real(handle))
+        state[stat.ST_NLINK] = 0
+        return os.stat_result(state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", without_links)
+        path = stored(cache)
+    assert loaded(cache) == content("one")
+    assert files(cache) == [path.name]
+    assert said() == []
+
+
+def test_a_file_that_is_swept_each_time(cache: Cache, monkeypatch: pytest.MonkeyPatch, said: Said) -> None:
+    make = tempfile.mkstemp
+
+    def swept(**options: object) -> tuple[int, str]:
+        handle, name = make(**options)  # type: ignore[call-overload]
+        Path(name).unlink()
+        return handle, name
+
+    monkeypatch.setattr(tempfile, "mkstemp", swept)
+    assert put(cache, "one") is None
+    assert files(cache) == []
+    (text,) = said()
+    assert "cannot be written (No such file or directory)" in text
+
+
 WRITER = """
 import os, signal, sys
 from pathlib import Path
@@ -504,5 +553,7 @@ def test_the_users_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said:
     assert user_cache().folder == tmp_path / ".cache/ckd_fast"
     assert said() == []
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
-    assert user_cache().folder is None
+    _shared.cache_clear()
+    assert [user_cache().folder for _ in range(2)] == [None, None]
+    assert len(said()) == 1
     assert "no home folder" in said()[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckd_fast.errors import InputError, OutputError
-from ckd_fast.files import refuse_overwrite
+from ckd_fast.files import refuse_overwrite, refuse_place
 
 from .parsing import add_command, box, positive, say
 
@@ -73,9 +73,10 @@ def run_quantize(options: argparse.Namespace) -> int:
         raise InputError(
             f"--init is there {len(options.init)} times and --clip {len(options.clip)} times: one per clip"
         )
+    refuse_place(options.out)
     refuse_overwrite([options.out], force=options.force)
 
-    from ckd_fast.quantization import Wanted, quantize
+    from ckd_fast.quantization import Wanted, generated_clip, quantize
     from ckd_fast.weights import load_model, save_model
 
     model = load_model(options.weights, options.model)
@@ -87,7 +88,7 @@ def run_quantize(options: argparse.Namespace) -> int:
         ]
         source = f"{len(clips)} clips of the user's"
     else:
-        clips = _generated(options.frames)
+        clips = [generated_clip(seed, options.frames) for seed in range(FIRST_SEED, FIRST_SEED + GENERATED_CLIPS)]
         source = f"{len(clips)} generated clips, seeds from {FIRST_SEED}"
     wanted = Wanted(options.least_kept, options.least_iou)
     made = quantize(model, clips, source, wanted, (lambda _text: None) if options.json else say)
@@ -127,16 +128,3 @@ def _footage(visible: str, infrared: str, start: Box | None, frames: int) -> Cli
     height, width = pairs[0][0].shape[:2]
     side = min(height, width) / 5
     return Clip.of(name, pairs, start or (width / 2 - side / 2, height / 2 - side / 2, side, side))
-
-
-def _generated(frames: int) -> list[Clip]:
-    from ckd_fast.datasets import ClipConfig, SyntheticClip
-    from ckd_fast.quantization import Clip
-
-    clips = []
-    for seed in range(FIRST_SEED, FIRST_SEED + GENERATED_CLIPS):
-        drawn = list(SyntheticClip(ClipConfig(seed=seed, frames=frames)))
-        clips.append(
-            Clip.of(f"generated {seed}", [(frame.rgb, frame.tir[:, :, None]) for frame in drawn], drawn[0].box)
-        )
-    return clips

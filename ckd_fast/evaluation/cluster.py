@@ -28,8 +28,8 @@ class TrackingWorker:
         self._plan = plan
         self._tracker = build_tracker(plan.setup, device)
 
-    def engine(self) -> str:
-        return str(self._tracker.engine)
+    def started(self) -> Started:
+        return Started.of(self._tracker)
 
     def track(self, sequence: SequenceFiles) -> Outcome:
         return attempt(self._tracker, sequence, self._plan)
@@ -135,7 +135,7 @@ class _RayPool:
                     self._start_if_needed()
                     continue
             else:
-                self._on_message(Started(answer))
+                self._on_message(answer)
             if self._queue:
                 following = self._queue.take()
                 self._jobs[worker.track.remote(following)] = (worker, following)
@@ -143,7 +143,7 @@ class _RayPool:
     def _start_if_needed(self) -> None:
         if self._queue:
             worker = self._kind.remote(self._plan, self._device)
-            self._jobs[worker.engine.remote()] = (worker, None)
+            self._jobs[worker.started.remote()] = (worker, None)
 
 
 def _reason(error: BaseException) -> str:

@@ -2,7 +2,7 @@
 
     SEQUENCE.txt         one box per frame, the given one first
     SEQUENCE_time.txt    seconds per frame, without reading; the first is the initialisation
-    run.json             everything the results depend on; only an equal run may continue in this folder
+    run.json             everything the results depend on, and what ran; only an equal run may continue in this folder
     failures.json        failed sequences with the reason; absent if there are none
 
 Every file is written as a whole, SEQUENCE.txt last. However a run ends, the next one keeps the finished sequences and
@@ -20,10 +20,11 @@ import numpy as np
 from ckd_fast.datasets.sequences import Dataset
 from ckd_fast.datasets.tables import read_table
 from ckd_fast.errors import InputError, OutputError
-from ckd_fast.files import write_atomically
+from ckd_fast.files import reading, write_atomically
 
 RUN_FILE, FAILURES_FILE = "run.json", "failures.json"
 FIRST_BOXES = "first_boxes"  # key of run.json: first box by sequence
+RAN = "ran"  # key of run.json: engine and precision of the results, known when the first worker has started
 
 
 def box_file(folder: Path, sequence: str) -> Path:
@@ -68,6 +69,8 @@ def claim_folder(folder: Path, run: Mapping[str, object], sequences: Sequence[st
     differences = _differences(before, wanted) if isinstance(before, dict) else []
     if isinstance(before, dict) and not differences:
         wanted[FIRST_BOXES] = {**before[FIRST_BOXES], **wanted[FIRST_BOXES]}
+        if has_results and RAN in before:
+            wanted[RAN] = before[RAN]
         if wanted != before:
             write_atomically(record, json.dumps(wanted, indent=1) + "\n")
         return
@@ -85,9 +88,27 @@ def claim_folder(folder: Path, run: Mapping[str, object], sequences: Sequence[st
     write_atomically(record, json.dumps(wanted, indent=1) + "\n")
 
 
+def claim_engine(folder: Path, ran: str) -> None:
+    """Note in run.json which engine and precision run; raise if others made the results in the folder.
+
+    What "auto" and the default precision stand for depends on the machine and on what is installed.
+    """
+    record = folder / RUN_FILE
+    with reading(record):
+        run = json.loads(record.read_text())
+    if run.get(RAN, ran) != ran:
+        raise OutputError(
+            f"{folder}: holds results of {run[RAN]}, and now {ran} would run; choose another folder, or name the "
+            "engine and the precision: --engine, --dtype"
+        )
+    if RAN not in run:
+        write_atomically(record, json.dumps(run | {RAN: ran}, indent=1) + "\n")
+
+
 def _differences(before: Mapping[str, object], wanted: Mapping[str, object]) -> list[str]:
     """Where two runs differ. They may have different sequences, but not different first boxes of the same one."""
-    names = [name for name in {**before, **wanted} if name != FIRST_BOXES and before.get(name) != wanted.get(name)]
+    names = [name for name in {**before, **wanted} if name not in (FIRST_BOXES, RAN)]
+    names = [name for name in names if before.get(name) != wanted.get(name)]
     old, new = before.get(FIRST_BOXES), wanted.get(FIRST_BOXES)
     if not isinstance(old, dict) or not isinstance(new, dict):
         return [*names, FIRST_BOXES]

@@ -19,7 +19,7 @@ from ckd_fast.datasets.sequences import Dataset, SequenceFiles, mispaired
 from ckd_fast.errors import CkdFastError, InputError
 
 from .corruptions import Corruption
-from .run_folder import claim_folder, is_finished, refuse_data_folder, write_failures, write_results
+from .run_folder import claim_engine, claim_folder, is_finished, refuse_data_folder, write_failures, write_results
 
 if TYPE_CHECKING:
     from ckd_fast.tracker import Tracker
@@ -38,7 +38,7 @@ class TrackerSetup:
     engine: str = "auto"
     dtype: str | None = None
     seed: int | None = None
-    # torch's threads on a CPU. More than one changes the order of sums, so results would depend on it.
+    # of the engine on a CPU. More than one changes the order of sums, so results would depend on it.
     threads: int = 1
 
 
@@ -65,7 +65,13 @@ class Track:
 class Started:
     """A worker has built its tracker."""
 
-    engine: str
+    engine: str  # in words
+    ran: str  # its name and precision; the same on every device
+
+    @classmethod
+    def of(cls, tracker: Tracker) -> Started:
+        engine = tracker.engine
+        return cls(str(engine), f"{engine.name} {str(engine.dtype).removeprefix('torch.')}")
 
 
 @dataclass(frozen=True)
@@ -186,7 +192,7 @@ def attempt(
 
 def describe_run(dataset: Dataset, plan: RunPlan) -> dict[str, object]:
     """Everything the results depend on, for run.json. Loads the weights, so bad ones are found at once."""
-    from ckd_fast.weights import open_model
+    from ckd_fast.weights import LoadedModel, open_model
 
     setup = plan.setup
     first_boxes = {}
@@ -197,6 +203,7 @@ def describe_run(dataset: Dataset, plan: RunPlan) -> dict[str, object]:
         except InputError:
             continue  # reported when the sequence is tracked
     model = open_model(setup.weights, setup.model, setup.seed)
+    calibration = model.calibration if isinstance(model, LoadedModel) else None
     return {
         "ckd_fast": __version__,
         "dataset": dataset.layout.name,
@@ -204,6 +211,7 @@ def describe_run(dataset: Dataset, plan: RunPlan) -> dict[str, object]:
         "weights": model.provenance.source,
         "sha256": model.provenance.sha256,
         "seed": model.provenance.seed,
+        "calibration": None if calibration is None else calibration.sha256(),
         "model": model.config.to_dict(),
         "engine": setup.engine,
         "dtype": setup.dtype,
@@ -228,6 +236,7 @@ class _Recorder:
 
     def receive(self, message: Message) -> None:
         if isinstance(message, Started):
+            claim_engine(self._folder, message.ran)
             self.engines.add(message.engine)
         elif isinstance(message, Progress):
             self._on_progress(message.frames)

@@ -103,7 +103,7 @@ def _work(connection: Connection, plan: RunPlan, device: str) -> None:
         except (CkdFastError, RuntimeError, MemoryError) as error:
             connection.send(Broken(str(error) or type(error).__name__))
             return
-        connection.send(Started(str(tracker.engine)))
+        connection.send(Started.of(tracker))
         while True:
             sequence: SequenceFiles = connection.recv()
             outcome = attempt(tracker, sequence, plan, lambda count: connection.send(Progress(count)))

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from ckd_fast.errors import EngineError, InputError, OutputError, some_names
-from ckd_fast.files import refuse_overwrite, writing
+from ckd_fast.files import refuse_overwrite, refuse_place, writing
 from ckd_fast.reference.model import Student
 from ckd_fast.weights import LoadedModel
 from ckd_fast.weights.exported import (
@@ -120,10 +120,7 @@ def check_export(path: str | os.PathLike[str], dtype: str, targets: int | str, c
     path = Path(path)
     if not is_exported(path):
         raise InputError(f"{path}: expected a name that ends in {SUFFIX}")
-    if path.is_dir():
-        raise OutputError(f"{path}: a directory; expected the name of a file to write")
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: the folder {path.parent} does not exist")
+    refuse_place(path)
     if dtype == "bfloat16":
         raise InputError(
             "dtype='bfloat16': ONNX Runtime's CPU provider has no products or convolutions in bfloat16, so the export "

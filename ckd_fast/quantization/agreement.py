@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ckd_fast.boxes import iou
 from ckd_fast.config import TrackerConfig
+from ckd_fast.datasets import ClipConfig, SyntheticClip
 from ckd_fast.engines import Engine, Search, Target
 from ckd_fast.frames import RawPair, check_box, check_pair, first_pair
 from ckd_fast.types import Box
@@ -37,6 +38,12 @@ class Clip:
         for rgb, tir in frames:
             pairs.append(check_pair(rgb, tir, pairs[0].form, config) if pairs else first_pair(rgb, tir, config))
         return cls(name, tuple(pairs), check_box(box, pairs[0].form.rgb_size))
+
+
+def generated_clip(seed: int, frames: int, width: int = 640, height: int = 480) -> Clip:
+    """A synthetic clip; equal arguments give equal ones."""
+    drawn = list(SyntheticClip(ClipConfig(width, height, frames, seed)))
+    return Clip.of(f"generated {seed}", [(frame.rgb, frame.tir) for frame in drawn], drawn[0].box)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ckd_fast.cache import Cache
-from ckd_fast.engines import build_engine
+from ckd_fast.engines import Engine
 from ckd_fast.engines.host import ReferenceEngine
-from ckd_fast.errors import InputError
+from ckd_fast.errors import EngineError, InputError
 from ckd_fast.reference.model import MODALITIES, Student
 from ckd_fast.weights import Agreement, Calibration, LoadedModel, layer_inputs
 
@@ -69,7 +69,7 @@ def quantize(
 
 def _in_float32(model: LoadedModel, clips: Sequence[Clip]) -> tuple[list[Tracked], list[Tracked]]:
     """Pairs that calibrate, and pairs that are held back. The engine is gone afterwards: it takes much memory."""
-    plain = build_engine("openvino", model, "cpu", "float32")
+    plain = _uncached(model, torch.float32)
     calibrating, held_back = [], []
     for clip in clips:
         seen = track(plain, clip)
@@ -171,15 +171,24 @@ def _words(agreement: Agreement) -> str:
 
 def _int8_beside(model: LoadedModel, calibration: Calibration, tracked: Sequence[Tracked]) -> list[FrameAgreement]:
     """Int8 on the pairs that float32 saw."""
-    from ckd_fast.engines.openvino.engine import OpenVinoEngine
-
-    # Most of what is tried is never used again: it is not cached.
-    engine = OpenVinoEngine(replace(model, calibration=calibration), torch.int8, cache=Cache(None))
+    engine = _uncached(replace(model, calibration=calibration), torch.int8)
     return [
         compare(plain, ours)
         for clip, seen in tracked
         for plain, ours in zip(seen, search_again(engine, clip, seen), strict=True)
     ]
+
+
+def _uncached(model: LoadedModel, dtype: torch.dtype) -> Engine:
+    """Engine openvino. Its graphs are observed, and most are never used again: they push nothing out of the cache."""
+    try:
+        from ckd_fast.engines.openvino.engine import OpenVinoEngine
+    except ImportError as error:
+        raise EngineError(
+            f"calibrating needs the package openvino, which cannot be imported ({error}): "
+            "pip install 'ckd_fast[quantize]'"
+        ) from error
+    return OpenVinoEngine(model, dtype, cache=Cache(None))
 
 
 def _some_frames(tracked: Sequence[Tracked], count: int) -> list[Tracked]:

@@ -6,6 +6,7 @@ it beside the weights, as one tensor per layer and a line of metadata. As all of
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,6 +66,13 @@ class Calibration:
     def in_int8(self) -> tuple[str, ...]:
         """The layers that run in int8."""
         return tuple(name for name in self.inputs if name not in self.in_float)
+
+    def sha256(self) -> str:
+        """Of all that int8 depends on: ranges, and layers in higher precision."""
+        digest = hashlib.sha256(json.dumps([list(self.inputs), sorted(self.in_float)]).encode())
+        for value in self.inputs.values():
+            digest.update(value.float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
 def layer_inputs(config: ModelConfig) -> dict[str, int]:

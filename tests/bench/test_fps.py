@@ -15,6 +15,7 @@ from ckd_fast.reference.config import preset
 from ckd_fast.reference.cost import model_cost
 
 HAS_OPENVINO = find_spec("openvino") is not None
+HAS_NNCF = find_spec("nncf") is not None
 HAS_EXPORT = find_spec("onnxscript") is not None and find_spec("onnxruntime") is not None
 
 
@@ -68,6 +69,41 @@ def test_peers_and_the_ceiling(tmp_path: Path) -> None:
         assert 0 < result["ceiling_share"] < 1
     with_attention = 2 * model_cost(preset("tiny")).macs_with_attention / 1e9
     assert 0.8 * with_attention < told["executed_gflop"] < with_attention
+
+
+@pytest.mark.skipif(not HAS_EXPORT or not HAS_OPENVINO, reason="not installed: pip install 'ckd_fast[export,cpu]'")
+def test_int8_and_its_peer(tmp_path: Path) -> None:
+    out = tmp_path / "fps.json"
+    more = ("--model", "tiny", "--iterations", "2", "--warmup", "1", "--json", str(out))
+    done = fps("--engine", "openvino:int8", "--peers", *more)
+    assert done.returncode == 0, done.stderr
+    found = [(result["engine"], result["dtype"]) for result in json.loads(out.read_text())["results"]]
+    assert found == [("openvino", "int8"), *[("plain-openvino", "int8")] * HAS_NNCF]
+    assert (
+        HAS_NNCF
+        or "left out: plain-openvino int8: No module named 'nncf': pip install 'ckd_fast[peers]'" in done.stdout
+    )
+    assert "left out: onnxruntime int8: " in done.stdout
+
+
+@pytest.mark.skipif(not HAS_EXPORT or not HAS_OPENVINO, reason="not installed: pip install 'ckd_fast[export,cpu]'")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_peers_that_would_run_float32_instead(tmp_path: Path, dtype: str) -> None:
+    """OpenVINO does so without a word."""
+    import openvino
+
+    if dtype == "bfloat16" and "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor multiplies bfloat16")
+    out = tmp_path / "fps.json"
+    more = ("--model", "tiny", "--iterations", "1", "--warmup", "0", "--json", str(out))
+    done = fps("--engine", f"reference:{dtype}", "--peers", *more)
+    assert done.returncode == 0, done.stderr
+    reason = f"OpenVINO does not run torch.{dtype} on this processor"
+    assert f"left out: plain-openvino {dtype}: {reason}\n" in done.stdout
+    assert done.stdout.count(f"left out of the ceiling: {reason}\n") == 1
+    (result,) = json.loads(out.read_text())["results"]
+    assert result["engine"] == "reference"
+    assert 0 < result["ceiling_share"] < 1
 
 
 def test_shares_of_the_steps(tmp_path: Path) -> None:

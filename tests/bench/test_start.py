@@ -23,3 +23,15 @@ def test_starts(tmp_path: Path) -> None:
         assert 0 < start["load_s"] < start["ready_s"]
         assert 100 < start["private_mb"] + start["file_mb"] <= start["peak_mb"] + 1
     assert run(sys.executable, ROOT / "bench" / "start.py", "--model", "none").returncode == 2
+
+
+def test_a_start_that_is_killed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It leaves no word."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import start
+
+    monkeypatch.setattr(start, "CHILD", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(SystemExit) as ended:
+        start.start("off", "off", Path("absent"), "float32")
+    assert ended.value.code == 2
+    assert "a start ended with exit code -9" in capsys.readouterr().err

@@ -8,9 +8,8 @@ import pytest
 from commands import Command, sample
 
 from ckd_fast import Tracker, load_model
-from ckd_fast.datasets import ClipConfig, SyntheticClip
 from ckd_fast.engines import build_engine
-from ckd_fast.quantization import Clip, calibrate, costs_alone, group_of, observe, track
+from ckd_fast.quantization import calibrate, costs_alone, generated_clip, group_of, observe, track
 from ckd_fast.weights import Agreement, Calibration, layer_inputs
 
 pytest.importorskip("openvino", reason="openvino is not installed: pip install 'ckd_fast[cpu]'")
@@ -81,8 +80,7 @@ def test_it_refuses_to_write_what_agrees_too_little(
 
 
 def test_what_each_group_costs_alone(weights: str) -> None:
-    drawn = list(SyntheticClip(ClipConfig(frames=5, width=160, height=120)))
-    footage = Clip.of("generated", [(frame.rgb, frame.tir[:, :, None]) for frame in drawn], drawn[0].box)
+    footage = generated_clip(0, 5, 160, 120)
     model = load_model(weights)
     plain = build_engine("openvino", model, "cpu", "float32")
     tracked = [(footage, track(plain, footage))]
@@ -141,4 +139,21 @@ def test_without_openvino(tmp_path: Path, command: Command, weights: str, monkey
     told = command(
         "quantize", "--weights", weights, *clip(tmp_path / "a"), "--out", tmp_path / "x.safetensors", *ANYWAY
     )
-    assert told.refuses("pip install 'ckd_fast[cpu]'")
+    assert told.refuses("pip install 'ckd_fast[quantize]'")
+
+
+def test_it_looks_at_the_place_first(tmp_path: Path, command: Command, weights: str) -> None:
+    """Before anything is loaded: the clip is absent."""
+    (tmp_path / "folder.safetensors").mkdir()
+    for out, message in (("absent/x.safetensors", "absent does not exist"), ("folder.safetensors", "a directory")):
+        told = command("quantize", "--weights", weights, "--clip", "no", "no", "--out", tmp_path / out, "--force")
+        assert told.refuses(message)
+
+
+def test_it_leaves_the_users_cache_alone(
+    tmp_path: Path, command: Command, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CKD_FAST_CACHE", str(tmp_path / "cache"))
+    out = ("--out", tmp_path / "x.safetensors")
+    assert command("quantize", "--weights", weights, *clip(tmp_path / "a"), *out, *ANYWAY).code == 0
+    assert not (tmp_path / "cache").exists()

@@ -25,10 +25,18 @@ openvino = pytest.importorskip("openvino", reason="openvino is not installed: pi
 
 from openvino import opset15 as op  # noqa: E402 - after the skip
 
-from ckd_fast.datasets import ClipConfig, SyntheticClip  # noqa: E402
 from ckd_fast.engines.openvino import engine as engine_module  # noqa: E402
 from ckd_fast.engines.openvino.int8 import Int8, Support, grid, support  # noqa: E402
-from ckd_fast.quantization import Clip, Wanted, compare, quantize, search_again, summary, track  # noqa: E402
+from ckd_fast.quantization import (  # noqa: E402
+    Clip,
+    Wanted,
+    compare,
+    generated_clip,
+    quantize,
+    search_again,
+    summary,
+    track,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -114,8 +122,7 @@ def packaged(elimination: Elimination = "none") -> LoadedModel:
 
 
 def generated(seed: int, frames: int) -> Clip:
-    drawn = list(SyntheticClip(ClipConfig(seed=seed, frames=frames, width=320, height=240)))
-    return Clip.of(f"generated {seed}", [(frame.rgb, frame.tir[:, :, None]) for frame in drawn], drawn[0].box)
+    return generated_clip(seed, frames, 320, 240)
 
 
 def follows(engine: Engine, plain: Engine, clip: Clip) -> Agreement:

@@ -21,7 +21,7 @@ from support import ROOT
 from ckd_fast import EngineError
 from ckd_fast.datasets import open_dataset
 from ckd_fast.evaluation.cluster import _RayPool, refuse_unreachable
-from ckd_fast.evaluation.running import Outcome, RunPlan, TrackerSetup
+from ckd_fast.evaluation.running import Outcome, RunPlan, Started, TrackerSetup
 
 NAMES = tuple(f"clip{number}" for number in range(6))
 
@@ -105,7 +105,7 @@ class FakeRay:
         def start(*_arguments: object) -> object:
             self.started += 1
             return SimpleNamespace(
-                engine=SimpleNamespace(remote=lambda: "engine"), track=SimpleNamespace(remote=lambda one: one.name)
+                started=SimpleNamespace(remote=lambda: "starting"), track=SimpleNamespace(remote=lambda one: one.name)
             )
 
         return lambda _kind: SimpleNamespace(remote=start)
@@ -114,8 +114,8 @@ class FakeRay:
         return jobs[:num_returns], jobs[num_returns:]
 
     def get(self, reference: str) -> object:
-        if reference == "engine":
-            return "fake"
+        if reference == "starting":
+            return Started("fake on cpu", "fake")
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer

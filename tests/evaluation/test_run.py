@@ -20,10 +20,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from calibrations import calibrate_by_chance
 from commands import Command, by_module, called, descendants, looped, results, sample, tracking_run, unheard
 from support import ROOT
 
-from ckd_fast import InputError, Tracker
+from ckd_fast import InputError, Tracker, load_model, save_model
 from ckd_fast.datasets import open_dataset
 from ckd_fast.evaluation import workers
 from ckd_fast.evaluation.corruptions import CORRUPTIONS, Corruption, parse_corruption
@@ -374,7 +375,7 @@ def test_a_worker_with_an_unexpected_error_is_replaced(
         ours, theirs = multiprocessing.Pipe()
 
         def work() -> None:
-            theirs.send(Started("fake"))
+            theirs.send(Started("fake on cpu", "fake"))
             theirs.send(Outcome(theirs.recv().name, failure="ZeroDivisionError", details="a traceback"))
 
         thread = threading.Thread(target=work)
@@ -487,3 +488,49 @@ def test_corruptions_by_name() -> None:
     assert [Corruption("shift", level).strength for level in range(1, 6)] == [4, 8, 16, 24, 32]
     with pytest.raises(InputError, match="known are blur, noise, darkness, stripes, dropped, shift, stutter"):
         parse_corruption("fog:1")
+
+
+def test_calibrations_are_other_runs(run: Command, tmp_path: Path, weights: str) -> None:
+    """Files with them keep the provenance of the weights."""
+    plain = load_model(weights)
+    variants = {
+        "calibrated": calibrate_by_chance(plain),
+        "other ranges": calibrate_by_chance(plain, seed=1),
+        "other layers": calibrate_by_chance(plain, ("rgb.head",)),
+    }
+    file, out = tmp_path / "weights.safetensors", tmp_path / "out"
+    arguments = (out, "--sequences", "second", "--weights", file)
+    save_model(plain, file)
+    assert run(*arguments).code == 0
+    for name, model in variants.items():
+        save_model(model, file)
+        assert run(*arguments).refuses("results of another run (calibration differ)"), name
+        assert run(*arguments, "--force").code == 0
+        assert run(*arguments, "--json").json["kept"] == ["second"]
+
+
+def test_what_auto_stands_for_is_kept_to(run: Command, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    only = ("--sequences", "second")
+    assert run(out, *only).code == 0
+    written = json.loads((out / "run.json").read_text())
+    assert written["ran"] == "reference float32"
+    (out / "run.json").write_text(json.dumps(written | {"ran": "openvino int8"}))
+    assert run(out, *only).code == 0  # nothing is left to do
+    told = run(out, "--sequences", "second", "first")
+    assert told.refuses("holds results of openvino int8, and now reference float32 would run")
+    assert set(results(out)) == {"second.txt"}
+    (out / "second.txt").unlink()
+    (out / "second_time.txt").unlink()
+    assert run(out, *only).code == 0  # no result is mixed
+    assert json.loads((out / "run.json").read_text())["ran"] == "reference float32"
+
+
+def test_a_record_of_an_earlier_version_is_read(run: Command, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(out, "--sequences", "second").code == 0
+    written = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({name: written[name] for name in written.keys() - {"calibration", "ran"}}))
+    told = run(out, "--sequences", "second", "first", "--json")
+    assert told.json["kept"] == ["second"]
+    assert json.loads((out / "run.json").read_text())["ran"] == written["ran"]

@@ -22,6 +22,9 @@ PUBLIC = [
 ]  # fmt: skip
 
 
+EXTRAS = ("openvino", "nncf", "onnx", "onnxruntime", "onnxscript", "matplotlib", "shtab", "ray", "tensorboard", "trax")
+
+
 def test_public_names() -> None:
     assert sorted(ckd_fast.__all__) == PUBLIC
     assert dir(ckd_fast) == PUBLIC
@@ -89,6 +92,23 @@ def test_wheel_works_elsewhere(tmp_path: Path) -> None:
     )
     done = subprocess.run([python, "-c", use], check=True, capture_output=True, text=True, cwd=elsewhere, env=clean)
     assert done.stdout == "True\nTrue\n"
+    # Without the packages of extras, which the environment that runs the tests has.
+    track = (
+        f"import sys; sys.modules.update(dict.fromkeys({EXTRAS!r}))\n"
+        "import ckd_fast\n"
+        "from ckd_fast.boxes import iou\n"
+        "from ckd_fast.datasets import ClipConfig, SyntheticClip\n"
+        "first, *others = SyntheticClip(ClipConfig(frames=4, seed=30_000))\n"
+        "tracker = ckd_fast.Tracker(device='cpu')\n"
+        "tracker.init(first.rgb, first.tir, first.box)\n"
+        "print(min(float(iou(tracker.update(each.rgb, each.tir).box, each.box)) for each in others) > 0.5)\n"
+        "print(tracker.engine)\n"
+    )
+    bare = subprocess.run([python, "-c", track], check=True, capture_output=True, text=True, cwd=elsewhere, env=clean)
+    found, engine = bare.stdout.splitlines()
+    assert found == "True"
+    assert engine.startswith("reference on cpu, float32 (auto: no usable GPU; engine 'openvino' needs the package")
+    assert "pip install 'ckd_fast[cpu]'" in engine
     script = home / ("Scripts/ckd-fast.exe" if os.name == "nt" else "bin/ckd-fast")
     info = subprocess.run(
         [script, "info", "--model", "base"], check=True, capture_output=True, text=True, cwd=elsewhere, env=clean
