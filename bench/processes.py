@@ -103,11 +103,14 @@ def main() -> None:
     if min(options.processes) < 1 or not 0 < options.seconds < math.inf:
         refuse("--processes must be at least 1 and --seconds more than 0")
     rows: list[Row] = []
+    about = machine("cpu")
+    each = f"{options.threads or 'all'} threads each"
+    print(f"engine {options.engine}, {each}; {about['device']}, {about['cores']} cores")
     for processes in options.processes:
         fps = together(processes, options.engine, options.threads, options.seconds)
         rows.append(Row(processes, fps, fps / (rows[0].fps if rows else fps)))
-        print(f"{processes:>3} processes: {fps:8.1f} frames/s together, {rows[-1].share:.2f} of the first row")
-    write_json(options.json, {"machine": machine("cpu"), "arguments": used(options), "rows": [asdict(r) for r in rows]})
+        print(f"{processes:>3} at once: {fps:8.1f} frames/s together, {rows[-1].share:.2f} of the first row")
+    write_json(options.json, {"machine": about, "arguments": used(options), "rows": [asdict(r) for r in rows]})
 
 
 if __name__ == "__main__":

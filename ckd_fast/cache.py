@@ -118,14 +118,22 @@ class Cache:
 
     def _usable(self, folder: Path) -> bool:
         """Whether the folder is there and nobody else can change it."""
+        obstacle = self.obstacle()
+        if obstacle:
+            self._say(f"the cache {folder} is not used ({obstacle}): {CONSEQUENCE}")
+        return not obstacle and folder.exists()
+
+    def obstacle(self) -> str:
+        """Why the folder is not used; empty if it is, or will be once something is stored."""
+        if self.folder is None:
+            return "switched off"
         try:
-            _check_folder(folder)
+            _check_folder(self.folder)
         except FileNotFoundError:
-            return False
+            return ""
         except (OSError, UntrustedError) as error:
-            self._say(f"the cache {folder} is not used ({_reason(error)}): {CONSEQUENCE}")
-            return False
-        return True
+            return _reason(error)
+        return ""
 
     def _store(self, path: Path, key: bytes, about: str, write: Callable[[io.BytesIO], object]) -> None:
         with _temporary(path) as (file, temporary):
@@ -196,8 +204,8 @@ class Cache:
             return []
         try:
             return [path for path in self.folder.iterdir() if NAME.fullmatch(path.name)]
-        except FileNotFoundError:
-            return []  # nothing was stored yet
+        except (FileNotFoundError, NotADirectoryError):
+            return []  # nothing was stored yet, or nothing ever can be
 
     def _touch(self, path: Path) -> None:
         """Make it the most recently used, even if the clock went backwards."""
@@ -216,13 +224,20 @@ def user_cache() -> Cache:
     """The cache of the user who runs this, in the folder that docs/environment.md describes."""
     named = os.environ.get(VARIABLE)
     if named is not None:
-        return _shared(None if named in ("", "off") else Path(named).absolute())
+        return _shared(None if named.strip().lower() in ("", "off") else _expanded(named).absolute())
     try:
         return _shared(_platform_folder() / "ckd_fast")
     except RuntimeError:  # from `Path.home`
         cache = _shared(None)
         cache._say(f"no home folder, so nothing is cached: name a folder in {VARIABLE}")  # noqa: SLF001 - of this module
         return cache
+
+
+def _expanded(named: str) -> Path:
+    try:
+        return Path(named).expanduser()
+    except RuntimeError:  # no home folder
+        return Path(named)
 
 
 @functools.cache

@@ -44,7 +44,8 @@ def refuse_overwrite(paths: Iterable[Path], *, force: bool) -> None:
     if present and not force:
         names = ", ".join(path.name for path in present)
         exist = "exists" if len(present) == 1 else "exist"
-        raise OutputError(f"{present[0].parent}: {names} {exist}; write elsewhere or use --force")
+        where = f"{present[0].parent}: " if present[0].parent != Path() else ""
+        raise OutputError(f"{where}{names} {exist}; write elsewhere or use --force")
 
 
 def refuse_place(path: Path) -> None:

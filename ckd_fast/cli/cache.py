@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,10 @@ def run_cache(options: argparse.Namespace) -> int:
 
     cache = user_cache()
     if cache.folder is None:
-        say(f"nothing is cached: {VARIABLE} says so, or there is no home folder")
+        say(f"nothing is cached: {f'{VARIABLE} says so' if VARIABLE in os.environ else 'there is no home folder'}")
         return 0
+    if cache.obstacle():
+        say(f"{cache.folder} is not used, because it {cache.obstacle()}: name another folder in {VARIABLE}")
     entries = cache.clear() if options.clear else cache.entries()
     total = sum(entry.size for entry in entries)
     count = f"{len(entries)} {'entry' if len(entries) == 1 else 'entries'}"

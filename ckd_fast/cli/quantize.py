@@ -71,7 +71,7 @@ def run_quantize(options: argparse.Namespace) -> int:
         raise InputError(f"{options.out}: expected a name that ends in .safetensors")
     if options.init and len(options.init) != len(options.clip):
         raise InputError(
-            f"--init is there {len(options.init)} times and --clip {len(options.clip)} times: one per clip"
+            f"{len(options.init)} times --init and {len(options.clip)} times --clip: expected one --init per --clip"
         )
     refuse_place(options.out)
     refuse_overwrite([options.out], force=options.force)
@@ -86,7 +86,7 @@ def run_quantize(options: argparse.Namespace) -> int:
             _footage(visible, infrared, start, options.frames)
             for (visible, infrared), start in zip(options.clip, boxes, strict=True)
         ]
-        source = f"{len(clips)} clips of the user's"
+        source = f"{_several(len(clips), 'clip')} of the user's"
     else:
         clips = [generated_clip(seed, options.frames) for seed in range(FIRST_SEED, FIRST_SEED + GENERATED_CLIPS)]
         source = f"{len(clips)} generated clips, seeds from {FIRST_SEED}"
@@ -95,20 +95,29 @@ def run_quantize(options: argparse.Namespace) -> int:
     calibration = made.calibration
     assert calibration is not None  # noqa: S101 - `quantize` made it
     agreement = calibration.agreement
-    found = f"kept tokens {agreement.kept:.3f}, box IoU {agreement.iou:.3f} on {agreement.frames} held-back frames"
+    found = f"kept tokens {agreement.kept:.4f}, box IoU {agreement.iou:.4f} on {agreement.frames} held-back frames"
     if not wanted.met_by(agreement) and not options.write_anyway:
         raise OutputError(
             f"{options.out}: not written: int8 follows float32 less closely than wanted: {found}; wanted "
             f"{wanted.kept:g} and {wanted.iou:g}. Calibrate on more footage, lower --least-kept or --least-iou, or "
             "--write-anyway"
         )
+    from ckd_fast.engines.openvino.engine import int8_obstacle
+
     save_model(made, options.out)
     if options.json:
         about = {"path": str(options.out), "in_int8": len(calibration.in_int8), "in_float": calibration.in_float}
         print(json.dumps(about | {"frames": calibration.frames, "agreement": dataclasses.asdict(agreement)}))
         return 0
     say(f"{options.out}: {len(calibration.in_int8)} of {len(calibration.inputs)} layers in int8; {found}")
+    obstacle = int8_obstacle()
+    if obstacle:
+        say(f"{obstacle}: here int8 is not faster than floats, and runs only with --dtype int8")
     return 0
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _footage(visible: str, infrared: str, start: Box | None, frames: int) -> Clip:

@@ -162,7 +162,7 @@ def _onnx(
 
 def _triton(model: LoadedModel, device: torch.device, precision: torch.dtype | None) -> Engine:
     if device.type != "cuda":
-        raise EngineError("engine 'triton' needs a usable NVIDIA GPU and found none: use 'reference' or 'compiled'")
+        raise EngineError("engine 'triton' needs a usable NVIDIA GPU and found none: engine 'auto' does without")
     from ckd_fast.kernels.requirements import can_overlap, missing
 
     reason = missing(device)

@@ -87,7 +87,7 @@ def export_model(
     most = most_targets(config)
     if (count or 1) > most:
         raise InputError(f"targets={targets!r}: a network of these sizes takes at most {most} in one call")
-    on_progress("translating the network to ONNX; this takes half a minute, for model base a minute or two")
+    on_progress("translating the network to ONNX; this takes up to half a minute, for model base a minute or two")
     # Under their own names in a folder of their own: what is checked there is what is moved.
     with writing(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         search, template = (Path(folder) / name for name in names)

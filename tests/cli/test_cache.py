@@ -73,3 +73,23 @@ def test_a_cache_that_is_off(monkeypatch: pytest.MonkeyPatch, command: Command) 
         printed = command(*arguments)
         assert (printed.code, printed.err) == (0, "")
         assert "nothing is cached: CKD_FAST_CACHE" in printed.out
+
+
+@pytest.mark.parametrize(("value", "told"), [
+    ("OFF", "nothing is cached: CKD_FAST_CACHE says so"), ("", "nothing is cached: CKD_FAST_CACHE says so"),
+    ("{folder}/file", "{folder}/file is not used, because it is not a folder: name another folder in CKD_FAST_CACHE"),
+    ("{folder}/open", "{folder}/open is not used, because it may be written by other users: name another folder"),
+    ("~/mine", "{folder}/mine: 0 entries"),
+])  # fmt: skip
+def test_a_folder_that_is_not_used_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command, value: str, told: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CKD_FAST_CACHE", value.format(folder=tmp_path))
+    for arguments in (("cache",), ("cache", "--clear")):
+        shown = command(*arguments)
+        assert shown.code == 0
+        assert shown.out.startswith(told.format(folder=tmp_path).replace(": 0 entries", ": "))

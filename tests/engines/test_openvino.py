@@ -131,7 +131,7 @@ def test_auto_takes_it_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch, ca
     # What it does not run goes to the reference, and is said.
     with caplog.at_level(logging.WARNING, logger="ckd_fast"):
         fallen = build_engine("auto", model(), dtype="float16")
-    assert str(fallen).startswith("reference on cpu, float16 (auto: no usable GPU; dtype=torch.float16: engine 'openv")
+    assert str(fallen).startswith("reference on cpu, float16 (auto: no usable GPU; dtype='float16': engine 'openvi")
     assert "runs the reference network on cpu" in caplog.text
 
 
@@ -241,7 +241,7 @@ def test_threads_share_an_engine() -> None:
 
 def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = model()
-    with pytest.raises(InputError, match="float16: engine 'openvino' runs float32, bfloat16 and int8"):
+    with pytest.raises(InputError, match="dtype='float16': engine 'openvino' runs float32, bfloat16 and int8"):
         build_engine("openvino", loaded, "cpu", "float16")
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
     monkeypatch.delitem(__import__("sys").modules, "ckd_fast.engines.openvino.engine", raising=False)

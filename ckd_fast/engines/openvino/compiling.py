@@ -73,7 +73,11 @@ class Compiler:
             name = preset_name(config) or f"{config.dim} channels, {config.depth} blocks"
             precision = self.properties.get("INFERENCE_PRECISION_HINT", "default precision")
             version = openvino.get_version().partition("-")[0]
-            about = f"{name}, {precision}, {graph}, openvino {version}, weights {self.model.provenance.source}"
+            threads = self.properties.get("INFERENCE_NUM_THREADS", "all")
+            about = (
+                f"{name}, {precision}, {graph}, threads: {threads}, openvino {version}, "
+                f"weights {self.model.provenance.source}"
+            )
             try:
                 self.cache.store(key, about, compiled.export_model)
             except RuntimeError as error:

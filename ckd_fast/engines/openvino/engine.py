@@ -40,6 +40,11 @@ def native_precision(core: openvino.Core) -> torch.dtype:
     return torch.bfloat16 if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else torch.float32
 
 
+def int8_obstacle() -> str:
+    """Why int8 is slower on this processor than floats; empty if it is not."""
+    return support(openvino.Core()).obstacle
+
+
 def _floating(core: openvino.Core, dtype: torch.dtype) -> torch.dtype:
     """The precision of what does not run in int8."""
     return native_precision(core) if dtype == torch.int8 else dtype
@@ -71,12 +76,13 @@ def _resolved(
             notes.append(in_int8.obstacle)
         return dtype, Int8(calibration, in_int8.saturating), "; ".join(notes)
     if dtype not in PRECISIONS:
-        raise InputError(f"dtype={dtype}: engine 'openvino' runs float32, bfloat16 and int8")
+        given = str(dtype).removeprefix("torch.")
+        raise InputError(f"dtype={given!r}: engine 'openvino' runs float32, bfloat16 and int8")
     if dtype == torch.bfloat16 and native != dtype:
         processor = core.get_property("CPU", "FULL_DEVICE_NAME")
         raise EngineError(  # OpenVINO would run float32 without a word
-            f"dtype={dtype}: this processor ({processor}) does not multiply bfloat16 by itself (AVX512_BF16 or "
-            "AMX); use dtype='float32', or engine 'reference'"
+            f"dtype='bfloat16': this processor ({processor}) does not multiply bfloat16 by itself, which takes "
+            "AVX512_BF16 or AMX; use dtype='float32'"
         )
     return dtype, None, "; ".join(notes)
 
