@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -78,7 +77,7 @@ class Result:
     dtype: str
     fps: float
     times: Times
-    build_seconds: float
+    build_seconds: float | None  # None for peers
     ceiling_share: float | None = None  # of the best matrix product of its precision; on a CPU with --peers
 
 
@@ -213,7 +212,7 @@ def compare(options: argparse.Namespace, config: ModelConfig) -> None:
     wanted = [(name, None) for name in ENGINES] if everything else options.engine
     model = load_model("random", config)
     engines: dict[str, Engine] = {}
-    seconds: dict[str, float] = {}
+    seconds: dict[str, float | None] = {}
     for name, dtype in wanted:
         start = time.perf_counter()
         try:
@@ -236,7 +235,7 @@ def compare(options: argparse.Namespace, config: ModelConfig) -> None:
         dtypes = {engine.dtype for engine in engines.values()}
         found = peers.peers(model, sorted(dtypes, key=str))
         engines |= found
-        seconds |= dict.fromkeys(found, math.nan)
+        seconds |= dict.fromkeys(found)
         work = peers.executed_gflop(model)
         ceilings = {dtype: peers.ceiling_gflops(dtype) for dtype in dtypes}
     protocols = PROTOCOLS if options.protocol == "all" else (options.protocol,)
@@ -264,7 +263,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def in_turns(
-    options: argparse.Namespace, protocol: str, engines: dict[str, Engine], seconds: dict[str, float]
+    options: argparse.Namespace, protocol: str, engines: dict[str, Engine], seconds: dict[str, float | None]
 ) -> list[Result]:
     """One protocol: all engines, a share of the iterations each, again and again."""
     make = {"end-to-end": end_to_end, "ahead": frames_ahead, "paper": network_only}[protocol]
