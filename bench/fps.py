@@ -186,7 +186,8 @@ def frames_ahead(engine: Engine) -> Callable[[], None]:
 def network_only(engine: Engine) -> Callable[[], None]:
     """One call: the network on random tensors that lie on the device."""
     sides = (engine.config.template_size, engine.config.search_size)
-    images = [torch.randn(2, 1, 3, side, side, device=engine.device, dtype=engine.dtype) for side in sides]
+    dtype = engine.dtype if engine.dtype.is_floating_point else torch.float32
+    images = [torch.randn(2, 1, 3, side, side, device=engine.device, dtype=dtype) for side in sides]
 
     def step() -> None:
         engine.run_network(*images)
