@@ -32,7 +32,7 @@ def run_cache(options: argparse.Namespace) -> int:
         say(f"nothing is cached: {f'{VARIABLE} says so' if VARIABLE in os.environ else 'there is no home folder'}")
         return 0
     if cache.obstacle():
-        say(f"{cache.folder} is not used, because it {cache.obstacle()}: name another folder in {VARIABLE}")
+        say(f"{cache.folder} is not used, because it {cache.obstacle()}; {VARIABLE} can name another folder")
     entries = cache.clear() if options.clear else cache.entries()
     total = sum(entry.size for entry in entries)
     count = f"{len(entries)} {'entry' if len(entries) == 1 else 'entries'}"

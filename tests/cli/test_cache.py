@@ -77,8 +77,8 @@ def test_a_cache_that_is_off(monkeypatch: pytest.MonkeyPatch, command: Command) 
 
 @pytest.mark.parametrize(("value", "told"), [
     ("OFF", "nothing is cached: CKD_FAST_CACHE says so"), ("", "nothing is cached: CKD_FAST_CACHE says so"),
-    ("{folder}/file", "{folder}/file is not used, because it is not a folder: name another folder in CKD_FAST_CACHE"),
-    ("{folder}/open", "{folder}/open is not used, because it may be written by other users: name another folder"),
+    ("{folder}/file", "{folder}/file is not used, because it is not a folder; CKD_FAST_CACHE can name another"),
+    ("{folder}/open", "{folder}/open is not used, because it may be written by other users: chmod go-w; CKD"),
     ("~/mine", "{folder}/mine: 0 entries"),
 ])  # fmt: skip
 def test_a_folder_that_is_not_used_is_said(
