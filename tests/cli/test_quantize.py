@@ -114,7 +114,7 @@ def test_the_worst_layers_stay_in_float(
 @pytest.mark.parametrize(("more", "message"), [
     (("--least-kept", "1.1"), "--least-kept 1.1: expected a number in [0, 1]"),
     (("--least-iou", "nan"), "--least-iou nan: expected a number in [0, 1]"),
-    (("--init", "1,2,3,4"), "--init is there 1 times and --clip 0 times"),
+    (("--init", "1,2,3,4"), "1 times --init and 0 times --clip"),
     (("--weights", "absent.pth"), "no such file"),
     (("--clip", "absent", "absent"), "no such file or folder"),
     (("--frames", "4"), "4 pairs of frames; calibration needs clips of at least 5"),
