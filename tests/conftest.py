@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -26,6 +27,12 @@ def _no_user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CKD_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def announcements() -> None:
+    """Warnings are logged again after a test that tracked a data set in this process, which silences them."""
+    logging.getLogger("ckd_fast").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,7 @@ def test_a_later_start_builds_no_graph(model: LoadedModel, cache: Cache, monkeyp
     right = maps(start(model))
     entries = {entry.about for entry in cache.entries()}
     version = openvino.get_version().partition("-")[0]
-    assert f"48 channels, 2 blocks, f32, template, openvino {version}, weights random" in entries
+    assert f"48 channels, 2 blocks, f32, template, threads: all, openvino {version}, weights random" in entries
     for name in ("template_graph", "frame_graph"):
         monkeypatch.setattr(engine_module, name, never)
     assert torch.equal(maps(start(model)), right)
