@@ -7,9 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from ckd_fast.reference.config import PRESETS
-
-from .parsing import add_command, not_negative
+from .parsing import add_command, add_weights_options
 
 if TYPE_CHECKING:
     from .parsing import Commands
@@ -35,13 +33,7 @@ def add_export(commands: Commands) -> None:
         "docs/export.md shows how to run the files without ckd_fast.",
     )
     parser.add_argument("--out", required=True, metavar="FILE.onnx", help="file to write")
-    parser.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="weights file (.safetensors, .pth.tar), or 'random' (default: the packaged model)",
-    )
-    parser.add_argument("--model", metavar="PRESET", help=f"preset, if the file does not say: {', '.join(PRESETS)}")
-    parser.add_argument("--seed", type=not_negative, metavar="N", help="seed of random weights (default: 0)")
+    add_weights_options(parser)
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), default="float32",
         help="precision of weights and arithmetic; inputs and outputs are float32 (default: float32)",

@@ -134,16 +134,19 @@ def chosen_dataset(options: argparse.Namespace) -> Dataset:
     return dataset.select(tuple(options.sequences)) if options.sequences else dataset
 
 
+def add_weights_options(parser: argparse._ActionsContainer, kinds: str = ".safetensors, .pth.tar") -> None:
+    """Options of the weights, which `load_model` takes."""
+    parser.add_argument(
+        "--weights", metavar="FILE", help=f"weights file ({kinds}), or 'random' (default: the packaged model)"
+    )
+    parser.add_argument("--model", metavar="PRESET", help=f"preset, if the file does not say: {', '.join(PRESETS)}")
+    parser.add_argument("--seed", type=not_negative, metavar="N", help="seed of random weights (default: 0)")
+
+
 def add_model_options(parser: argparse.ArgumentParser, threads: int | None = None) -> None:
     """Options of the weights and the engine; `new_tracker` reads them. `threads` is the default of `--threads`."""
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="weights file (.safetensors, .pth.tar, or .onnx as exported), or 'random' (default: the packaged model)",
-    )
-    group.add_argument("--model", metavar="PRESET", help=f"preset, if the file does not say: {', '.join(PRESETS)}")
-    group.add_argument("--seed", type=not_negative, metavar="N", help="seed of random weights (default: 0)")
+    add_weights_options(group, ".safetensors, .pth.tar, or .onnx as exported")
     group.add_argument(
         "--engine", choices=("auto", "reference", "compiled", "openvino", "onnx", "triton"), default="auto",
         help="how the network runs (default: auto, the fastest that works here)",

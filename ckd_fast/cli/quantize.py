@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ckd_fast.errors import InputError, OutputError
 from ckd_fast.files import refuse_overwrite, refuse_place
 
-from .parsing import add_command, box, positive, say
+from .parsing import add_command, add_weights_options, box, positive, say
 
 if TYPE_CHECKING:
     from ckd_fast.quantization import Clip
@@ -34,8 +34,7 @@ def add_quantize(commands: Commands) -> None:
         "  ckd-fast quantize --weights ckd.safetensors --clip day/visible day/infrared --init 120,80,40,90 \\\n"
         "      --clip night.mp4 night-ir.mp4 --init 300,200,64,64 --out ckd-int8.safetensors",
     )
-    parser.add_argument("--weights", metavar="FILE", help="weights file, or 'random' (default: the packaged model)")
-    parser.add_argument("--model", metavar="PRESET", help="preset, if the file does not say")
+    add_weights_options(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="OUT.safetensors", help="the file to write")
     parser.add_argument(
         "--clip", nargs=2, action="append", default=[], metavar=("VISIBLE", "INFRARED"),
@@ -79,7 +78,7 @@ def run_quantize(options: argparse.Namespace) -> int:
     from ckd_fast.quantization import Wanted, generated_clip, quantize
     from ckd_fast.weights import load_model, save_model
 
-    model = load_model(options.weights, options.model)
+    model = load_model(options.weights, options.model, options.seed)
     if options.clip:
         boxes = options.init or [None] * len(options.clip)
         clips = [
