@@ -196,7 +196,7 @@ class SyntheticClip:
         return dataclasses.replace(self._exposure, light=light, glows=lamps)
 
     def _other(self, random: np.random.Generator) -> Walk | None:
-        """One of the target's kind, on a way of its own or in the target's company; None where it would be in the way."""
+        """One of the target's kind, on its own way or in the target's company; None where it would be in the way."""
         for _ in range(TRIES):
             actor = casting.lookalike(random, self._tiles, self._target.actor)
             near = self._target if random.random() < COMPANY else None
@@ -226,8 +226,8 @@ class SyntheticClip:
     def _occluding(self, random: np.random.Generator) -> Walk | None:
         """Something that the target passes behind, or that passes in front of it; None where that cannot be.
 
-        Of some candidates the one that best hides the target, but not for long, not in the first frame, and not while one
-        camera is blind.
+        Of some candidates the one that best hides the target, but not for long, not in the first frame, and not while
+        one camera is blind.
         """
         length = self.config.frames
         times = range(0, length, MEETING_STEP)

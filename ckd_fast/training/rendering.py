@@ -86,15 +86,18 @@ class Renderer:
         """`count` samples; equal seeds give equal scenes."""
         streams = Streams.from_seed(seed)
         events = _events(np.random.default_rng(seed), self._scene, count)
-        pictures = [np.empty((count, size, size, 4), np.uint8) for size in self._sizes]
+        # Both modalities of both crops, three channels each [2, B, 3, H, W].
+        pictures = [np.empty((2, count, 3, size, size), np.uint8) for size in self._sizes]
         boxes = np.empty((count, 4), np.float32)
         places = [landscape(streams.places, self._tiles, *FRAME) for _ in range(math.ceil(count / SCENES_PER_PLACE))]
         for number in range(count):
             crops, boxes[number] = self._pair(streams, events[number], places[number // SCENES_PER_PLACE])
             for picture, crop in zip(pictures, crops, strict=True):
-                picture[number] = crop
-        template, search = (_planes(picture).to(self._device) for picture in pictures)
-        return Crops(template, search, torch.from_numpy(boxes).to(self._device))
+                *visible, warmth = cv2.split(crop)
+                picture[0, number] = visible
+                picture[1, number] = warmth
+        template, search, target_xywh = (torch.from_numpy(array).to(self._device) for array in (*pictures, boxes))
+        return Crops(template, search, target_xywh)
 
     def _pair(self, streams: Streams, events: Events, place: Landscape) -> tuple[list[Bytes], Box]:
         """Both crops of a scene, and the target's box in the search crop in units of its side."""
@@ -276,9 +279,3 @@ def _black_beyond(picture: Bytes, edges: NDArray[np.float64], box: Box, window: 
     picture[:, pixel(x + w / 2 + east * w, left) :] = 0
     picture[: pixel(y + h / 2 - north * h, top)] = 0
     picture[pixel(y + h / 2 + south * h, top) :] = 0
-
-
-def _planes(pictures: Bytes) -> torch.Tensor:
-    """[B, H, W, 4] -> both modalities with three channels each [2, B, 3, H, W]."""
-    planes = torch.from_numpy(pictures).permute(3, 0, 1, 2)
-    return torch.stack([planes[:3].transpose(0, 1), planes[3][:, None].expand(-1, 3, -1, -1)])
