@@ -88,10 +88,10 @@ class Stage:
             middle = self.width / 2 + random.uniform(-1, 1) * (room - amplitude)
             across = wave(random, middle, amplitude, 150, 420).over(times)
         else:
-            metre = float(near.metre.mean())
-            aside, size = random.uniform(-2, 2) * metre, 1.5 if isinstance(actor, Vehicle) else 0.6
+            usual = float(near.metre.mean())
+            aside, size = random.uniform(-2, 2) * usual, 1.5 if isinstance(actor, Vehicle) else 0.6
             ways = np.concatenate([near.x[:1], near.x, near.x[-1:]]), np.concatenate([near.y[:1], near.y, near.y[-1:]])
-            across = ways[0] + wave(random, aside, 3 * size * metre, 120, 300).over(times)
+            across = ways[0] + wave(random, aside, 3 * size * usual, 120, 300).over(times)
             down = ways[1] + wave(random, 0, 0.06 * self.height, 120, 300).over(times)
             down = np.clip(down, horizon + 0.06 * self.height, NEAREST * self.height)
         metre = (down[1:-1] - horizon) / self.backdrop.camera_height

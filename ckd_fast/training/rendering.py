@@ -174,7 +174,7 @@ class Renderer:
         actor = casting.occluder(random, self._tiles, box[2] / target.metre, box[3] / target.metre)
         pose = Pose(target.x, y, metre_at(place, y), random.choice([0.0, math.pi]), random.uniform(0, 2 * math.pi))
         x, _, w, _ = actor.figure(pose).box()
-        covered, from_left = random.uniform(0.15, 0.8) * box[2], random.random() < 0.5
+        covered, from_left = random.uniform(0.25, 0.9) * box[2], random.random() < 0.5
         shift = box[0] + covered - (x + w) if from_left else box[0] + box[2] - covered - x
         return Standing(actor, dataclasses.replace(pose, x=pose.x + shift))
 
@@ -270,7 +270,7 @@ def _black_beyond(picture: Bytes, edges: NDArray[np.float64], box: Box, window: 
     """Blacken a crop beyond the frame, whose edges are west, east, north, south of the target in its sides."""
     (x, y, w, h), (left, top, side) = box, window
     west, east, north, south = edges.tolist()
-    size = picture.shape[0]
+    size: int = picture.shape[0]
 
     def pixel(position: float, start: float) -> int:
         return round(min(max((position - start) / side, 0.0), 1.0) * size)

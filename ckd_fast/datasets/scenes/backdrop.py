@@ -112,7 +112,8 @@ class Landscape:
         to_scene = np.array([
             [view.pixel, 0, view.left + half], [0, view.pixel, view.top + view.pixel * edge + half], [0, 0, 1.0]
         ])  # fmt: skip
-        return from_scene @ to_scene
+        onto: Floats = from_scene @ to_scene
+        return onto
 
 
 def _add(pixels: Bytes, tile: Bytes, onto: Floats, strength: float) -> None:

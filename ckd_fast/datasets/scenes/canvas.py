@@ -15,7 +15,7 @@ Corners = NDArray[np.int32]  # in sixteenths of a pixel [n, 2]
 FRACTION_BITS = 4  # corners are given to OpenCV in sixteenths of a pixel
 HALF = 127  # of a tile's coverage
 _SHADES = np.linspace(0, 1, 256)[:, None]
-SHADE = (0.62, 0.64, 0.7)  # what a shadow leaves of red, green and blue
+SHADE = (0.62, 0.64, 0.7, 1.0)  # what a shadow leaves of red, green, blue and warmth
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def cast_shadow(pixels: Bytes, view: View, figure: Figure, foot: float, slant: f
     for piece in figure.parts:
         cv2.fillPoly(mask, [corners[start : piece.stop]], 255, cv2.LINE_8, FRACTION_BITS)
         start = piece.stop
-    cv2.copyTo(cv2.multiply(part, (*SHADE, 1.0)), mask, part)
+    cv2.copyTo(cv2.multiply(part, np.array(SHADE)), mask, part)
 
 
 def fixed(points: Floats) -> Corners:

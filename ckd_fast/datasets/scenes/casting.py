@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -14,30 +15,35 @@ from .shapes import Shape, shape
 from .tiles import Tiles
 from .vehicles import Vehicle, vehicle
 
-TARGETS = (person, vehicle, animal, shape)
+Target = Person | Vehicle | Animal | Shape
+TARGETS: tuple[Callable[[np.random.Generator, Tiles], Target], ...] = (person, vehicle, animal, shape)
+DRAWN_BY: dict[type, Callable[[np.random.Generator, Tiles], Target]] = dict(
+    zip((Person, Vehicle, Animal, Shape), TARGETS, strict=True)
+)
 TARGET_SHARES = (0.5, 0.2, 0.12, 0.18)
 STRIDES = {Person: 0.86, Animal: 1.5, Vehicle: 1.0, Shape: 2.0}  # way of a full cycle of the gait, in heights
 
 
-def target(random: np.random.Generator, tiles: Tiles) -> Actor:
+def target(random: np.random.Generator, tiles: Tiles) -> Target:
     """Somebody or something to follow."""
     number = int(random.choice(len(TARGETS), p=TARGET_SHARES))
     return TARGETS[number](random, tiles)
 
 
-def lookalike(random: np.random.Generator, tiles: Tiles, actor: Actor) -> Actor:
+def lookalike(random: np.random.Generator, tiles: Tiles, actor: Actor) -> Target:
     """Another of the same kind, in clothes between its own and the actor's."""
     likeness = random.uniform(0, 0.85)
-    for kind, draw in zip((Person, Vehicle, Animal, Shape), TARGETS, strict=True):
-        if isinstance(actor, kind):
-            other = draw(random, tiles)
-            palette: Floats = other.palette + likeness * (actor.palette - other.palette)
-            cloth = actor.cloth if random.random() < likeness else other.cloth
-            body = actor if random.random() < likeness else other
-            if isinstance(actor, Shape) and isinstance(body, Shape):
-                body = dataclasses.replace(body, height=actor.height * random.uniform(0.8, 1.25))
-            return dataclasses.replace(body, palette=palette, cloth=cloth)
-    raise TypeError(f"{type(actor).__name__} is no target")
+    draw = DRAWN_BY.get(type(actor))
+    if draw is None:
+        raise TypeError(f"{type(actor).__name__} is no target")
+    other = draw(random, tiles)
+    palette: Floats = other.palette + likeness * (actor.palette - other.palette)
+    cloth = actor.cloth if random.random() < likeness else other.cloth
+    body = actor if random.random() < likeness else other
+    if isinstance(body, Shape):
+        body = dataclasses.replace(body, height=actor.height * random.uniform(0.8, 1.25))
+    made: Target = dataclasses.replace(body, palette=palette, cloth=cloth)
+    return made
 
 
 def prop(random: np.random.Generator, tiles: Tiles) -> Actor:

@@ -130,4 +130,5 @@ def _colour(random: np.random.Generator, colours: Floats) -> Floats:
     """One of them, more or less bright, faded."""
     colour = colours[random.integers(len(colours))]
     faded = colour + random.uniform(0, 0.5) * (colour.mean() - colour)
-    return np.clip(faded * random.uniform(0.75, 1.2) + random.normal(0, 6, 3), 5, 245)
+    made: Floats = np.clip(faded * random.uniform(0.75, 1.2) + random.normal(0, 6, 3), 5, 245)
+    return made

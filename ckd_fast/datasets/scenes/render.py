@@ -108,6 +108,7 @@ def _faded(
     steep = np.maximum(contrast, HIDDEN_CONTRAST)
 
     def faded(levels: Floats) -> Floats:
-        return np.clip(middle + steep * (levels - middle) + (1 - contrast) * (level - middle), 0, 255)
+        near: Floats = np.clip(middle + steep * (levels - middle) + (1 - contrast) * (level - middle), 0, 255)
+        return near
 
     return faded(palette), None if cloth is None else np.rint(faded(cloth.astype(np.float64))).astype(np.uint8)

@@ -69,7 +69,8 @@ def _halved(tile: Bytes) -> tuple[Bytes, ...]:
 
 def _clouds(random: np.random.Generator) -> Bytes:
     unit = wrapped_noise(random, GRAIN_SIDE, (4, 8, 16, 32), falloff=0.55)
-    return np.clip(128 + unit[..., None] * np.array([40, 40, 36, 16]), 0, 255).astype(np.uint8)
+    clouds: Bytes = np.clip(128 + unit[..., None] * np.array([40, 40, 36, 16]), 0, 255).astype(np.uint8)
+    return clouds
 
 
 def _grain(random: np.random.Generator) -> Bytes:
@@ -141,4 +142,5 @@ def cloth_pattern(random: np.random.Generator, tiles: Tiles, first: Floats, seco
     top, left = random.integers(GRAIN_SIDE - CLOTH_SIDE, size=2)
     folds = tiles.grain[0][top : top + CLOTH_SIDE, left : left + CLOTH_SIDE].astype(np.float64) - 128
     levels = first + share * (second - first) + 0.45 * folds
-    return np.clip(levels, 0, 255).astype(np.uint8)
+    cloth: Bytes = np.clip(levels, 0, 255).astype(np.uint8)
+    return cloth

@@ -88,7 +88,7 @@ class Vehicle:
             corners = places[start : start + len(piece.points)]
             start += len(piece.points)
             if piece.hull:
-                corners = cv2.convexHull(corners.astype(np.float32))[:, 0]
+                corners = cv2.convexHull(corners.astype(np.float32))[:, 0].astype(np.float64)
             stop += len(corners)
             polygons.append(corners)
             parts.append(Part(stop, piece.material, laid_over(corners) if piece.cloth else None))
