@@ -33,10 +33,9 @@ def target(random: np.random.Generator, tiles: Tiles) -> Target:
 def lookalike(random: np.random.Generator, tiles: Tiles, actor: Actor) -> Target:
     """Another of the same kind, in clothes between its own and the actor's."""
     likeness = random.uniform(0, 0.85)
-    draw = DRAWN_BY.get(type(actor))
-    if draw is None:
+    if not isinstance(actor, Person | Vehicle | Animal | Shape):
         raise TypeError(f"{type(actor).__name__} is no target")
-    other = draw(random, tiles)
+    other = DRAWN_BY[type(actor)](random, tiles)
     palette: Floats = other.palette + likeness * (actor.palette - other.palette)
     cloth = actor.cloth if random.random() < likeness else other.cloth
     body = actor if random.random() < likeness else other
@@ -62,7 +61,11 @@ def prop(random: np.random.Generator, tiles: Tiles) -> Actor:
 
 def low_prop(random: np.random.Generator) -> Actor:
     """Something that hides little of what is behind it."""
-    return post(random) if random.random() < 0.7 else dataclasses.replace(bush(random), height=0.6)
+    return (
+        post(random)
+        if random.random() < 0.7
+        else dataclasses.replace(bush(random), height=0.6, width=random.uniform(0.6, 1.4))
+    )
 
 
 def occluder(random: np.random.Generator, tiles: Tiles, width: float, height: float) -> Actor:
