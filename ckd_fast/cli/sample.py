@@ -35,14 +35,15 @@ def add_sample(commands: Commands) -> None:
     parser.add_argument("--frames", type=positive, default=120, help="number of frames (default: 120)")
     parser.add_argument("--size", type=size, default=(640, 480), metavar="WxH", help="of the frames (default: 640x480)")
     parser.add_argument("--seed", type=not_negative, default=0, help="equal seeds give equal clips (default: 0)")
+    parser.add_argument("--distractors", type=not_negative, default=4, help="others of the target's kind (default: 4)")
     parser.add_argument(
-        "--distractors", type=not_negative, default=4, help="objects that look like the target (default: 4)"
+        "--backgrounds", default="", metavar="DIR", help="real frames (visible/, infrared/) to play in front of"
     )
     parser.add_argument("--video", action="store_true", help="write visible.mp4 and infrared.mp4 instead of images")
     for name, what in (
-        ("dark", "dark stretch, in which only thermal shows the target"),
+        ("dark", "stretch of darkness, smoke or glare, in which only thermal shows the target"),
         ("crossover", "thermal crossover, in which only RGB shows the target"),
-        ("occlusion", "occluder"),
+        ("occlusion", "things in front of the target"),
     ):
         parser.add_argument(f"--no-{name}", action="store_false", dest=name, help=f"without the {what}")
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
@@ -59,7 +60,7 @@ def run_sample(options: argparse.Namespace) -> int:
         raise InputError(f"--size {width}x{height}: a video needs even sides")
     config = ClipConfig(
         width, height, options.frames, options.seed, options.distractors,
-        dark=options.dark, crossover=options.crossover, occlusion=options.occlusion,
+        dark=options.dark, crossover=options.crossover, occlusion=options.occlusion, backgrounds=options.backgrounds,
     )  # fmt: skip
     out: Path = options.out
     names = ("visible", "infrared", "visible.mp4", "infrared.mp4", "groundtruth.txt")
@@ -101,7 +102,10 @@ def _write_clip(clip: SyntheticClip, out: Path, *, video: bool) -> None:
             for folder, picture in zip(folders, (cv2.cvtColor(frame.rgb, cv2.COLOR_RGB2BGR), frame.tir), strict=True):
                 if not cv2.imwrite(str(folder / f"{index + 1:06d}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 95]):
                     raise OutputError(f"{folder}: frame {index + 1} cannot be written")
-        notes.append({"dark": frame.dark, "crossover": frame.crossover, "occluded": frame.occluded})
+        notes.append({
+            "dark": frame.dark, "crossover": frame.crossover, "occluded": frame.occluded, "hidden": frame.hidden,
+            "visible_share": round(frame.visible_share, 3),
+        })  # fmt: skip
     for writer in videos:
         writer.close()
     lines = [",".join(f"{value:.2f}" for value in box) + "\n" for box in clip.boxes()]

@@ -1,8 +1,8 @@
 """Seeded synthetic RGBT clips with ground truth, hard in the ways that real ones are.
 
-A textured target deforms, turns and changes size on a smooth path over a cluttered background. The camera moves, things
-that look like the target are around, and an occluder crosses it once. In a dark stretch only thermal shows the target;
-in a thermal crossover, where target and background are equally warm, only RGB does.
+A person, vehicle, animal or nameless object moves through a scene among others of its kind, while the camera pans,
+zooms and shakes. Once something stands or passes in front of it. In a dark stretch (or one of smoke, or of glare) only
+thermal shows the target; in a thermal crossover, where what moves is as warm as what is behind it, only RGB does.
 
 This file says what is in a clip and how it moves; `scenes` says what it looks like. Frame t depends on (seed, t) alone,
 so frames can be drawn in any order.
@@ -10,27 +10,44 @@ so frames can be drawn in any order.
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ckd_fast.errors import InputError
 from ckd_fast.types import Box
 
-from . import scenes
-from .scenes import Moment, Outline, Thing, View
+from .motion import Stage, Walk, wave
+from .scenes import casting
+from .scenes.backdrop import Backdrop, landscape, metre_at
+from .scenes.cameras import SUNLIGHT, Exposure, Glow
+from .scenes.canvas import View
+from .scenes.figures import Pose, Standing
+from .scenes.people import Person
+from .scenes.photos import photo_backdrop
+from .scenes.render import Moment, render, visible_share
+from .scenes.scenery import Post
+from .scenes.tiles import make_tiles
+from .scenes.vehicles import Vehicle
 
 MIN_SIDE_PX = 64
 MAX_PIXELS = 1 << 25
 DARK_LIGHT = 0.04  # factor of the visible levels in the dark stretch
+DARK_RAMP, CROSSOVER_RAMP = 5, 10  # frames in which each of them comes and goes
+HIDDEN_SHARE = 0.01  # with less of the target in view, it is hidden
+OCCLUDED_SHARE = 0.95  # with less of it, it is occluded
+COMPANY = 0.5  # of the others go about with the target
+MEETING_STEP = 3  # frames between those in which a meeting of target and occluder is looked for
+LONGEST_MEETING = 0.25  # share of a clip in which the occluder may be near the target
+WITHOUT_HIDING = 60  # how many frames of a meeting that should not be are better than never to be hidden
+CANDIDATES = 40  # occluders to choose from
+TRIES = 12  # places for each thing until one does not cover the target in the first frame
 # Random streams of a clip, drawn from (seed, purpose, ...).
 CONTENT, SENSOR_NOISE = 0, 1
-WHOLE_CANVAS = View(np.zeros(1), np.zeros(1), np.ones(1))
 
 
 @dataclass(frozen=True)
@@ -40,13 +57,15 @@ class ClipConfig:
     height: int = 480
     frames: int = 120  # length
     seed: int = 0  # two clips with equal settings are equal
-    distractors: int = 4  # objects that look like the target
-    clutter: int = 40  # static shapes in the background
-    dark: bool = True  # a stretch in which the visible camera sees nothing but noise
+    distractors: int = 4  # others of the target's kind
+    clutter: int = 12  # things that stand around
+    dark: bool = True  # a stretch of darkness, smoke or glare, in which the visible camera shows next to nothing
     crossover: bool = True  # a stretch in which the target is as warm as the background
-    occlusion: bool = True  # an occluder crosses the target once
+    occlusion: bool = True  # things may cover the target, and once something does
     camera_motion: float = 0.04  # amplitude in multiples of the frame's shorter side
     noise: float = 4.0  # standard deviation of the sensors' noise, in levels
+    # folder of real frames to play in front of: `visible/` and, with the same names, `infrared/`; empty: drawn scenes
+    backgrounds: str = ""
 
     def __post_init__(self) -> None:
         if self.width < MIN_SIDE_PX or self.height < MIN_SIDE_PX:
@@ -68,63 +87,49 @@ class SyntheticFrame:
     box: Box  # the target (x, y, w, h) in pixels, as if nothing were in front of it
     dark: bool  # only thermal shows the target
     crossover: bool  # only RGB shows the target
-    occluded: bool  # the occluder covers part of the target
+    visible_share: float  # of the target, 0 to 1: the rest is covered by other things or beyond the frame
 
+    @property
+    def occluded(self) -> bool:
+        """Something covers a part of the target."""
+        return self.visible_share < OCCLUDED_SHARE
 
-@dataclass(frozen=True)
-class Wave:
-    """A smooth function of time: a sum of sines."""
-
-    amplitudes: tuple[float, ...]
-    frequencies: tuple[float, ...]  # radians per frame
-    phases: tuple[float, ...]
-
-    def at(self, time: float) -> float:
-        terms = zip(self.amplitudes, self.frequencies, self.phases, strict=True)
-        return sum(a * math.sin(f * time + p) for a, f, p in terms)
-
-
-@dataclass(frozen=True)
-class Mover:
-    """An object over time; `centre` is the middle of its path."""
-
-    texture: Tensor
-    x: Wave
-    y: Wave
-    scale: Wave
-    angle: Wave
-    wobble: tuple[Wave, ...]  # of a2, b2, a3, b3
-    centre: tuple[float, float]
-    half_width: float
-    half_height: float
-
-    def outline(self, time: float) -> Outline:
-        x, y = self.centre[0] + self.x.at(time), self.centre[1] + self.y.at(time)
-        grown, wobble = 1 + self.scale.at(time), [wave.at(time) for wave in self.wobble]
-        return Outline.single(x, y, self.half_width * grown, self.half_height * grown, self.angle.at(time), wobble)
+    @property
+    def hidden(self) -> bool:
+        """Nothing of the target is to be seen."""
+        return self.visible_share < HIDDEN_SHARE
 
 
 class SyntheticClip:
-    """A clip; `clip[t]` draws frame t on the device and brings it to the host, iterating draws all."""
+    """A clip; `clip[t]` draws frame t, iterating draws all."""
 
-    def __init__(self, config: ClipConfig, device: str | torch.device = "cpu") -> None:
+    def __init__(self, config: ClipConfig) -> None:
         self.config = config
+        self._tiles = make_tiles()
         random = np.random.default_rng([config.seed, CONTENT])
-        side = min(config.width, config.height)
-        self._margin = math.ceil(config.camera_motion * side) + 2
-        self._camera = [_wave(random, config.camera_motion * side, 40, 160) for _ in range(2)]
-        self._ground = self._background(random).to(device)
-        self._target = self._mover(random, scenes.texture(random, random.uniform(170, 225, 1)))
-        self._distractors = [
-            self._mover(random, scenes.distractor_texture(random, self._target.texture))
-            for _ in range(config.distractors)
-        ]
-        length = config.frames
+        width, height, length = config.width, config.height, config.frames
+        motion = config.camera_motion * min(width, height)
+        self._pan = [wave(random, 0, motion, 60, 240) for _ in range(2)]
+        self._shake = [wave(random, 0, 0.05 * motion, 3, 9) for _ in range(2)]
+        self._zoom = wave(random, 1, 1.2 * config.camera_motion, 80, 240)
+        self._backdrop: Backdrop = (
+            photo_backdrop(random, Path(config.backgrounds), width, height)
+            if config.backgrounds
+            else landscape(random, self._tiles, width, height)
+        )
+        margin = 1.05 * motion + 0.6 * config.camera_motion * max(width, height)
+        self._stage = Stage(width, height, length, self._backdrop, margin)
+        self._target = self._stage.walk(random, casting.target(random, self._tiles))
+        self._first = self._target.at(0).figure.box()
         self._dark = _stretch(random, length, 0.30, 0.15) if config.dark else range(0)
         self._crossover = _stretch(random, length, 0.62, 0.15) if config.crossover else range(0)
-        self._occluder = scenes.occluder_texture(random, 1)
-        self._occlusion_at = length * random.uniform(0.80, 0.88)
-        self._occluder_pace = float(random.choice([-1, 1])) * random.uniform(0.16, 0.3)
+        self._shadows = (random.uniform(-1.2, 1.2), random.uniform(0.1, 0.35)) if random.random() < 0.5 else None
+        self._exposure = _exposure(random, config.noise, height)
+        self._trouble = str(random.choice(["darkness", "smoke", "glare"], p=[0.6, 0.25, 0.15]))
+        others = (self._other(random) for _ in range(config.distractors))
+        self._others = [other for other in others if other is not None]
+        self._scenery = tuple(self._prop(random) for _ in range(config.clutter))
+        self._occluder = self._occluding(random) if config.occlusion else None
 
     def __len__(self) -> int:
         return self.config.frames
@@ -135,96 +140,154 @@ class SyntheticClip:
     def __getitem__(self, index: int) -> SyntheticFrame:
         if not 0 <= index < len(self):
             raise IndexError(f"frame {index} of {len(self)}")
-        time, dark, crossover = float(index), index in self._dark, index in self._crossover
-        target = self._target.outline(time)
-        occluder = self._occluder_outline(target, time)
-        gap = abs(occluder.x[0] - target.x[0])
-        occluded = self.config.occlusion and bool(gap < 0.8 * (occluder.half_width[0] + target.half_width[0]))
         noise_seed = np.random.SeedSequence([self.config.seed, SENSOR_NOISE, index]).generate_state(1)[0]
-        moment = Moment(
-            view=WHOLE_CANVAS,
-            behind=[Thing(distractor.outline(time), distractor.texture) for distractor in self._distractors],
-            target=Thing(target, self._target.texture),
-            hidden=np.array([[False, False, False, crossover]]),
-            in_front=[Thing(occluder, self._occluder)] if self.config.occlusion else [],
-            light=np.array([DARK_LIGHT if dark else 1.0]),
-            thermal=np.array([[1.0], [0.0]]),
-            noise=np.array([self.config.noise]),
-            noise_seed=int(noise_seed),
+        moment, view, size = self._moment(index), self._view(index), (self.config.height, self.config.width)
+        picture = render(moment, view, size, self._tiles, int(noise_seed))
+        return SyntheticFrame(
+            np.ascontiguousarray(picture[..., :3]),
+            np.ascontiguousarray(picture[..., 3]),
+            view.box(moment.target.figure.box()),
+            index in self._dark,
+            index in self._crossover,
+            visible_share(moment, view, size, self._tiles),
         )
-        (picture,) = scenes.render(self._ground_at(time), moment).cpu()
-        rgb, tir = picture[:3].permute(1, 2, 0).contiguous().numpy(), picture[3].contiguous().numpy()
-        return SyntheticFrame(rgb, tir, _box(target), dark, crossover, occluded)
 
     def boxes(self) -> list[Box]:
         """The ground truth of every frame, without drawing."""
-        return [_box(self._target.outline(float(index))) for index in range(len(self))]
+        return [self._view(index).box(self._target.at(index).figure.box()) for index in range(len(self))]
 
-    def _mover(self, random: np.random.Generator, look: Tensor) -> Mover:
-        """An object of the target's kind on a path that keeps it inside the frame."""
-        width, height = self.config.width, self.config.height
-        half_height = min(width, height) * random.uniform(0.08, 0.13)
-        half_width = half_height * random.uniform(0.5, 0.9)
-        reach = 1.7 * half_height  # the largest extent over deformation and scale
-        x_room, y_room = max(width / 2 - reach, 0), max(height / 2 - reach, 0)
-        x_share, y_share = random.uniform(0.4, 0.9, 2).tolist()
-        x_amplitude, y_amplitude = x_room * x_share, y_room * y_share
-        return Mover(
-            texture=look,
-            x=_wave(random, x_amplitude, 70, 260),
-            y=_wave(random, y_amplitude, 70, 260),
-            scale=_wave(random, 0.22, 60, 200),
-            angle=_wave(random, 0.5, 60, 200),
-            wobble=tuple(_wave(random, 0.1, 12, 50) for _ in range(4)),
-            centre=(
-                width / 2 + random.uniform(-1, 1) * (x_room - x_amplitude),
-                height / 2 + random.uniform(-1, 1) * (y_room - y_amplitude),
-            ),
-            half_width=half_width,
-            half_height=half_height,
+    def _view(self, index: int) -> View:
+        """What the camera sees now: it pans, shakes, and zooms about the frame's middle."""
+        zoom, sides = self._zoom.at(index), (self.config.width, self.config.height)
+        left, top = (
+            pan.at(index) + shake.at(index) + 0.5 * side * (1 - 1 / zoom)
+            for pan, shake, side in zip(self._pan, self._shake, sides, strict=True)
+        )
+        return View(left, top, 1 / zoom)
+
+    def _moment(self, index: int) -> Moment:
+        darkness = _ramp(self._dark, index, DARK_RAMP)
+        occluder = () if self._occluder is None else (self._occluder.at(index),)
+        return Moment(
+            backdrop=self._backdrop,
+            scenery=(*self._scenery, *occluder),
+            others=tuple(other.at(index) for other in self._others),
+            target=self._target.at(index),
+            exposure=self._troubled(darkness, index) if darkness else self._exposure,
+            crossover=_ramp(self._crossover, index, CROSSOVER_RAMP),
+            shadows=None if darkness else self._shadows,
+            target_in_front=not self.config.occlusion,
         )
 
-    def _occluder_outline(self, target: Outline, time: float) -> Outline:
-        """A tall shape that passes over the target's column."""
-        (x,), (y,), (half_width,) = target.x, target.y, target.half_width
-        away = (time - self._occlusion_at) * self._occluder_pace * half_width * 2
-        return Outline.single(x + away, y, half_width * 0.9, self.config.height * 0.4, 0.0, (0.0, 0.0, 0.0, 0.0))
+    def _troubled(self, darkness: float, index: int) -> Exposure:
+        """How the cameras see the scene in the dark stretch."""
+        width, height = self.config.width, self.config.height
+        if self._trouble == "smoke":
+            return dataclasses.replace(self._exposure, smoke=0.97 * darkness, drift=(0.6 * index, 0.1 * index))
+        if self._trouble == "glare":
+            sun = Glow(0.6 * width, 0.3 * height, 0.8 * max(width, height), 520 * darkness, SUNLIGHT)
+            return dataclasses.replace(self._exposure, glows=(sun,))
+        lamps = tuple(
+            Glow(*each.actor.lamp(each.pose), 2.2 * each.pose.metre, 120 * darkness)
+            for each in self._scenery
+            if isinstance(each.actor, Post) and each.actor.arm
+        )
+        light = self._exposure.light * (1 - darkness * (1 - DARK_LIGHT))
+        return dataclasses.replace(self._exposure, light=light, glows=lamps)
 
-    def _background(self, random: np.random.Generator) -> Tensor:
-        """Ground and clutter [1, 4, H, W], larger than the frame by the camera's motion."""
-        height, width = self.config.height + 2 * self._margin, self.config.width + 2 * self._margin
-        canvas = scenes.ground(random, random.uniform(60, 170, (1, 3)), (height, width))
-        side = min(self.config.width, self.config.height)
-        for _ in range(self.config.clutter):
-            look = scenes.clutter_texture(random, 1)
-            half_width, half_height = side * random.uniform(0.015, 0.07, 2)
-            x, y, angle = random.uniform(0, width), random.uniform(0, height), random.uniform(0, math.pi)
-            outline = Outline.single(x, y, half_width, half_height, angle, random.uniform(-0.12, 0.12, 4))
-            scenes.paint(canvas, WHOLE_CANVAS, Thing(outline, look))
-        return canvas
+    def _other(self, random: np.random.Generator) -> Walk | None:
+        """One of the target's kind, on its own way or in the target's company; None where it would be in the way."""
+        for _ in range(TRIES):
+            actor = casting.lookalike(random, self._tiles, self._target.actor)
+            near = self._target if random.random() < COMPANY else None
+            walk = self._stage.walk(random, actor, near)
+            if walk.y[0] < self._target.y[0] or not _overlap(walk.at(0).figure.box(), self._first):
+                return walk
+        return None
 
-    def _ground_at(self, time: float) -> Tensor:
-        """The background as the camera sees it now [1, 4, H, W], shifted by parts of a pixel."""
-        x, y = (wave.at(time) + self._margin for wave in self._camera)
-        column, row = math.floor(x), math.floor(y)
-        window = self._ground[:, :, row : row + self.config.height + 1, column : column + self.config.width + 1]
-        across = window[..., :-1].lerp(window[..., 1:], x - column)
-        return across[:, :, :-1].lerp(across[:, :, 1:], y - row)
+    def _prop(self, random: np.random.Generator) -> Standing:
+        """Something that stands around, behind all of the target's way, or beside it and slender."""
+        width, height = self.config.width, self.config.height
+        highest = max(self._backdrop.horizon + 0.08 * height, 0.1 * height)
+        behind = max(float(self._target.y.min()) - 1, highest)
+        for _ in range(TRIES):
+            in_front = random.random() < 0.2
+            y = random.uniform(behind, height) if in_front else random.uniform(highest, behind)
+            actor = casting.low_prop(random) if in_front else casting.prop(random, self._tiles)
+            pose = Pose(
+                random.uniform(-0.1, 1.1) * width, y, metre_at(self._backdrop, y),
+                heading=random.uniform(0, 6.28), swing=0.0,
+            )  # fmt: skip
+            standing = Standing(actor, pose)
+            if not in_front or not _overlap(standing.figure.box(), self._first):
+                break
+        return standing
+
+    def _occluding(self, random: np.random.Generator) -> Walk | None:
+        """Something that the target passes behind, or that passes in front of it; None where that cannot be.
+
+        Of some candidates the one that best hides the target, but not for long, not in the first frame, and not while
+        one camera is blind.
+        """
+        length = self.config.frames
+        times = range(0, length, MEETING_STEP)
+        boxes = [self._target.at(time).figure.box() for time in times]
+        best, lowest = None, float("inf")
+        for _ in range(CANDIDATES):
+            when = int(length * random.uniform(0.5, 0.92))
+            target = self._target.at(when)
+            width, height = (side / target.pose.metre for side in target.figure.box()[2:])
+            actor = casting.occluder(random, self._tiles, width, height)
+            moves = isinstance(actor, Person | Vehicle) and random.random() < 0.6
+            pace = float(random.choice([-1, 1])) * random.uniform(0.03, 0.06) if moves else 0.0  # metres a frame
+            walk = self._stage.cross(actor, self._target, when, pace)
+            x, y, w, h = walk.at(when).figure.box()
+            there = [(x + float(walk.x[time] - walk.x[when]), y, w, h) for time in times]
+            meetings = [time for time, one, other in zip(times, there, boxes, strict=True) if _overlap(one, other)]
+            hidden = sum(_spans(one, other) for one, other in zip(there, boxes, strict=True))
+            blind = sum(time in self._dark or time in self._crossover for time in meetings)
+            long = max(0, len(meetings) - round(LONGEST_MEETING * length / MEETING_STEP))
+            cost = blind + long + (WITHOUT_HIDING if hidden == 0 else 0)
+            if cost < lowest and 0 not in meetings:
+                best, lowest = walk, cost
+        return best
 
 
-def _box(outline: Outline) -> Box:
-    x, y, w, h = outline.boxes()[0].tolist()
-    return x, y, w, h
+def _overlap(one: Box, other: Box) -> bool:
+    (x, y, w, h), (left, top, width, height) = one, other
+    return x < left + width and left < x + w and y < top + height and top < y + h
 
 
-def _wave(random: np.random.Generator, amplitude: float, shortest: float, longest: float) -> Wave:
-    """Three sines with periods between two bounds in frames; the sum never exceeds `amplitude`."""
-    shares = random.dirichlet([2.0, 2.0, 2.0]) * amplitude
-    frequencies = 2 * math.pi / random.uniform(shortest, longest, 3)
-    phases = random.uniform(0, 2 * math.pi, 3)
-    return Wave(*(tuple(float(v) for v in values) for values in (shares, frequencies, phases)))
+def _spans(one: Box, other: Box) -> bool:
+    """One is as wide as the other, as high, and where the other is."""
+    (x, y, w, h), (left, top, width, height) = one, other
+    return x <= left and x + w >= left + width and y <= top and y + h >= top + 0.9 * height
+
+
+def _exposure(random: np.random.Generator, noise: float, height: int) -> Exposure:
+    """What stays the same in a clip: brightness, white balance, thermal range, sharpness."""
+    gain = random.uniform(0.8, 1.25)
+    sharpness = height / 480
+    return Exposure(
+        light=random.uniform(0.75, 1.1),
+        tint=tuple(random.normal(1, 0.04, 3).tolist()),
+        gain=gain,
+        offset=100 * (1 - gain) + random.uniform(-15, 15),
+        noise=noise,
+        columns=0.25 * noise,
+        visible_blur=random.uniform(0, 0.7) * sharpness,
+        thermal_blur=random.uniform(0.6, 1.2) * sharpness,
+    )
 
 
 def _stretch(random: np.random.Generator, length: int, start: float, share: float) -> range:
     first = round(length * (start + random.uniform(-0.05, 0.05)))
     return range(first, first + round(length * share))
+
+
+def _ramp(stretch: range, index: int, frames: int) -> float:
+    """1 in a stretch, falling to 0 in some frames around it."""
+    if not stretch:
+        return 0.0
+    away = max(stretch.start - index, index - stretch.stop + 1, 0)
+    return max(0.0, 1 - away / frames)

@@ -53,7 +53,7 @@ class NumberedBatch:
 
 
 class Feed:
-    """Batches of one stage, on the device that uses them; synthetic samples are rendered there."""
+    """Batches of one stage, on the device that uses them; synthetic samples are rendered on the host."""
 
     def __init__(self, config: TrainConfig, stage: int, device: torch.device) -> None:
         self._config, self._number, self._device = config, stage, device

@@ -71,15 +71,17 @@ class Augmentation:
 class SceneConfig:
     """What rendered pairs contain.
 
-    `clutter` and `distractors` count things, `noise` is in levels, `dark` to `occlusion` are probabilities per sample.
+    `clutter` and `distractors` count things, `noise` is in levels, `dark` to `glare` are probabilities per sample.
     """
 
-    clutter: int = 6  # things around the target
-    distractors: int = 3  # things that look like the target
+    clutter: int = 6  # things that stand around the target
+    distractors: int = 3  # others of the target's kind
     dark: float = 0.15  # the visible camera sees nearly nothing; always in the search view, sometimes in the template
     crossover: float = 0.12  # the target is as warm as what is behind it, in the search view
     camouflage: float = 0.1  # in visible light the target looks nearly like what is behind it, in both views
     occlusion: float = 0.15  # something is in front of the target in the search view
+    smoke: float = 0.05  # smoke hides most of what the visible camera sees in the search view
+    glare: float = 0.05  # so does light
     noise: float = 5.0  # of the sensors
     # how much gain and offset of the thermal camera vary, from 0 to 1. A thermal camera stretches what it sees to its
     # own range, so a scene may come out dark or light, flat or steep; some cameras show warm as black (a tenth of the
@@ -89,7 +91,7 @@ class SceneConfig:
     def __post_init__(self) -> None:
         _check_range(self, "clutter distractors", 0)
         _check_range(self, "noise", 0, 64)
-        _check_range(self, "dark crossover camouflage occlusion thermal_range", 0, 1)
+        _check_range(self, "dark crossover camouflage occlusion smoke glare thermal_range", 0, 1)
 
 
 @dataclass(frozen=True)

@@ -1,32 +1,69 @@
-"""Rendered training pairs: a template and a search view of one synthetic scene, a whole batch at once on any device.
+"""Rendered training pairs: a template and a search view of one synthetic scene.
 
-`datasets.scenes` says what a scene looks like. This file says what is in a pair: every thing is painted straight into
-the crops, and nothing is drawn that they do not show. Numbers are drawn on the host, so a seed gives the same scenes on
-every device.
-
-Coordinates are pixels of the frame, with the target of the template view at (0, 0).
+`datasets.scenes` says what a scene looks like. This file says what is in a pair: the same target at two times, with
+things around it that stand, others of its kind that move, and what happens to both cameras. Everything is drawn
+straight into the crops, at the resolution of a frame, so a small target is as blurred as in a real crop.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional
 
-from ckd_fast.datasets import scenes
-from ckd_fast.datasets.scenes import Floats, Moment, Outline, Thing, View
+from ckd_fast.datasets.scenes import casting
+from ckd_fast.datasets.scenes.backdrop import Landscape, landscape, metre_at
+from ckd_fast.datasets.scenes.cameras import SUNLIGHT, Exposure, Glow
+from ckd_fast.datasets.scenes.canvas import View
+from ckd_fast.datasets.scenes.figures import Actor, Bytes, Pose, Standing
+from ckd_fast.datasets.scenes.render import Moment, render
+from ckd_fast.datasets.scenes.tiles import make_tiles
 from ckd_fast.reference.config import ModelConfig
 
 from .config import Sampling, SceneConfig
 from .samples import Crops
 
-LAND_CELLS = 64
-FAR_AWAY = 1e6  # where things are that a scene does not have
+FRAME = (640, 480)  # width and height of the frames that scenes are planned in
+SIDES = (24.0, 180.0)  # heights of targets in pixels, from a walker far away to one that fills half of a frame
 DARK_TEMPLATES = 0.3  # of the dark scenes: a user starts on what can be seen
+SCENES_PER_PLACE = 4  # how many scenes of a batch share a backdrop
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Streams:
+    """A stream for each part of the scenes, so that a setting of one part changes nothing in the others."""
+
+    target: np.random.Generator
+    places: np.random.Generator
+    clutter: np.random.Generator
+    distractors: np.random.Generator
+    occluder: np.random.Generator
+    sensors: np.random.Generator
+    trouble: np.random.Generator
+
+    @classmethod
+    def from_seed(cls, seed: tuple[int, ...]) -> Streams:
+        count = len(dataclasses.fields(cls))
+        return cls(*(np.random.default_rng(stream) for stream in np.random.SeedSequence(seed).spawn(count)))
+
+
+@dataclass(frozen=True)
+class Events:
+    """What happens in one scene."""
+
+    crossover: bool
+    dark: bool
+    dark_template: bool
+    occluded: bool
+    camouflage: bool
+    smoke: bool
+    glare: bool
 
 
 class Renderer:
@@ -36,182 +73,209 @@ class Renderer:
         scene: what they contain.
         sampling: jitter of the search window.
         model: size of both crops, and sides of their windows in multiples of sqrt(w h).
-        device: where they are drawn.
+        device: where the crops go; they are drawn on the host.
     """
 
     def __init__(self, scene: SceneConfig, sampling: Sampling, model: ModelConfig, device: torch.device) -> None:
         self._scene, self._sampling, self._device = scene, sampling, device
         self._sizes = (model.template_size, model.search_size)
         self._factors = (model.template_factor, model.search_factor)
+        self._tiles = make_tiles()
 
     def render(self, count: int, seed: tuple[int, ...]) -> Crops:
         """`count` samples; equal seeds give equal scenes."""
-        moments, land = self._draw(count, seed)
-        view, box = moments[1].view, moments[1].target.outline.boxes()
-        reach = view.pixel * self._sizes[1]  # side of the search window
-        pictures = []
-        for moment, size in zip(moments, self._sizes, strict=True):
-            picture = scenes.render(_seen_land(land, moment.view, size, reach), moment)
-            pictures.append(torch.stack([picture[:, :3], picture[:, 3:].expand(-1, 3, -1, -1)]))
-        corner = np.stack([view.left, view.top, np.zeros(count), np.zeros(count)], axis=1)
-        target_xywh = (box - corner) / reach[:, None]
-        return Crops(pictures[0], pictures[1], torch.from_numpy(target_xywh).float().to(self._device))
+        streams = Streams.from_seed(seed)
+        events = _events(np.random.default_rng(seed), self._scene, count)
+        # Both modalities of both crops, three channels each [2, B, 3, H, W].
+        pictures = [np.empty((2, count, 3, size, size), np.uint8) for size in self._sizes]
+        boxes = np.empty((count, 4), np.float32)
+        places = [landscape(streams.places, self._tiles, *FRAME) for _ in range(math.ceil(count / SCENES_PER_PLACE))]
+        for number in range(count):
+            crops, boxes[number] = self._pair(streams, events[number], places[number // SCENES_PER_PLACE])
+            for picture, crop in zip(pictures, crops, strict=True):
+                *visible, warmth = cv2.split(crop)
+                picture[0, number] = visible
+                picture[1, number] = warmth
+        template, search, target_xywh = (torch.from_numpy(array).to(self._device) for array in (*pictures, boxes))
+        return Crops(template, search, target_xywh)
 
-    def _draw(self, count: int, seed: tuple[int, ...]) -> tuple[list[Moment], Tensor]:
-        """All random numbers of `count` scenes: what the template and the search view show, and the land."""
-        # A stream for each part of the scene, so that a setting of one part changes nothing in the others.
-        random, events, for_clutter, for_distractors, for_occluder, sensors = (
-            np.random.default_rng(stream) for stream in np.random.SeedSequence(seed).spawn(6)
-        )
-        scene = self._scene
-        targets = _targets(random, count)
+    def _pair(self, streams: Streams, events: Events, place: Landscape) -> tuple[list[Bytes], Box]:
+        """Both crops of a scene, and the target's box in the search crop in units of its side."""
+        scene, random = self._scene, streams.target
+        actor = casting.target(random, self._tiles)
+        targets = _target_poses(random, actor.height, place)
+        boxes = [actor.figure(pose).box() for pose in targets]
         jitters = (Sampling(centre_jitter=0, scale_jitter=0), self._sampling)
-        views = [_crop(random, *parts) for parts in zip(targets, self._factors, self._sizes, jitters, strict=True)]
-        reach = views[1].pixel * self._sizes[1]
-        warm = random.random(count) < 0.85  # most targets are warmer than what is around them
-        look = scenes.texture(random, random.uniform(np.where(warm, 165, 20), 230))
+        windows = [_window(random, *parts) for parts in zip(boxes, self._factors, jitters, strict=True)]
+        edges = np.where(random.random(4) < 0.1, random.uniform(0.2, 2.0, 4), np.inf)  # in sides of the target
+        shadows = (random.uniform(-1.2, 1.2), random.uniform(0.1, 0.35)) if random.random() < 0.5 else None
+        reach = windows[1][2]
+        scenery = [self._prop(streams.clutter, place, targets[0], reach) for _ in range(scene.clutter)]
+        others: list[list[Standing]] = [[], []]
+        for _ in range(scene.distractors):
+            for there, standing in zip(
+                others, self._distractor(streams.distractors, place, targets, boxes, actor), strict=True
+            ):
+                there.append(standing)
+        occluders = [self._occluder(streams.occluder, place, targets[1], boxes[1])] if events.occluded else []
+        base = _exposure(streams.sensors, scene)
+        crops = []
+        for number, (left, top, side) in enumerate(windows):
+            searching = number == 1
+            crossover, camouflage = float(not (events.crossover and searching)), float(not events.camouflage)
+            moment = Moment(
+                backdrop=place,
+                scenery=(*scenery, *(occluders if searching else [])),
+                others=tuple(others[number]),
+                target=Standing(actor, targets[number]),
+                exposure=_troubled(streams.trouble, base, events, windows[number], searching=searching),
+                contrast=(camouflage, camouflage, camouflage, crossover),
+                shadows=shadows,
+                target_in_front=not (events.occluded and searching),
+            )
+            size = self._sizes[number]
+            # A frame has no more detail than its pixels: what is enlarged is drawn small first.
+            drawn = min(size, math.ceil(side))
+            view = View(left, top, side / drawn)
+            picture = render(moment, view, (drawn, drawn), self._tiles, int(streams.sensors.integers(2**63)))
+            if drawn < size:
+                picture = cv2.resize(picture, (size, size), interpolation=cv2.INTER_LINEAR).astype(np.uint8)
+            _black_beyond(picture, edges, boxes[number], windows[number])
+            crops.append(picture)
+        x, y, w, h = boxes[1]
+        left, top, side = windows[1]
+        return crops, ((x - left) / side, (y - top) / side, w / side, h / side)
 
-        def happens(probability: float) -> NDArray[np.bool_]:
-            return events.random(count) < probability
+    def _prop(self, random: np.random.Generator, place: Landscape, target: Pose, reach: float) -> Standing:
+        """Something that stands somewhere around."""
+        x = target.x + random.uniform(-0.9, 0.9) * reach
+        lowest = max(place.horizon + 0.06 * FRAME[1], target.y - 0.8 * reach)
+        in_front = random.random() < 0.2
+        y = target.y + random.uniform(0, 0.3) * reach if in_front else random.uniform(min(lowest, target.y), target.y)
+        actor = casting.low_prop(random) if in_front else casting.prop(random, self._tiles)
+        return Standing(actor, Pose(x, y, metre_at(place, y), random.uniform(0, 2 * math.pi), swing=0.0))
 
-        crossover, dark, occluded = happens(scene.crossover), happens(scene.dark), happens(scene.occlusion)
+    def _distractor(
+        self, random: np.random.Generator, place: Landscape, targets: list[Pose], boxes: list[Box], actor: Actor
+    ) -> list[Standing]:
+        """One of the target's kind near it, elsewhere in each view."""
+        other = casting.lookalike(random, self._tiles, actor)
+        standing = []
+        for target, (_, _, w, h) in zip(targets, boxes, strict=True):
+            x = target.x + random.choice([-1, 1]) * random.uniform(0.5, 3.0) * math.sqrt(w * h)
+            y = max(target.y + random.uniform(-0.5, 0.3) * math.sqrt(w * h), place.horizon + 4)
+            pose = Pose(x, y, metre_at(place, y), random.uniform(0, 2 * math.pi), random.uniform(0, 2 * math.pi))
+            standing.append(Standing(other, pose))
+        return standing
+
+    def _occluder(self, random: np.random.Generator, place: Landscape, target: Pose, box: Box) -> Standing:
+        """Something in front of a side of the target."""
+        y = target.y + random.uniform(0.02, 0.15) * box[3]
+        actor = casting.occluder(random, self._tiles, box[2] / target.metre, box[3] / target.metre)
+        pose = Pose(target.x, y, metre_at(place, y), random.choice([0.0, math.pi]), random.uniform(0, 2 * math.pi))
+        x, _, w, _ = actor.figure(pose).box()
+        covered, from_left = random.uniform(0.25, 0.9) * box[2], random.random() < 0.5
+        shift = box[0] + covered - (x + w) if from_left else box[0] + box[2] - covered - x
+        return Standing(actor, dataclasses.replace(pose, x=pose.x + shift))
+
+
+def _events(random: np.random.Generator, scene: SceneConfig, count: int) -> list[Events]:
+    draws = random.random((count, 7))
+    events = []
+    for row in draws.tolist():
+        crossover, dark, occluded, camouflage, dark_template, smoke, glare = row
+        crossed = crossover < scene.crossover
         # With a crossover too, the target would be nowhere to be seen.
-        camouflage, dark = happens(scene.camouflage) & ~crossover, dark & ~crossover
-        clutter = [_clutter(for_clutter, targets[0], reach) for _ in range(scene.clutter)]
-        distractors = [_distractor(for_distractors, targets, look) for _ in range(scene.distractors)]
-        thermal = _thermal_camera(sensors, count, scene.thermal_range)
-        edges = _frame_edges(random, count)
-        occluder = _occluder(for_occluder, targets[1], occluded)
-        moments = [
-            Moment(
-                view=views[number],
-                behind=[*clutter, *(distractor[number] for distractor in distractors)],
-                target=Thing(targets[number], look),
-                hidden=np.stack([camouflage, camouflage, camouflage, as_warm], axis=1),
-                in_front=in_front,
-                light=np.where(in_the_dark, sensors.uniform(0.02, 0.3, count), 1.0),
-                thermal=thermal,
-                noise=sensors.uniform(0.2, 1.5, count) * scene.noise,
-                noise_seed=int(sensors.integers(2**63)),
-                frame=_frame(targets[number], edges),
-            )
-            for number, as_warm, in_front, in_the_dark in (
-                (0, np.zeros(count, bool), [], dark & happens(DARK_TEMPLATES)),
-                (1, crossover, [occluder], dark),
-            )
-        ]
-        return moments, _land(random, count).to(self._device)
+        events.append(Events(
+            crossed,
+            dark < scene.dark and not crossed,
+            dark_template < DARK_TEMPLATES,
+            occluded < scene.occlusion,
+            camouflage < scene.camouflage and not crossed,
+            smoke < scene.smoke and not crossed,
+            glare < scene.glare and not crossed,
+        ))  # fmt: skip
+    return events
 
 
-def _land(random: np.random.Generator, count: int) -> Tensor:
-    """The ground around the target [B, 4, cells, cells]."""
-    tint, size = random.uniform(40, 190, (count, 3)), (LAND_CELLS, LAND_CELLS)
-    contrast, warmth = random.uniform(0.3, 1.2, count), random.uniform(40, 110, count)
-    return scenes.ground(random, tint, size, contrast, warmth)
-
-
-def _clutter(random: np.random.Generator, target: Outline, reach: Floats) -> Thing:
-    """A static thing somewhere around; it stands in the same place in both views."""
-    count = len(reach)
-    scale = np.sqrt(target.half_width * target.half_height)
-    half_width, half_height = scale * np.exp(random.uniform(np.log(0.15), np.log(1.2), (2, count)))
-    x, y = random.uniform(-0.8, 0.8, (2, count)) * reach
-    outline = Outline(
-        x, y, half_width, half_height, random.uniform(0, math.pi, count), random.uniform(-0.12, 0.12, (4, count))
-    )
-    return Thing(outline, scenes.clutter_texture(random, count))
-
-
-def _distractor(random: np.random.Generator, targets: list[Outline], look: Tensor) -> list[Thing]:
-    """Something that looks like the target, elsewhere in each view."""
-    count = len(look)
-    there = random.random(count) < 0.7
-    own = scenes.distractor_texture(random, look)
-    wider, taller = np.exp(random.normal(0, 0.15, (2, count)))
-    angle, shape = random.uniform(-0.5, 0.5, count), random.uniform(-0.1, 0.1, (4, count))
-    things = []
-    for target in targets:
-        bearing, distance = random.uniform(0, 2 * math.pi, count), random.uniform(0.8, 4.0, count)
-        distance *= np.sqrt(target.half_width * target.half_height)
-        outline = Outline(
-            np.where(there, target.x + np.cos(bearing) * distance, FAR_AWAY),
-            target.y + np.sin(bearing) * distance,
-            target.half_width * wider,
-            target.half_height * taller,
-            angle,
-            shape,
-        )
-        things.append(Thing(outline, own))
-    return things
-
-
-def _occluder(random: np.random.Generator, target: Outline, there: NDArray[np.bool_]) -> Thing:
-    """A tall shape over a part of the target."""
-    count = len(there)
-    away = random.uniform(0.4, 1.8, count) * random.choice([-1, 1], count) * target.half_width
-    half_width, half_height = target.half_width * random.uniform(0.4, 1.0, count), target.half_height * 3
-    x = np.where(there, target.x + away, FAR_AWAY)
-    outline = Outline(x, target.y, half_width, half_height, np.zeros(count), np.zeros((4, count)))
-    return Thing(outline, scenes.occluder_texture(random, count))
-
-
-def _thermal_camera(random: np.random.Generator, count: int, vary: float) -> Floats:
-    """Gain and offset of each scene's thermal camera [2, B]."""
-    black_hot = random.random(count) < 0.1 * vary
-    gain = np.exp(vary * random.uniform(-0.7, 0.25, count)) * np.where(black_hot, -1, 1)
-    return np.stack([gain, 128 - gain * 128 + vary * random.uniform(-50, 50, count)])
-
-
-def _targets(random: np.random.Generator, count: int) -> list[Outline]:
+def _target_poses(random: np.random.Generator, height: float, place: Landscape) -> list[Pose]:
     """The target in the template view, and later in the search view."""
-    # From a walker far away to one that fills half of a frame of 480 lines.
-    half_height = np.exp(random.uniform(np.log(12), np.log(90), count))
-    half_width = half_height * random.uniform(0.28, 1.1, count)
-    angle, shape = random.uniform(-0.5, 0.5, count), random.uniform(-0.1, 0.1, (4, count))
-    reach = np.sqrt(half_width * half_height) * 2
-    grown = np.exp(random.normal(0, 0.2, count))
-    later = Outline(
-        random.normal(0, 1, count) * reach,
-        random.normal(0, 0.5, count) * reach,
-        half_width * grown * np.exp(random.normal(0, 0.06, count)),
-        half_height * grown * np.exp(random.normal(0, 0.06, count)),
-        angle + random.normal(0, 0.25, count),
-        shape + random.normal(0, 0.05, (4, count)),
+    tall = math.exp(random.uniform(*np.log(SIDES)))
+    metre, grown = tall / height, math.exp(random.normal(0, 0.2))
+    x, y = random.uniform(0.1, 0.9) * FRAME[0], place.horizon + place.camera_height * metre
+    heading, phase = random.uniform(0, 2 * math.pi), random.uniform(0, 2 * math.pi)
+    swing = float(random.choice([0.1, 0.6, 1.0]))
+    first = Pose(x, y, metre, heading, phase, swing)
+    turned = random.uniform(0, 2 * math.pi) if random.random() < 0.2 else heading + random.normal(0, 0.5)
+    later = Pose(
+        x + random.normal(0, 1) * tall, place.horizon + place.camera_height * metre * grown, metre * grown,
+        turned, random.uniform(0, 2 * math.pi), swing,
+    )  # fmt: skip
+    return [first, later]
+
+
+def _window(random: np.random.Generator, box: Box, factor: float, sampling: Sampling) -> tuple[float, float, float]:
+    """The square around a target's box after jitter: left, top, side."""
+    x, y, w, h = box
+    jittered = np.array([w, h]) * np.exp(sampling.scale_jitter * random.normal(size=2))
+    scale = math.sqrt(jittered.prod())
+    shift_x, shift_y = (scale * sampling.centre_jitter * (random.random(2) - 0.5)).tolist()
+    side = float(math.ceil(scale * factor))
+    return x + w / 2 + shift_x - side / 2, y + h / 2 + shift_y - side / 2, side
+
+
+def _exposure(random: np.random.Generator, scene: SceneConfig) -> Exposure:
+    """What both views have in common: a thermal camera with its gain and offset, colours, sharpness, noise."""
+    vary = scene.thermal_range
+    black_hot = random.random() < 0.1 * vary
+    gain = math.exp(vary * random.uniform(-0.7, 0.25)) * (-1 if black_hot else 1)
+    noise = random.uniform(0.2, 1.5) * scene.noise
+    return Exposure(
+        light=random.uniform(0.7, 1.1),
+        tint=tuple(random.normal(1, 0.05, 3).tolist()),
+        gain=gain,
+        offset=128 - gain * 128 + vary * random.uniform(-50, 50),
+        noise=noise,
+        columns=0.3 * noise,
+        visible_blur=random.uniform(0, 0.9),
+        thermal_blur=random.uniform(0.3, 1.3),
     )
-    return [Outline(np.zeros(count), np.zeros(count), half_width, half_height, angle, shape), later]
 
 
-def _crop(random: np.random.Generator, target: Outline, factor: float, size: int, sampling: Sampling) -> View:
-    """The square around each target's box after jitter, as a crop of `size` pixels a side shows it."""
-    boxes, count = target.boxes(), len(target.x)
-    jittered = boxes[:, 2:] * np.exp(sampling.scale_jitter * random.normal(size=(count, 2)))
-    scale = np.sqrt(jittered.prod(1))
-    shift = scale[:, None] * sampling.centre_jitter * (random.random((count, 2)) - 0.5)
-    side = np.ceil(scale * factor)
-    left, top = (boxes[:, :2] + boxes[:, 2:] / 2 + shift - side[:, None] / 2).T
-    return View(left, top, side / size)
+def _troubled(
+    random: np.random.Generator, base: Exposure, events: Events, window: tuple[float, float, float], *, searching: bool
+) -> Exposure:
+    """What goes wrong in one view."""
+    darkness, density, strength, (x, y) = (
+        random.uniform(0.02, 0.3),
+        random.uniform(0.6, 1.0),
+        random.uniform(250, 600),
+        random.random(2),
+    )
+    drift = tuple(random.uniform(0, 256, 2).tolist())
+    left, top, side = window
+    place = (left + float(x) * side, top + float(y) * side)
+    glows = []
+    light = base.light
+    if events.dark and (searching or events.dark_template):
+        light *= darkness
+        glows.append(Glow(*place, 0.15 * side, 0.2 * strength))
+    if events.glare and searching:
+        glows.append(Glow(*place, 0.6 * side, strength, SUNLIGHT))
+    smoke = density if events.smoke and searching else 0.0
+    return dataclasses.replace(base, light=light, smoke=smoke, drift=drift, glows=tuple(glows))
 
 
-def _frame_edges(random: np.random.Generator, count: int) -> Floats:
-    """How far the frame reaches from the target's centre, in target sides: west, east, north, south [4, B].
+def _black_beyond(picture: Bytes, edges: NDArray[np.float64], box: Box, window: tuple[float, float, float]) -> None:
+    """Blacken a crop beyond the frame, whose edges are west, east, north, south of the target in its sides."""
+    (x, y, w, h), (left, top, side) = box, window
+    west, east, north, south = edges.tolist()
+    size: int = picture.shape[0]
 
-    A third of the samples see beyond it.
-    """
-    return np.stack([np.where(random.random(count) < 0.1, random.uniform(0.2, 2.0, count), FAR_AWAY) for _ in range(4)])
+    def pixel(position: float, start: float) -> int:
+        return round(min(max((position - start) / side, 0.0), 1.0) * size)
 
-
-def _frame(target: Outline, edges: Floats) -> Floats:
-    """Where the frame ends: west, east, north, south [4, B]."""
-    x, y, w, h = target.boxes().T
-    centre_x, centre_y = x + w / 2, y + h / 2
-    west, east, north, south = edges
-    return np.stack([centre_x - west * w, centre_x + east * w, centre_y - north * h, centre_y + south * h])
-
-
-def _seen_land(land: Tensor, view: View, size: int, reach: Floats) -> Tensor:
-    """The land [B, 4, n, n], which is twice as wide as the search window, at the pixels of a crop [B, 4, H, W]."""
-    xs, ys = view.pixel_centres(range(size), range(size), land.device)
-    side = torch.from_numpy(reach).to(xs)[:, None, None]
-    grid = torch.stack(torch.broadcast_tensors(xs / side, ys / side), dim=-1)
-    seen: Tensor = functional.grid_sample(land, grid, padding_mode="reflection", align_corners=True)
-    return seen
+    picture[:, : pixel(x + w / 2 - west * w, left)] = 0
+    picture[:, pixel(x + w / 2 + east * w, left) :] = 0
+    picture[: pixel(y + h / 2 - north * h, top)] = 0
+    picture[pixel(y + h / 2 + south * h, top) :] = 0

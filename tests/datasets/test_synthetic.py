@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 import math
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from ckd_fast import InputError
 from ckd_fast.datasets import ClipConfig, SyntheticClip
 
+NIGHT, SMOKE, GLARE, HIDING = 3, 1, 0, 2  # seeds of clips with each of these
 PLAIN = ClipConfig(width=161, height=121, frames=24, seed=3, dark=False, crossover=False, occlusion=False)
 
 
@@ -58,7 +61,7 @@ def contrast(image: np.ndarray, box: tuple) -> float:
 
 def test_dark_and_crossover_stretches() -> None:
     """In the dark only thermal shows the target, in the crossover only RGB does."""
-    clip = SyntheticClip(ClipConfig(320, 240, 120, seed=4, occlusion=False, distractors=0, clutter=0))
+    clip = SyntheticClip(ClipConfig(320, 240, 120, seed=NIGHT, occlusion=False, distractors=0, clutter=0))
     frames = list(clip)
     dark, crossover = [f for f in frames if f.dark], [f for f in frames if f.crossover]
     plain = [f for f in frames if not (f.dark or f.crossover)]
@@ -68,15 +71,59 @@ def test_dark_and_crossover_stretches() -> None:
     assert np.mean([f.rgb.mean() for f in dark]) < 12
     warm = np.mean([contrast(f.tir, f.box) for f in plain])
     assert np.mean([contrast(f.tir, f.box) for f in dark]) == pytest.approx(warm, rel=0.3)
-    assert np.mean([contrast(f.tir, f.box) for f in crossover]) < 0.25 * warm
+    assert np.mean([contrast(f.tir, f.box) for f in crossover]) < 0.35 * warm
 
 
-def test_the_occluder_crosses_once() -> None:
-    occluded = [f.occluded for f in SyntheticClip(ClipConfig(160, 120, 120, seed=2))]
-    changes = sum(a != b for a, b in itertools.pairwise(occluded))
-    assert 3 <= sum(occluded) <= 30
-    assert changes <= 2
-    assert not any(f.occluded for f in SyntheticClip(PLAIN))
+@pytest.mark.parametrize("seed", [SMOKE, GLARE])
+def test_smoke_and_glare_blind_the_visible_camera(seed: int) -> None:
+    config = ClipConfig(160, 120, 60, seed=seed, occlusion=False, distractors=0)
+    troubled = next(index for index in range(60) if SyntheticClip(config)[index].dark) + 4
+    clear = SyntheticClip(dataclasses.replace(config, dark=False))[troubled]
+    blind = SyntheticClip(config)[troubled]
+    assert blind.rgb.std() < 0.6 * clear.rgb.std()
+    assert blind.rgb.mean() > clear.rgb.mean() + 20
+    assert blind.tir.std() > 0.8 * clear.tir.std()
+
+
+def test_something_hides_the_target_once() -> None:
+    """Seldom, never in the first frame, and the frames say when."""
+    hidden, occluded = [], []
+    for seed in range(4):
+        clip = list(SyntheticClip(ClipConfig(160, 120, 120, seed=seed, distractors=0, clutter=0)))
+        assert not clip[0].occluded
+        assert all(0 <= frame.visible_share <= 1 for frame in clip)
+        hidden.append(sum(frame.hidden for frame in clip))
+        occluded.append(sum(frame.occluded for frame in clip))
+        assert all(frame.occluded for frame in clip if frame.hidden)
+    assert min(occluded) >= 3
+    assert max(occluded) <= 60
+    assert max(hidden) >= 3
+    crowd = dataclasses.replace(PLAIN, distractors=8, clutter=20)
+    assert not any(frame.occluded for frame in SyntheticClip(crowd))  # without occlusion nothing is in front of it
+
+
+def test_a_hidden_target_leaves_no_trace() -> None:
+    """What covers it is drawn as if it were not there."""
+    clip = SyntheticClip(ClipConfig(160, 120, 120, seed=HIDING, distractors=0, crossover=False))
+    index = next(index for index in range(120) if clip[index].hidden)
+    x, y, w, h = (round(value) for value in clip.boxes()[index])
+    gone = clip[index]
+    clip._target = dataclasses.replace(clip._target, x=clip._target.x + 1000)
+    without = clip[index]
+    assert without.visible_share == 0
+    inside = (slice(max(y, 0), y + h), slice(max(x, 0), x + w))
+    assert np.abs(gone.rgb[inside].astype(int) - without.rgb[inside]).mean() < 1
+
+
+def test_real_frames_as_backgrounds(tmp_path: Path) -> None:
+    (tmp_path / "visible").mkdir()
+    image = np.zeros((120, 160, 3), np.uint8)
+    image[..., 2] = 250  # red
+    cv2.imwrite(str(tmp_path / "visible" / "red.png"), image)
+    config = dataclasses.replace(PLAIN, backgrounds=str(tmp_path), distractors=0, clutter=0)
+    frame = SyntheticClip(config)[0]
+    assert np.median(frame.rgb[..., 0]) > 150
+    assert np.median(frame.rgb[..., 1]) < 20
 
 
 @pytest.mark.parametrize(
