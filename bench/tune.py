@@ -24,7 +24,7 @@ from plans import FramePlanner, frame_planner, random_build
 from timing import captured, queued_ms
 
 from ckd_fast.engines.triton.plan import Plan
-from ckd_fast.kernels.launch import Choice, LaunchSettings, TileRequest
+from ckd_fast.kernels.launch import Choice, LaunchSettings, TileRequest, first_line
 from ckd_fast.kernels.requirements import can_overlap
 from ckd_fast.kernels.tiles import (
     PRODUCTS,
@@ -88,10 +88,10 @@ class Tuning:
         try:
             return self.frame_us(self.planner.plan(lambda asked: choice if asked == request else known(asked)))
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             if gpu_is_lost():  # every later candidate would fail as well
-                raise RuntimeError(f"the GPU does not answer after {told(choice)} for {request}: {reason}") from error
-            print(f"    {told(choice)}: {reason}", flush=True)
+                raise RuntimeError(f"the GPU does not answer after {choice} for {request}: {reason}") from error
+            print(f"    {choice}: {reason}", flush=True)
             return None
 
     def improve(self, request: TileRequest, deadline: float) -> Measured | None:
@@ -125,12 +125,6 @@ def gpu_is_lost() -> bool:
         return True
 
 
-def told(choice: Choice) -> str:
-    tiles = choice.tiles
-    split = f" /{choice.split_k}" if choice.split_k > 1 else ""
-    return f"{tiles.rows}x{tiles.columns}x{tiles.depth} w{tiles.warps} s{tiles.stages}{split}"
-
-
 def tune(tuning: Tuning, path: Path, deadline: float) -> bool:
     """Go through all requests of the frame; whether there was time for all of them."""
     requests = requests_by_time(tuning.planner.plan(chooser(tuning.chip, tuning.table)), tuning.chip)
@@ -140,7 +134,7 @@ def tune(tuning: Tuning, path: Path, deadline: float) -> bool:
             return False
         row = tuning.improve(request, deadline)
         shape = f"{request.kernel} {request.groups} x {request.rows} x {request.columns} x {request.depth}"
-        result = "nothing works" if row is None else f"{told(row.choice):<26}{row.frame_us:>9.2f} us a frame"
+        result = "nothing works" if row is None else f"{row.choice!s:<46}{row.frame_us:>9.2f} us a frame"
         print(f"{number:>3}/{len(requests)} {shape:<48}{request.dtype:<10}{result}", flush=True)
         write_table(tuning.table, path)
     return True
