@@ -8,6 +8,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gpu
 import plans
@@ -24,7 +25,7 @@ from ckd_fast.engines.host import ReferenceEngine
 from ckd_fast.engines.triton import TritonEngine
 from ckd_fast.engines.triton.plan import Plan
 from ckd_fast.kernels.launch import Choice, LaunchSettings, TileRequest, Tiles
-from ckd_fast.kernels.tiles import H200, Measured, chooser, default_choice, read_table, write_table
+from ckd_fast.kernels.tiles import H200, Measured, chip_of, chooser, default_choice, read_table, write_table
 from ckd_fast.reference.config import PRESETS
 from ckd_fast.weights import LoadedModel
 
@@ -185,6 +186,20 @@ def test_defaults_fill_the_chip() -> None:
     for rows in (89, 320, 10240):
         tiles = default_choice(dataclasses.replace(REQUEST, rows=rows), small).tiles
         assert tiles.stages * (tiles.rows + tiles.columns) * tiles.depth * 2 <= 65536
+
+
+@pytest.mark.parametrize(("reported", "memory_tb"), [
+    ({"memory_clock_rate": 2_619_000, "memory_bus_width": 5120}, 2.95),  # an H100
+    ({"memory_clock_rate": 3_201_000, "memory_bus_width": 6144}, 4.33),  # an H200
+    ({"memory_clock_rate": 0, "memory_bus_width": 0}, 4.0),
+    ({}, 4.0),  # torch 2.6
+])  # fmt: skip
+def test_the_rate_of_memory_is_the_drivers(
+    monkeypatch: pytest.MonkeyPatch, reported: dict[str, int], memory_tb: float
+) -> None:
+    about = SimpleNamespace(name="Some GPU", multi_processor_count=132, **reported)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: about)
+    assert chip_of(torch.device("cuda")).memory_tb == pytest.approx(memory_tb, abs=0.01)
 
 
 def test_the_table_that_ships_is_readable(tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ class GraphRunner(Runner):
             self._compute = torch.cuda.Stream(device)
             self._copy = torch.cuda.Stream(device)
         self._graphs: OrderedDict[Plan, torch.cuda.CUDAGraph] = OrderedDict()
+        self._reader: torch.cuda.Stream | None = None  # the stream of `measure`'s last caller
         self._results: dict[Plan, Tensor] = {}  # pinned memory, where each graph leaves its result
 
     def prepare(self, work: Callable[[], None], *, wait: bool = False) -> None:
@@ -137,9 +138,12 @@ class GraphRunner(Runner):
         with torch.cuda.device(self._device):
             caller = torch.cuda.current_stream(self._device)
             self._compute.wait_stream(caller)
+            if self._reader is not None:  # another caller's stream may still read the maps of the last call
+                self._compute.wait_stream(self._reader)
             with torch.cuda.stream(self._compute):
                 self._replay(plan, None)
             caller.wait_stream(self._compute)
+            self._reader = caller
 
     def forget(self) -> None:
         self._compute.synchronize()
