@@ -225,7 +225,10 @@ def write_table(rows: list[Measured], path: Path = TABLE) -> None:
     """Replace the table. Of two rows for the same GPU and request, keep the later one."""
     latest = {(row.gpu, row.request): row for row in rows}
     ordered = sorted(latest.values(), key=lambda row: (row.gpu, *map(str, asdict(row.request).values())))
-    path.write_text(json.dumps({"measured": [asdict(row) for row in ordered]}, indent=1) + "\n")
+    # Replaced as a whole: a tuning that is killed leaves a table.
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(json.dumps({"measured": [asdict(row) for row in ordered]}, indent=1) + "\n")
+    new.replace(path)
 
 
 def chooser(chip: Chip, table: list[Measured] | None = None) -> Choose:
