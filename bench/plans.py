@@ -42,6 +42,7 @@ from ckd_fast.weights import load_model
 
 SIZE = (480, 640)
 FRAME_BYTES = 640 * 480 * 3
+CLIP = FrameKind(tir_channels=1)  # the frames of `common.clip`, which the programs track
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class FramePlanner:
         build = self.build
         if choose is not None:
             build = dataclasses.replace(build, settings=dataclasses.replace(build.settings, choose=choose))
-        uploaded = self.buffer.uploaded(self.memory.targets, kind or FrameKind())
+        uploaded = self.buffer.uploaded(self.memory.targets, kind or CLIP)
 
         def planned(workspace: Workspace) -> Plan:
             return plan_frame(build, self.memory, workspace, uploaded, self.state)
@@ -69,7 +70,7 @@ class FramePlanner:
     def others(self) -> list[Launch]:
         """What the engine launches beside a frame: a new target's template, and the network alone."""
         build, config = self.build, self.build.config
-        uploaded = self.buffer.uploaded(1, FrameKind())
+        uploaded = self.buffer.uploaded(1, CLIP)
         template = plan_template(build, uploaded, self.state, build.embedded(BRANCHES, 1, config.template_tokens))
         memory, crops = measured_memory(build, 1), empty_crops(build, 1)
 
@@ -84,6 +85,7 @@ def frame_planner(build: Build, targets: int = 1) -> FramePlanner:
     config, device = build.config, build.device
     buffer = FrameBuffer(FRAME_BYTES, 2 * FRAME_BYTES, targets, device)
     rgb, tir = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3), dtype=np.uint8)
+    tir = tir[:, :, : CLIP.tir_channels]
     searches = [Search(Target(owner=None), BOX, config.search_factor)] * targets
     buffer.fill(RawPair(rgb, tir, FrameForm(SIZE, SIZE, None), TrackerConfig()), searches, range(targets), targets)
     buffer.upload()

@@ -15,8 +15,14 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from .requirements import launch_errors
+
 KernelName = Literal["crop", "patch", "linear", "attention", "tap_sum", "convolution", "last_convolution"]
 T = TypeVar("T")
+
+
+class LaunchError(RuntimeError):
+    """A launch could not be compiled or sent to the device."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,10 @@ class Choice:
 
     tiles: Tiles
     split_k: int = 1
+
+    def __str__(self) -> str:
+        tiles, split = self.tiles, f", sums in {self.split_k} parts" if self.split_k > 1 else ""
+        return f"{tiles.rows}x{tiles.columns}x{tiles.depth}, {tiles.warps} warps, {tiles.stages} stages{split}"
 
 
 Choose = Callable[[TileRequest], Choice]
@@ -128,8 +138,15 @@ class Launch:
         return math.prod(self.grid)
 
     def run(self) -> None:
-        """Send it to the current stream."""
-        self.kernel[self.grid](**self.arguments, **self.options)
+        """Send it to the current stream. An error of an older launch may show here too."""
+        try:
+            self.kernel[self.grid](**self.arguments, **self.options)
+        except launch_errors() as error:
+            raise LaunchError(f"{self} on {device_name(self.writes)}: {first_line(error)}") from error
+
+    def __str__(self) -> str:
+        tiles = "" if self.choice is None else f" in tiles of {self.choice}"
+        return f"launch {self.name} ({self.what}){tiles}"
 
 
 @dataclass(frozen=True)
@@ -149,6 +166,18 @@ def run_all(launches: Iterable[Launch]) -> None:
     """Send launches to the current stream, one after the other."""
     for launch in launches:
         launch.run()
+
+
+def device_name(tensors: Iterable[Tensor]) -> str:
+    """The GPU that the first tensor lies on, in the driver's words; "cpu" in the interpreter."""
+    device = next(iter(tensors)).device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first; its kind if it says nothing."""
+    said = getattr(error, "error_message", None) or str(error)  # Triton's own begins with the place in the source
+    return (said.strip().splitlines() or [type(error).__name__])[0]
 
 
 def fresh_room(device: torch.device) -> Room:

@@ -28,6 +28,7 @@ SHARED_EVERYWHERE = 65536  # bytes that a program may use on every GPU of comput
 WIDE_TILES_BYTES = 200_000  # chips with that much shared memory have the instructions for 256 columns
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 PRODUCTS = ("patch", "linear", "convolution")  # kernels whose time `estimate` models
+MEMORY_SHARE = 0.88  # of the peak rate, in copies: 4.3 of 4.9 TB/s were measured on an H200, 3.0 of 3.35 on an H100
 # Template tokens are embedded once and then read beside the search tokens of every frame, for any number of targets. So
 # the statistics of both must be in tiles of the same width.
 PATCH_COLUMNS = 64
@@ -55,13 +56,14 @@ H200 = Chip(
 )  # fmt: skip
 
 
-def scaled_chip(name: str, multiprocessors: int, shared_bytes: int) -> Chip:
-    """A GPU about which little is known, taken as an H200 with another number of multiprocessors."""
+def scaled_chip(name: str, multiprocessors: int, shared_bytes: int, memory_tb: float = 0.0) -> Chip:
+    """A GPU about which little is known, taken as an H200 with another number of multiprocessors. `memory_tb` 0: the
+    rate of its memory is not known either."""
     share = multiprocessors / H200.multiprocessors
     return replace(
         H200, name=name, multiprocessors=multiprocessors, shared_bytes=shared_bytes,
         tensor_tflops=H200.tensor_tflops * share, float_tflops=H200.float_tflops * share,
-        memory_tb=H200.memory_tb * share, l2_tb=H200.l2_tb * share,
+        memory_tb=memory_tb or H200.memory_tb * share, l2_tb=H200.l2_tb * share,
     )  # fmt: skip
 
 
@@ -70,7 +72,10 @@ def chip_of(device: torch.device) -> Chip:
     about = torch.cuda.get_device_properties(device)
     # What a program may use if it asks. torch 2.6 does not report it yet.
     shared = int(getattr(about, "shared_memory_per_block_optin", SHARED_EVERYWHERE))
-    return scaled_chip(about.name, about.multi_processor_count, shared)
+    # In kHz and bits, two transfers a cycle; older torch does not report them, some virtual machines say 0.
+    clock, width = (getattr(about, name, 0) for name in ("memory_clock_rate", "memory_bus_width"))
+    memory_tb = MEMORY_SHARE * 2 * clock * 1e3 * width / 8 / 1e12
+    return scaled_chip(about.name, about.multi_processor_count, shared, memory_tb)
 
 
 def estimate_us(request: TileRequest, choice: Choice, chip: Chip) -> float:
@@ -220,7 +225,10 @@ def write_table(rows: list[Measured], path: Path = TABLE) -> None:
     """Replace the table. Of two rows for the same GPU and request, keep the later one."""
     latest = {(row.gpu, row.request): row for row in rows}
     ordered = sorted(latest.values(), key=lambda row: (row.gpu, *map(str, asdict(row.request).values())))
-    path.write_text(json.dumps({"measured": [asdict(row) for row in ordered]}, indent=1) + "\n")
+    # Replaced as a whole: a tuning that is killed leaves a table.
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(json.dumps({"measured": [asdict(row) for row in ordered]}, indent=1) + "\n")
+    new.replace(path)
 
 
 def chooser(chip: Chip, table: list[Measured] | None = None) -> Choose:

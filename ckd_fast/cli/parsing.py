@@ -163,11 +163,15 @@ def add_model_options(parser: argparse.ArgumentParser, threads: int | None = Non
         "--threads", type=positive, default=threads, metavar="N",
         help=f"threads that the network uses on a CPU (default: {threads or 'one per core'})",
     )  # fmt: skip
+    group.add_argument(
+        "--without", nargs="+", choices=("graphs", "overlap"), default=(), metavar="PART",
+        help="what engine triton does without, graphs or overlap, to find out what fails on a GPU",
+    )  # fmt: skip
 
 
 def new_tracker(kind: type[AnyTracker], options: argparse.Namespace, config: TrackerConfig | None = None) -> AnyTracker:
     """Build a tracker by the options of `add_model_options`."""
     return kind(
         options.weights, options.model, options.engine, options.device, options.dtype, config,
-        seed=options.seed, threads=options.threads,
+        seed=options.seed, threads=options.threads, without=options.without,
     )  # fmt: skip

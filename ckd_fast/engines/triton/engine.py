@@ -23,7 +23,7 @@ from ckd_fast.engines.base import FRAMES_IN_FLIGHT, Engine, Found, Search, Targe
 from ckd_fast.errors import CkdFastError, EngineError
 from ckd_fast.frames import RawPair
 from ckd_fast.kernels.attention import deciding_tokens
-from ckd_fast.kernels.launch import LaunchSettings, run_all
+from ckd_fast.kernels.launch import LaunchSettings, first_line, run_all
 from ckd_fast.kernels.layout import FrameKind
 from ckd_fast.kernels.requirements import launch_errors
 from ckd_fast.pending import Pending
@@ -130,6 +130,10 @@ class TritonEngine(Engine):
         self._turn = 0
         self._flying: list[Pending[ResultRows] | None] = [None] * FRAMES_IN_FLIGHT  # by buffer
         self._kind = FrameKind()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.note, self._runner.note
 
     @torch.inference_mode()
     def make_target(self, frames: RawPair, box: Box) -> Target:
@@ -258,9 +262,7 @@ class TritonEngine(Engine):
         except CkdFastError:
             raise
         except launch_errors() as error:
-            lines = str(error).strip().splitlines()
-            reason = lines[0] if lines else type(error).__name__
-            raise EngineError(f"engine {self} could not run: {reason}") from error
+            raise EngineError(f"engine {self} could not run: {first_line(error)}") from error
 
     def _next_buffer(self, frames: RawPair) -> tuple[FrameBuffer, int]:
         """The buffer whose turn it is, free and large enough, and its number."""
