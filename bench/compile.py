@@ -9,8 +9,8 @@ The chips of `--all` are sm_80, 86, 89, 90, 100, 120 and AMD gfx942. No GPU and 
 own assembler and disassembler. Compiled is what the engine launches for a frame of the paper's model (`--model` names
 another), in the tiles that it chooses on that chip, and the kernels beside a frame (other frames from cameras,
 per-branch elimination, the fused losses). For each: stages, instructions, registers, spills, shared memory against what
-a block of that chip may use, how many programs a multiprocessor holds at once, tensor-core instructions. Exit code 1 where a bound is broken: spills, too much shared memory, a matrix kernel
-without tensor cores in 16 bits.
+a block of that chip may use, how many programs a multiprocessor holds at once, tensor-core instructions. Exit code 1
+where a bound is broken: spills, too much shared memory, a matrix kernel without tensor cores in 16 bits.
 """
 
 from __future__ import annotations
