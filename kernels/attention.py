@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import (
+    MOST_OFFSET,
     SETTINGS,
     Launch,
     LaunchSettings,
@@ -93,7 +94,9 @@ def _attention_kernel(
     row = tile * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, WIDTH)
     ok_row, ok_channel = row < tokens, channel < D
-    q_at = base + row[:, None] * token_stride + channel[None, :]
+    # The base is added to the pointers: inside one head, offsets fit 32 bits.
+    q_ptr, k_ptr, v_ptr = q_ptr + base, k_ptr + base, v_ptr + base
+    q_at = row[:, None] * token_stride + channel[None, :]
     q = tl.load(q_ptr + q_at, mask=ok_row[:, None] & ok_channel[None, :], other=0.0)
     best = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
@@ -101,7 +104,7 @@ def _attention_kernel(
     for start in range(0, tokens, KEYS):
         key = start + tl.arange(0, KEYS)
         ok_key = key < tokens
-        k_at = base + key[None, :] * token_stride + channel[:, None]
+        k_at = key[None, :] * token_stride + channel[:, None]
         k = tl.load(k_ptr + k_at, mask=ok_key[None, :] & ok_channel[:, None], other=0.0)
         score = tl.dot(q, k, input_precision=PRECISION) * scale
         score = tl.where(ok_key[None, :], score, float("-inf"))
@@ -109,12 +112,12 @@ def _attention_kernel(
         weight = tl.math.exp2(score - higher[:, None])
         rescale = tl.math.exp2(best - higher)
         total = total * rescale + tl.sum(weight, 1)
-        v_at = base + key[:, None] * token_stride + channel[None, :]
+        v_at = key[:, None] * token_stride + channel[None, :]
         v = tl.load(v_ptr + v_at, mask=ok_key[:, None] & ok_channel[None, :], other=0.0)
         acc = tl.dot(weight.to(v.dtype), v, acc * rescale[:, None], input_precision=PRECISION)
         best = higher
-    out_row = (branch.to(tl.int64) * targets + target) * tokens + row
-    out_at = out_row[:, None] * (heads * D) + head * D + channel[None, :]
+    out_ptr += (branch.to(tl.int64) * targets + target) * tokens * (heads * D) + head * D
+    out_at = row[:, None] * (heads * D) + channel[None, :]
     out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + out_at, out, mask=ok_row[:, None] & ok_channel[None, :])
     if PROBABILITIES:
@@ -122,15 +125,15 @@ def _attention_kernel(
             order = tl.load(order_ptr + target * template + row, mask=row < template, other=-1)
             if tl.max(order, 0) >= 0:
                 search = tokens - template
-                line = ((branch.to(tl.int64) * targets + target) * heads + head) * most + order
+                probability_ptr += which.to(tl.int64) * most * search
                 for start in range(0, tokens, KEYS):
                     key = start + tl.arange(0, KEYS)
                     ok_key = key < tokens
-                    k_at = base + key[None, :] * token_stride + channel[:, None]
+                    k_at = key[None, :] * token_stride + channel[:, None]
                     k = tl.load(k_ptr + k_at, mask=ok_key[None, :] & ok_channel[:, None], other=0.0)
                     score = tl.dot(q, k, input_precision=PRECISION) * scale
                     probability = tl.math.exp2(score - best[:, None]) / total[:, None]
-                    at = line[:, None] * search + (key - template)[None, :]
+                    at = order[:, None] * search + (key - template)[None, :]
                     wanted = (order >= 0)[:, None] & (ok_key & (key >= template))[None, :]
                     tl.store(probability_ptr + at, probability, mask=wanted)
 
@@ -157,6 +160,8 @@ def attention(
         raise ValueError("q, k and v must have equal shapes and strides and contiguous channels")
     if not (q.dtype == k.dtype == v.dtype):
         raise TypeError(f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}: expected one type")
+    if tokens * max(q.stride(3), heads * channels) > MOST_OFFSET:
+        raise ValueError(f"{tokens} tokens {q.stride(3)} values apart: expected offsets below 2^31 inside a head")
     room = room or fresh_room(q.device)
     out = room("attended", (branches, targets, tokens, heads * channels), q.dtype)
     probabilities, template = None, 0

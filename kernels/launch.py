@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 KernelName = Literal["crop", "patch", "linear", "attention", "tap_sum", "convolution", "last_convolution"]
+MOST_OFFSET = 2**31 - 1  # of 32 bits; offsets that may be larger are computed in 64
 T = TypeVar("T")
 
 
@@ -64,7 +65,7 @@ Room = Callable[[str, "tuple[int, ...]", torch.dtype], Tensor]  # a buffer by it
 def usual_tiles(request: TileRequest) -> Choice:
     """Tiles that fit every GPU. `tiles.chooser` finds faster ones."""
     if request.kernel == "attention":
-        return Choice(Tiles(stages=2))
+        return Choice(Tiles(stages=3))
     rows = {"crop": 8, "tap_sum": 16, "last_convolution": 32}.get(request.kernel, 64)
     columns = {"tap_sum": 128, "convolution": 32}.get(request.kernel, 64)
     return Choice(Tiles(rows, columns))

@@ -237,6 +237,8 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
         attention(q, k.contiguous(), v)
     with pytest.raises(TypeError, match=r"torch\.float32, torch\.float16 and torch\.float32: expected one type"):
         attention(q.contiguous(), k.contiguous().half(), v.contiguous())
+    with pytest.raises(ValueError, match=r"65 tokens 67108864 values apart: expected offsets below 2\^31"):
+        attention(*[torch.empty_strided((1, 1, 1, 65, 16), (0, 0, 0, 2**26, 1), device="meta")] * 3)
     with pytest.raises(ValueError, match=r"deciding\.order is torch\.int32 \(1, 16\)"):
         attention(q, k, v, deciding=dataclasses.replace(deciding, order=deciding.order[:1]))
     probabilities = torch.rand(2, 2, 3, 16, SEARCH, device=device)
