@@ -31,6 +31,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import (
+    MOST_OFFSET,
     SETTINGS,
     KernelName,
     Launch,
@@ -102,14 +103,14 @@ def fold_norm(weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, eps: fl
 
 
 @triton.jit
-def _merged_statistics(stats_ptr, row, ok, K, TILE: tl.constexpr, TILES: tl.constexpr):
+def _merged_statistics(stats_ptr, row, K: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr):
     """Mean and M2 of whole rows from their tiles, in the order of the tiles."""
-    mean = tl.load(stats_ptr + row * (TILES * 2), mask=ok, other=0.0)
-    m2 = tl.load(stats_ptr + row * (TILES * 2) + 1, mask=ok, other=0.0)
+    mean = tl.load(stats_ptr + row * (TILES * 2))
+    m2 = tl.load(stats_ptr + row * (TILES * 2) + 1)
     count = tl.minimum(TILE, K).to(tl.float32)
     for tile in tl.static_range(1, TILES):
-        other = tl.load(stats_ptr + row * (TILES * 2) + 2 * tile, mask=ok, other=0.0)
-        other_m2 = tl.load(stats_ptr + row * (TILES * 2) + 2 * tile + 1, mask=ok, other=0.0)
+        other = tl.load(stats_ptr + row * (TILES * 2) + 2 * tile)
+        other_m2 = tl.load(stats_ptr + row * (TILES * 2) + 2 * tile + 1)
         more = tl.minimum(TILE, K - tile * TILE).to(tl.float32)
         delta = other - mean
         total = count + more
@@ -121,63 +122,82 @@ def _merged_statistics(stats_ptr, row, ok, K, TILE: tl.constexpr, TILES: tl.cons
 
 @triton.jit
 def _tile(
-    tile, branch, index_ptr, targets, tokens_in, tokens_out, F,
-    INDEX: tl.constexpr, COLUMN_TILES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    tile, branch, index_ptr, targets, tokens_in, tokens_out,
+    F: tl.constexpr, ONE_TARGET: tl.constexpr, INDEX: tl.constexpr, COLUMN_TILES: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Where a program's tile lies: rows and columns of the result, each row's target, token and source row in x."""
+    """Where a program's tile lies: rows and columns of the result, each row's target, token and source row in x.
+
+    A tile may reach over the edge. What is read there is the last row or column once more, so that loads need no mask;
+    `ok_row` and `ok_column` say what may be written.
+    """
     # Neighbouring programs share rows of x. A tile of x is small, so it stays in the cache while the weights stream.
     row = tile // COLUMN_TILES * ROWS + tl.arange(0, ROWS)
     column = tile % COLUMN_TILES * COLUMNS + tl.arange(0, COLUMNS)
     rows_out = targets * tokens_out
     ok_row, ok_column = row < rows_out, column < F
-    target, token = row // tokens_out, row % tokens_out
+    row = tl.minimum(row, rows_out - 1)
+    if F % COLUMNS != 0:
+        column = tl.minimum(column, F - 1)
+    if ONE_TARGET:
+        target, token = tl.zeros_like(row), row
+    else:
+        target, token = row // tokens_out, row % tokens_out
     if INDEX:
-        taken = tl.load(index_ptr + branch * rows_out + row, mask=ok_row, other=0)
+        taken = tl.load(index_ptr + branch * rows_out + row)
     else:
         taken = token
-    # int64: rows of all branches times their width may pass 2^31.
-    source = branch.to(tl.int64) * (targets * tokens_in) + target * tokens_in + taken
-    return row, ok_row, column, ok_column, target, token, source
+    return row, ok_row, column, ok_column, target, token, target * tokens_in + taken
 
 
 @triton.jit
 def _finish(
     acc, branch, column_tile, place, pointers, sizes,
-    ONE_WEIGHT: tl.constexpr, NORM: tl.constexpr, CENTRED: tl.constexpr, STATS_TILE: tl.constexpr,
-    STATS_TILES: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr, SHARED_RESIDUAL: tl.constexpr,
-    WRITE_STATS: tl.constexpr, COLUMN_TILES: tl.constexpr, COLUMNS: tl.constexpr,
+    K: tl.constexpr, F: tl.constexpr, ONE_WEIGHT: tl.constexpr, NORM: tl.constexpr, CENTRED: tl.constexpr,
+    STATS_TILE: tl.constexpr, STATS_TILES: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr,
+    SHARED_RESIDUAL: tl.constexpr, WRITE_STATS: tl.constexpr, COLUMN_TILES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """After the product, on a float32 tile [rows, columns]: norm, bias, GELU, residual, statistics."""
     _, ok_row, column, ok_column, target, token, source = place
     bias_ptr, sum_ptr, stats_ptr, residual_ptr, out_ptr, out_stats_ptr = pointers
-    targets, tokens_out, out_tokens, out_offset, depth, features, eps = sizes
+    targets, tokens_in, tokens_out, out_tokens, out_offset, eps = sizes
     ok = ok_row[:, None] & ok_column[None, :]
     weights = 0 if ONE_WEIGHT else branch
+    wide = branch.to(tl.int64)
     if NORM:
-        mean, m2 = _merged_statistics(stats_ptr, source, ok_row, depth, STATS_TILE, STATS_TILES)
-        rstd = tl.math.rsqrt(m2 / depth + eps)
+        stats_ptr += wide * targets * tokens_in * (STATS_TILES * 2)
+        mean, m2 = _merged_statistics(stats_ptr, source, K, STATS_TILE, STATS_TILES)
+        rstd = tl.math.rsqrt(m2 / K + eps)
         if not CENTRED:
-            column_sum = tl.load(sum_ptr + weights * features + column, mask=ok_column, other=0.0)
+            column_sum = tl.load(sum_ptr + weights * F + column)
             acc -= mean[:, None] * column_sum[None, :]
         acc *= rstd[:, None]
-    acc += tl.load(bias_ptr + weights * features + column, mask=ok_column, other=0.0)[None, :]
+    acc += tl.load(bias_ptr + weights * F + column)[None, :]
     if GELU:
         acc = 0.5 * acc * (1.0 + tl.math.erf(acc * 0.7071067811865476))
     if RESIDUAL:
         if SHARED_RESIDUAL:
-            added = branch.to(tl.int64) * tokens_out + token
+            residual_ptr += wide * tokens_out * F
+            added = token
         else:
+            residual_ptr += wide * targets * tokens_in * F
             added = source
-        acc += tl.load(residual_ptr + added[:, None] * features + column[None, :], mask=ok, other=0.0).to(tl.float32)
+        acc += tl.load(residual_ptr + (added[:, None] * F + column[None, :])).to(tl.float32)
     rounded = acc.to(out_ptr.dtype.element_ty)
-    out_row = branch.to(tl.int64) * (targets * out_tokens) + target * out_tokens + out_offset + token
-    tl.store(out_ptr + out_row[:, None] * features + column[None, :], rounded, mask=ok)
+    out_ptr += wide * targets * out_tokens * F
+    out_row = target * out_tokens + out_offset + token
+    tl.store(out_ptr + (out_row[:, None] * F + column[None, :]), rounded, mask=ok)
     if WRITE_STATS:
         # Statistics of the rounded values, because the next kernel reads those.
-        seen = tl.where(ok, rounded.to(tl.float32), 0.0)
-        count = tl.minimum(COLUMNS, features - column_tile * COLUMNS).to(tl.float32)
+        seen = rounded.to(tl.float32)
+        if F % COLUMNS != 0:
+            seen = tl.where(ok_column[None, :], seen, 0.0)
+        count = tl.minimum(COLUMNS, F - column_tile * COLUMNS).to(tl.float32)
         mean_here = tl.sum(seen, 1) / count
-        centred = tl.where(ok, seen - mean_here[:, None], 0.0)
+        centred = seen - mean_here[:, None]
+        if F % COLUMNS != 0:
+            centred = tl.where(ok_column[None, :], centred, 0.0)
+        out_stats_ptr += wide * targets * out_tokens * (COLUMN_TILES * 2)
         at_stats = (out_row * COLUMN_TILES + column_tile) * 2
         tl.store(out_stats_ptr + at_stats, mean_here, mask=ok_row)
         tl.store(out_stats_ptr + at_stats + 1, tl.sum(centred * centred, 1), mask=ok_row)
@@ -200,9 +220,10 @@ def _linear_kernel(
     tokens_out,  # of each target that are computed
     out_tokens,  # of each target that `out` has room for
     out_offset,  # the first of them that is written
-    K,  # features in
-    F,  # features out
     eps,  # of the norm
+    K: tl.constexpr,  # features in
+    F: tl.constexpr,  # features out
+    ONE_TARGET: tl.constexpr,  # B = 1
     ONE_WEIGHT: tl.constexpr,  # branches share the layer
     NORM: tl.constexpr,  # a norm is folded in
     CENTRED: tl.constexpr,  # the mean is subtracted before the product, not after it
@@ -224,35 +245,46 @@ def _linear_kernel(
     """One tile of the result [ROWS, COLUMNS] of one branch, or one part of its sum over K."""
     await_producer(OVERLAP)
     tile, branch, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    place = _tile(tile, branch, index_ptr, targets, tokens_in, tokens_out, F, INDEX, COLUMN_TILES, ROWS, COLUMNS)
+    place = _tile(
+        tile, branch, index_ptr, targets, tokens_in, tokens_out, F, ONE_TARGET, INDEX, COLUMN_TILES, ROWS, COLUMNS
+    )
     row, ok_row, column, ok_column, _, _, source = place
-    x_row = source[:, None] * K
-    if ONE_WEIGHT:
-        w_row = column.to(tl.int64)[None, :] * K
-    else:
-        w_row = (branch.to(tl.int64) * F + column)[None, :] * K
+    # The branch is added to the pointers in 64 bits: inside one branch, offsets fit 32 bits.
+    wide = branch.to(tl.int64)
+    x_ptr += wide * targets * tokens_in * K
+    if not ONE_WEIGHT:
+        weight_ptr += wide * (F * K)
+    x_row, w_row = source[:, None] * K, column[None, :] * K
     if CENTRED:
-        mean, _ = _merged_statistics(stats_ptr, source, ok_row, K, STATS_TILE, STATS_TILES)
+        mean, _ = _merged_statistics(
+            stats_ptr + wide * targets * tokens_in * (STATS_TILES * 2), source, K, STATS_TILE, STATS_TILES
+        )
     acc = tl.zeros((ROWS, COLUMNS), tl.float32)
-    steps = tl.cdiv(K, DEPTH * SPLITS)
+    steps: tl.constexpr = (K + DEPTH * SPLITS - 1) // (DEPTH * SPLITS)
     for step in range(steps):
         k = (split * steps + step) * DEPTH + tl.arange(0, DEPTH)
-        ok_k = k < K
-        a = tl.load(x_ptr + x_row + k[None, :], mask=ok_row[:, None] & ok_k[None, :], other=0.0)
-        if CENTRED:
-            a = tl.where(ok_k[None, :], a - mean[:, None], 0.0)
-        w = tl.load(weight_ptr + w_row + k[:, None], mask=ok_column[None, :] & ok_k[:, None], other=0.0)
+        if K % (DEPTH * SPLITS) == 0:
+            a = tl.load(x_ptr + (x_row + k[None, :]))
+            w = tl.load(weight_ptr + (w_row + k[:, None]))
+            if CENTRED:
+                a -= mean[:, None]
+        else:
+            ok_k = k < K
+            a = tl.load(x_ptr + (x_row + k[None, :]), mask=ok_k[None, :], other=0.0)
+            w = tl.load(weight_ptr + (w_row + k[:, None]), mask=ok_k[:, None], other=0.0)
+            if CENTRED:
+                a = tl.where(ok_k[None, :], a - mean[:, None], 0.0)
         acc = tl.dot(a, w, acc, input_precision=PRECISION)
     if SPLITS > 1:
-        part = (split * tl.num_programs(1) + branch).to(tl.int64) * (targets * tokens_out)
-        at = (part + row)[:, None] * F + column[None, :]
+        partial_ptr += (split * tl.num_programs(1) + branch).to(tl.int64) * targets * tokens_out * F
+        at = row[:, None] * F + column[None, :]
         tl.store(partial_ptr + at, acc, mask=ok_row[:, None] & ok_column[None, :])
     else:
         _finish(
             acc, branch, tile % COLUMN_TILES, place,
             (bias_ptr, sum_ptr, stats_ptr, residual_ptr, out_ptr, out_stats_ptr),
-            (targets, tokens_out, out_tokens, out_offset, K, F, eps),
-            ONE_WEIGHT, NORM, CENTRED, STATS_TILE, STATS_TILES, GELU, RESIDUAL, SHARED_RESIDUAL, WRITE_STATS,
+            (targets, tokens_in, tokens_out, out_tokens, out_offset, eps),
+            K, F, ONE_WEIGHT, NORM, CENTRED, STATS_TILE, STATS_TILES, GELU, RESIDUAL, SHARED_RESIDUAL, WRITE_STATS,
             COLUMN_TILES, COLUMNS,
         )  # fmt: skip
 
@@ -260,27 +292,29 @@ def _linear_kernel(
 @triton.jit
 def _join_kernel(
     bias_ptr, sum_ptr, stats_ptr, residual_ptr, index_ptr, out_ptr, out_stats_ptr, partial_ptr,
-    targets, tokens_in, tokens_out, out_tokens, out_offset, K, F, eps,
-    ONE_WEIGHT: tl.constexpr, NORM: tl.constexpr, CENTRED: tl.constexpr, STATS_TILE: tl.constexpr,
-    STATS_TILES: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr, SHARED_RESIDUAL: tl.constexpr,
-    INDEX: tl.constexpr, WRITE_STATS: tl.constexpr, COLUMN_TILES: tl.constexpr, SPLITS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, OVERLAP: tl.constexpr,
+    targets, tokens_in, tokens_out, out_tokens, out_offset, eps,
+    K: tl.constexpr, F: tl.constexpr, ONE_TARGET: tl.constexpr, ONE_WEIGHT: tl.constexpr, NORM: tl.constexpr,
+    CENTRED: tl.constexpr, STATS_TILE: tl.constexpr, STATS_TILES: tl.constexpr, GELU: tl.constexpr,
+    RESIDUAL: tl.constexpr, SHARED_RESIDUAL: tl.constexpr, INDEX: tl.constexpr, WRITE_STATS: tl.constexpr,
+    COLUMN_TILES: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Add the parts of one tile in order, then finish it; arguments as above."""
     await_producer(OVERLAP)
     tile, branch = tl.program_id(0), tl.program_id(1)
-    place = _tile(tile, branch, index_ptr, targets, tokens_in, tokens_out, F, INDEX, COLUMN_TILES, ROWS, COLUMNS)
-    row, ok_row, column, ok_column, _, _, _ = place
+    place = _tile(
+        tile, branch, index_ptr, targets, tokens_in, tokens_out, F, ONE_TARGET, INDEX, COLUMN_TILES, ROWS, COLUMNS
+    )
+    row, _, column, _, _, _, _ = place
     acc = tl.zeros((ROWS, COLUMNS), tl.float32)
+    at = row[:, None] * F + column[None, :]
     for split in tl.static_range(SPLITS):
-        part = (split * tl.num_programs(1) + branch).to(tl.int64) * (targets * tokens_out)
-        at = (part + row)[:, None] * F + column[None, :]
-        acc += tl.load(partial_ptr + at, mask=ok_row[:, None] & ok_column[None, :], other=0.0)
+        part = (split * tl.num_programs(1) + branch).to(tl.int64) * targets * tokens_out * F
+        acc += tl.load(partial_ptr + part + at)
     _finish(
         acc, branch, tile % COLUMN_TILES, place,
         (bias_ptr, sum_ptr, stats_ptr, residual_ptr, out_ptr, out_stats_ptr),
-        (targets, tokens_out, out_tokens, out_offset, K, F, eps),
-        ONE_WEIGHT, NORM, CENTRED, STATS_TILE, STATS_TILES, GELU, RESIDUAL, SHARED_RESIDUAL, WRITE_STATS,
+        (targets, tokens_in, tokens_out, out_tokens, out_offset, eps),
+        K, F, ONE_WEIGHT, NORM, CENTRED, STATS_TILE, STATS_TILES, GELU, RESIDUAL, SHARED_RESIDUAL, WRITE_STATS,
         COLUMN_TILES, COLUMNS,
     )  # fmt: skip
 
@@ -335,6 +369,11 @@ def linear(
             f"token_index is {token_index.dtype} {tuple(token_index.shape)}: expected int32 [{branches}, {targets}, M]"
         )
     tokens_out = tokens_in if token_index is None else token_index.shape[2]
+    if max(targets * tokens_in * max(depth, features), features * depth) > MOST_OFFSET:
+        raise ValueError(
+            f"x {tuple(x.tokens.shape)} by weight {tuple(weight.shape)}: expected offsets below 2^31 inside a branch; "
+            "use fewer targets at once"
+        )
     request = TileRequest(kernel, dtype_name(x.tokens.dtype), branches, targets * tokens_out, features, depth)
     choice = settings.choose(request)
     tiles, split = choice.tiles, choice.split_k
@@ -380,9 +419,10 @@ def linear(
         "tokens_out": tokens_out,
         "out_tokens": out.shape[2],
         "out_offset": out_offset,
+        "eps": norm.eps if norm else 0.0,
         "K": depth,
         "F": features,
-        "eps": norm.eps if norm else 0.0,
+        "ONE_TARGET": targets == 1,
         "ONE_WEIGHT": weights == 1,
         "NORM": norm is not None,
         "CENTRED": centred,

@@ -80,10 +80,11 @@ def assert_statistics(found: RowStatistics, tokens: Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("split_k", [1, 3])
-def test_bias_gelu_residual(device: torch.device, dtype: torch.dtype, split_k: int) -> None:
+@pytest.mark.parametrize(("split_k", "depth"), [(1, 128), (3, 32)])
+def test_bias_gelu_residual(device: torch.device, dtype: torch.dtype, split_k: int, depth: int) -> None:
+    """With a last step that reaches over the 96 sums, and with three whole parts of them."""
     given, room = layer(device, dtype), PoisonedRoom(device)
-    settings = fixed(LARGE, split_k)
+    settings = fixed(dataclasses.replace(LARGE, depth=depth), split_k)
     operation = linear(Rows(given.x), given.plain, gelu=True, residual=given.residual, room=room, settings=settings)
     assert operation.run().tokens is room.buffers["tokens"]
     assert set(room.buffers) == ({"tokens"} if split_k == 1 else {"tokens", "partial"})
@@ -92,15 +93,20 @@ def test_bias_gelu_residual(device: torch.device, dtype: torch.dtype, split_k: i
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("offset", "factor", "tile"), [(0, 1, 40), (30, 1, 40), (0, 1000, 96)],
-                         ids=["centred", "mean-30-std", "one-huge-channel"])  # fmt: skip
-def test_folded_norm(device: torch.device, dtype: torch.dtype, offset: float, factor: float, tile: int) -> None:
+@pytest.mark.parametrize(
+    ("offset", "factor", "tile", "depth"), [(0, 1, 40, 128), (30, 1, 40, 32), (0, 1000, 96, 32)],
+    ids=["centred", "mean-30-std", "one-huge-channel"],
+)  # fmt: skip
+def test_folded_norm(
+    device: torch.device, dtype: torch.dtype, offset: float, factor: float, tile: int, depth: int
+) -> None:
     """With statistics in tiles of 40 of 96 columns, or in one; the mean may be 30 standard deviations."""
     given = layer(device, dtype)
     x = (given.x.float() + offset).to(dtype)
     x[..., 7] *= factor
     given = dataclasses.replace(given, x=x)
-    out = linear(given.rows(tile), given.folded, room=PoisonedRoom(device), settings=SETTINGS).run()
+    settings = fixed(dataclasses.replace(LARGE, depth=depth))
+    out = linear(given.rows(tile), given.folded, room=PoisonedRoom(device), settings=settings).run()
     assert_as_exact(out.tokens, *given.twin_and_exact(norm=True))
 
 
@@ -218,6 +224,7 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
         ({"token_index": torch.zeros(2, 3, 4, device=device)}, ValueError, "is torch.float32 .* expected int32"),
         ({"into": few}, ValueError, r"\(2, 3, 5, 160\) has no room for 53 tokens"),
         ({"residual": given.residual[:, :1]}, ValueError, r"residual is \(2, 1, 53, 160\)"),
+        ({"x": Rows(torch.empty(2, 2**16, 400, 96, device="meta"))}, ValueError, r"expected offsets below 2\^31"),
         ({"into": wrong}, ValueError, r"statistics are \(2, 3, 53, 1, 2\) in tiles of 16: expected"),
     ):
         with pytest.raises(error, match=message):
