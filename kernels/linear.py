@@ -3,7 +3,7 @@
 For branch s, target b, token n, with W [S, F, K]:
 
     y = a @ W[s]^T + bias[s]              a = x[s, b, index[n]]   (index: optional, into x's tokens)
-    y = gelu(y)                           optional, exact (erf)
+    y = gelu(y)                           optional; erf in float32, for 16 bits a polynomial below their rounding
     y = y + residual[s, b, index[n]]      optional; or residual[s, n], the same for all targets
     out[s, b, out_offset + n] = y
 
@@ -151,6 +151,30 @@ def _tile(
 
 
 @triton.jit
+def _gelu(x, EXACT: tl.constexpr):
+    """x Phi(x), with Phi the normal distribution. For 16 bits a polynomial, a third of the work of erf.
+
+    Phi(x) = 1/2 + x P(x^2) is within 3.3e-5, far below the rounding of a result of 16 bits. Beyond 4, Phi is 0 or 1:
+    there 4 P(16) = 1/2 holds exactly in this order of operations.
+    """
+    if EXACT:
+        value = 0.5 * x * (1.0 + tl.math.erf(x * 0.7071067811865476))
+    else:
+        inner = tl.minimum(tl.maximum(x, -4.0), 4.0)
+        square = inner * inner
+        # the smallest largest error over [0, 4], found by linear programming
+        p = tl.math.fma(square, -1.3433143486452082e-09, 1.0768562219709565e-07)
+        p = tl.math.fma(p, square, -3.7707875435444294e-06)
+        p = tl.math.fma(p, square, 7.673849904676899e-05)
+        p = tl.math.fma(p, square, -0.0010234374785795808)
+        p = tl.math.fma(p, square, 0.009586004540324211)
+        p = tl.math.fma(p, square, -0.06606700271368027)
+        p = tl.math.fma(p, square, 0.39880597591400146)
+        value = x * tl.math.fma(inner, p, 0.5)
+    return value
+
+
+@triton.jit
 def _finish(
     acc, branch, column_tile, place, pointers, sizes,
     K: tl.constexpr, F: tl.constexpr, ONE_WEIGHT: tl.constexpr, NORM: tl.constexpr, CENTRED: tl.constexpr,
@@ -174,7 +198,7 @@ def _finish(
         acc *= rstd[:, None]
     acc += tl.load(bias_ptr + weights * F + column)[None, :]
     if GELU:
-        acc = 0.5 * acc * (1.0 + tl.math.erf(acc * 0.7071067811865476))
+        acc = _gelu(acc, EXACT=out_ptr.dtype.element_ty == tl.float32)
     if RESIDUAL:
         if SHARED_RESIDUAL:
             residual_ptr += wide * tokens_out * F

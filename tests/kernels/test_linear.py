@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 
 import pytest
 import torch
-from support import DTYPES, PoisonedRoom, assert_as_exact, big, fixed, poison
+from support import DTYPES, INTERPRETED, PoisonedRoom, assert_as_exact, big, fixed, poison
 from torch import Tensor
 
 from ckd_fast.kernels.launch import Choice, LaunchSettings, TileRequest, Tiles
@@ -229,6 +230,37 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
     ):
         with pytest.raises(error, match=message):
             linear(**({"x": Rows(given.x), "layer": given.plain, "settings": SETTINGS} | arguments))
+
+
+def gelu_of(values: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """By a layer whose products are zero and whose bias is the values, in float32 in every precision."""
+    x, weight = torch.zeros(1, 1, 1, 16, dtype=dtype), torch.zeros(1, len(values), 16, dtype=dtype)
+    nothing = PlainLayer(weight.to(device), values.float()[None].to(device))
+    tiles = Tiles(16, 8192, 16) if INTERPRETED else Tiles(16, 64, 16)
+    out = linear(Rows(x.to(device)), nothing, gelu=True, room=PoisonedRoom(device), settings=fixed(tiles)).run()
+    return out.tokens.flatten().cpu()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gelu_of_every_value(device: torch.device, dtype: torch.dtype) -> None:
+    """All finite values of 16 bits, and a dense sweep in float32; small and large ones each by their own error."""
+    x = torch.linspace(-12, 12, 2**16) if dtype == torch.float32 else torch.arange(-(2**15), 2**15).short().view(dtype)
+    x = x[x.isfinite()]
+    found, twin, exact = gelu_of(x, dtype, device), *(torch.nn.functional.gelu(values) for values in (x, x.double()))
+    edges = [0, 0.125, 0.25, 0.5, 1, 2, 4, 8, float("inf")]
+    for low, high in itertools.pairwise(edges):
+        inside = (x.abs().double() >= low) & (x.abs().double() < high)
+        assert_as_exact(found[inside], twin[inside], exact[inside])
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float16, 2**-11), (torch.bfloat16, 2**-8)])
+def test_gelu_for_16_bits_adds_little_to_rounding(device: torch.device, dtype: torch.dtype, rounding: float) -> None:
+    """On any float32 value: 3.3e-5 of it beside the rounding, and nothing is left of a negative one beyond 4."""
+    x = torch.linspace(-12, 12, 2**16)
+    found, exact = gelu_of(x, dtype, device).double(), torch.nn.functional.gelu(x.double())
+    assert ((found - exact).abs() <= 3.3e-5 * x.abs() + rounding * exact.abs() + 1e-7).all()
+    assert (found[x <= -4] == 0).all()
+    assert torch.equal(found[x >= 4], x[x >= 4].to(dtype).double())
 
 
 def test_branches_that_share_weights(device: torch.device) -> None:
