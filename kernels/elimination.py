@@ -183,6 +183,7 @@ def decide(
     together = elimination == "mce"
     every = triton.next_power_of_2(search)
     some = min(RANKED_TOKENS, every)
+    lines = max(1, min(MOST_LINES, LOADED_AT_ONCE // every, triton.next_power_of_2(heads * most)))
     launch = Launch(
         name="rank",
         what=f"{keep} of {search}, {elimination}",
@@ -208,7 +209,7 @@ def decide(
             "TOGETHER": together,
             "HEADS": heads,
             "MOST": most,
-            "LINES": max(1, min(MOST_LINES, LOADED_AT_ONCE // every, triton.next_power_of_2(heads * most))),
+            "LINES": lines,
             "ALL": every,
             "SOME": some,
             "FIRST": triton.next_power_of_2(template),
@@ -218,6 +219,7 @@ def decide(
         reads=(probabilities, deciding.counts, present, positions),
         writes=(decision.scores, decision.kept_index, decision.kept, decision.token_index, token_of_cell),
         flops=float(targets * search**2),
+        round_trips=triton.cdiv(heads * most, lines),
     )
     return Operation(decision, (launch,))
 

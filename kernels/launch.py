@@ -43,6 +43,7 @@ class TileRequest:
     rows: int  # of the result: tokens or cells of all targets; in attention, queries
     columns: int  # of the result: features; in attention, keys
     depth: int  # length of the sums
+    statistics: bool = False  # statistics of the result's rows are computed with it
 
     @property
     def products(self) -> float:
@@ -110,6 +111,7 @@ class Launch:
     # the tiles it asked for and got; None if there is nothing to choose
     request: TileRequest | None = None
     choice: Choice | None = None
+    round_trips: int = 1  # loads behind the first that wait for one another, where the estimate counts them
     moved: float | None = None  # bytes, where they are not all that `reads` and `writes` hold
 
     @property

@@ -398,7 +398,10 @@ def linear(
             f"x {tuple(x.tokens.shape)} by weight {tuple(weight.shape)}: expected offsets below 2^31 inside a branch; "
             "use fewer targets at once"
         )
-    request = TileRequest(kernel, dtype_name(x.tokens.dtype), branches, targets * tokens_out, features, depth)
+    with_statistics = write_statistics if into is None else into.statistics is not None
+    request = TileRequest(
+        kernel, dtype_name(x.tokens.dtype), branches, targets * tokens_out, features, depth, with_statistics
+    )
     choice = settings.choose(request)
     tiles, split = choice.tiles, choice.split_k
     column_tiles = triton.cdiv(features, tiles.columns)

@@ -198,7 +198,15 @@ def test_settings_reach_the_launches(device: torch.device) -> None:
     settings = LaunchSettings(choose, tf32=True, overlap=True)
     product, join = linear(Rows(given.x), given.plain, settings=settings, kernel="patch").launches
     assert [vars(request) for request in asked] == [
-        {"kernel": "patch", "dtype": "float32", "groups": 2, "rows": 159, "columns": 160, "depth": 96}
+        {
+            "kernel": "patch",
+            "dtype": "float32",
+            "groups": 2,
+            "rows": 159,
+            "columns": 160,
+            "depth": 96,
+            "statistics": False,
+        }
     ]
     assert (product.name, product.request, join.name, join.request) == ("patch", asked[0], "join", None)
     assert product.grid == (5 * 3, 2, 2)

@@ -56,7 +56,8 @@ class Build:
         embedded once and then read beside search tokens."""
         config, weight = self.config, self.packed.patch.weight
         name = dtype_name(self.dtype)
-        request = TileRequest("patch", name, BRANCHES, config.template_tokens, weight.shape[1], weight.shape[2])
+        _, features, depth = weight.shape
+        request = TileRequest("patch", name, BRANCHES, config.template_tokens, features, depth, statistics=True)
         return self.settings.choose(request).tiles.columns
 
     def embedded(self, *lead: int) -> Rows:
