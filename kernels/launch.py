@@ -17,6 +17,8 @@ from torch import Tensor
 
 KernelName = Literal["crop", "patch", "linear", "attention", "tap_sum", "convolution", "last_convolution"]
 MOST_OFFSET = 2**31 - 1  # of 32 bits; offsets that may be larger are computed in 64
+# Buffers of this name count programs. They hold zeros before a launch, and each launch leaves them so.
+ARRIVALS = "arrivals"
 T = TypeVar("T")
 
 
@@ -156,7 +158,9 @@ def run_all(launches: Iterable[Launch]) -> None:
 
 def fresh_room(device: torch.device) -> Room:
     """New memory for every buffer."""
-    return lambda _name, shape, dtype: torch.empty(shape, dtype=dtype, device=device)
+    return lambda name, shape, dtype: (torch.zeros if name == ARRIVALS else torch.empty)(
+        shape, dtype=dtype, device=device
+    )
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -17,8 +17,9 @@ wrote: (mean, M2) of every row over every tile of columns, merged here in a fixe
 W'. So a large constant along a row of a cancels up to the rounding of float32, far below that of 16-bit factors. With
 float32 factors this is not enough: there the mean is subtracted from a before the product.
 
-Narrow layers do not fill a GPU. With `split_k`, each part of K has its own programs, which write float32 partial sums;
-a second launch adds them in a fixed order and does the rest. There are no atomics, so two runs are bit-identical.
+Narrow layers do not fill a GPU. With `split_k`, each part of K has its own programs, which write float32 partial sums.
+They count themselves; the one that arrives last adds all parts and does the rest. It adds them in a fixed order,
+whichever it is, so two runs are bit-identical. It leaves the count at zero for the next launch.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import (
+    ARRIVALS,
     MOST_OFFSET,
     SETTINGS,
     KernelName,
@@ -43,8 +45,6 @@ from .launch import (
     fresh_room,
 )
 from .overlap import await_producer
-
-JOINED_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,8 @@ def _linear_kernel(
     index_ptr,  # [S, B, tokens_out] int32: token of x for each token of the result, with INDEX
     out_ptr,  # [S, B, out_tokens, F]
     out_stats_ptr,  # [S, B, out_tokens, COLUMN_TILES, 2] float32, with WRITE_STATS
-    partial_ptr,  # [SPLITS, S, B, tokens_out, F] float32, with SPLITS > 1
+    partial_ptr,  # [S, tiles, SPLITS, ROWS, COLUMNS] float32, with SPLITS > 1
+    arrivals_ptr,  # [S, tiles] int32: programs of a tile that are done, with SPLITS > 1; zero between launches
     targets,  # B
     tokens_in,  # of each target in x
     tokens_out,  # of each target that are computed
@@ -272,7 +273,7 @@ def _linear_kernel(
     place = _tile(
         tile, branch, index_ptr, targets, tokens_in, tokens_out, F, ONE_TARGET, INDEX, COLUMN_TILES, ROWS, COLUMNS
     )
-    row, ok_row, column, ok_column, _, _, source = place
+    _, _, column, _, _, _, source = place
     # The branch is added to the pointers in 64 bits: inside one branch, offsets fit 32 bits.
     wide = branch.to(tl.int64)
     x_ptr += wide * targets * tokens_in * K
@@ -299,48 +300,32 @@ def _linear_kernel(
             if CENTRED:
                 a = tl.where(ok_k[None, :], a - mean[:, None], 0.0)
         acc = tl.dot(a, w, acc, input_precision=PRECISION)
-    if SPLITS > 1:
-        partial_ptr += (split * tl.num_programs(1) + branch).to(tl.int64) * targets * tokens_out * F
-        at = row[:, None] * F + column[None, :]
-        tl.store(partial_ptr + at, acc, mask=ok_row[:, None] & ok_column[None, :])
-    else:
+    pointers = (bias_ptr, sum_ptr, stats_ptr, residual_ptr, out_ptr, out_stats_ptr)
+    sizes = (targets, tokens_in, tokens_out, out_tokens, out_offset, eps)
+    if SPLITS == 1:
         _finish(
-            acc, branch, tile % COLUMN_TILES, place,
-            (bias_ptr, sum_ptr, stats_ptr, residual_ptr, out_ptr, out_stats_ptr),
-            (targets, tokens_in, tokens_out, out_tokens, out_offset, eps),
+            acc, branch, tile % COLUMN_TILES, place, pointers, sizes,
             K, F, ONE_WEIGHT, NORM, CENTRED, STATS_TILE, STATS_TILES, GELU, RESIDUAL, SHARED_RESIDUAL, WRITE_STATS,
             COLUMN_TILES, COLUMNS,
         )  # fmt: skip
-
-
-@triton.jit
-def _join_kernel(
-    bias_ptr, sum_ptr, stats_ptr, residual_ptr, index_ptr, out_ptr, out_stats_ptr, partial_ptr,
-    targets, tokens_in, tokens_out, out_tokens, out_offset, eps,
-    K: tl.constexpr, F: tl.constexpr, ONE_TARGET: tl.constexpr, ONE_WEIGHT: tl.constexpr, NORM: tl.constexpr,
-    CENTRED: tl.constexpr, STATS_TILE: tl.constexpr, STATS_TILES: tl.constexpr, GELU: tl.constexpr,
-    RESIDUAL: tl.constexpr, SHARED_RESIDUAL: tl.constexpr, INDEX: tl.constexpr, WRITE_STATS: tl.constexpr,
-    COLUMN_TILES: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, OVERLAP: tl.constexpr,
-):  # fmt: skip
-    """Add the parts of one tile in order, then finish it; arguments as above."""
-    await_producer(OVERLAP)
-    tile, branch = tl.program_id(0), tl.program_id(1)
-    place = _tile(
-        tile, branch, index_ptr, targets, tokens_in, tokens_out, F, ONE_TARGET, INDEX, COLUMN_TILES, ROWS, COLUMNS
-    )
-    row, _, column, _, _, _, _ = place
-    acc = tl.zeros((ROWS, COLUMNS), tl.float32)
-    at = row[:, None] * F + column[None, :]
-    for split in tl.static_range(SPLITS):
-        part = (split * tl.num_programs(1) + branch).to(tl.int64) * targets * tokens_out * F
-        acc += tl.load(partial_ptr + part + at)
-    _finish(
-        acc, branch, tile % COLUMN_TILES, place,
-        (bias_ptr, sum_ptr, stats_ptr, residual_ptr, out_ptr, out_stats_ptr),
-        (targets, tokens_in, tokens_out, out_tokens, out_offset, eps),
-        K, F, ONE_WEIGHT, NORM, CENTRED, STATS_TILE, STATS_TILES, GELU, RESIDUAL, SHARED_RESIDUAL, WRITE_STATS,
-        COLUMN_TILES, COLUMNS,
-    )  # fmt: skip
+    else:
+        this = branch * tl.num_programs(0) + tile
+        partial_ptr += this.to(tl.int64) * (SPLITS * ROWS * COLUMNS)
+        at = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+        tl.store(partial_ptr + split * (ROWS * COLUMNS) + at, acc)
+        tl.debug_barrier()  # every thread has stored before one of them counts
+        arrived = tl.atomic_add(arrivals_ptr + this, 1, sem="acq_rel", scope="gpu")
+        if arrived == SPLITS - 1:
+            whole = tl.zeros((ROWS, COLUMNS), tl.float32)
+            for part in tl.static_range(SPLITS):
+                # Past the multiprocessor's own cache, which does not see what others write.
+                whole += tl.load(partial_ptr + part * (ROWS * COLUMNS) + at, cache_modifier=".cg")
+            tl.store(arrivals_ptr + this, 0)
+            _finish(
+                whole, branch, tile % COLUMN_TILES, place, pointers, sizes,
+                K, F, ONE_WEIGHT, NORM, CENTRED, STATS_TILE, STATS_TILES, GELU, RESIDUAL, SHARED_RESIDUAL, WRITE_STATS,
+                COLUMN_TILES, COLUMNS,
+            )  # fmt: skip
 
 
 def linear(
@@ -370,7 +355,7 @@ def linear(
         out_offset: first token of `into` that is written.
         write_statistics: also write statistics of the result's rows; without `into`.
         kernel: name under which to ask for tiles.
-        room: for "tokens", "statistics" and "partial".
+        room: for "tokens", "statistics", "partial", and `ARRIVALS`.
         settings: of all launches.
     """
     branches, targets, tokens_in, depth = x.tokens.shape
@@ -427,12 +412,16 @@ def linear(
         expected = (branches, tokens_out, features) if shared else (branches, targets, tokens_in, features)
         if residual.shape != expected or not residual.is_contiguous():
             raise ValueError(f"residual is {tuple(residual.shape)}: expected contiguous {expected}")
-    partial = None
+    row_tiles = triton.cdiv(targets * tokens_out, tiles.rows)
+    joined: tuple[Tensor, ...] = ()
     if split > 1:
-        partial = room("partial", (split, branches, targets, tokens_out, features), torch.float32)
+        parts = (branches, row_tiles * column_tiles, split, tiles.rows, tiles.columns)
+        joined = (room("partial", parts, torch.float32), room(ARRIVALS, parts[:2], torch.int32))
     centred = norm is not None and dtype == torch.float32
     unread = bias  # in place of pointers that the flags leave unread
     arguments = {
+        "x_ptr": x.tokens,
+        "weight_ptr": weight,
         "bias_ptr": bias,
         "sum_ptr": norm.column_sum if norm else unread,
         "stats_ptr": statistics.values if statistics else unread,
@@ -440,7 +429,8 @@ def linear(
         "index_ptr": unread if token_index is None else token_index,
         "out_ptr": out,
         "out_stats_ptr": out_statistics.values if out_statistics else unread,
-        "partial_ptr": unread if partial is None else partial,
+        "partial_ptr": joined[0] if joined else unread,
+        "arrivals_ptr": joined[1] if joined else unread,
         "targets": targets,
         "tokens_in": tokens_in,
         "tokens_out": tokens_out,
@@ -462,7 +452,10 @@ def linear(
         "WRITE_STATS": out_statistics is not None,
         "COLUMN_TILES": column_tiles,
         "SPLITS": split,
+        "ROWS": tiles.rows,
         "COLUMNS": tiles.columns,
+        "DEPTH": tiles.depth,
+        "PRECISION": settings.precision,
         "OVERLAP": settings.overlap,
     }
     index = () if token_index is None else (token_index,)
@@ -470,7 +463,6 @@ def linear(
     around = (bias, *normed, *(() if residual is None else (residual,)))
     around += (norm.column_sum,) if norm and not centred else ()
     written = (out, out_statistics.values) if out_statistics else (out,)
-    values = float(branches * targets * tokens_out * features)
     variant = [
         text
         for text, there in (
@@ -481,35 +473,18 @@ def linear(
         if there
     ]  # fmt: skip
     what = f"{targets * tokens_out} x {features} x {depth}" + "".join(f", {text}" for text in variant)
-    product = Launch(
+    launch = Launch(
         name=kernel,
         what=what,
         kernel=_linear_kernel,
         # One program per tile of the result, branch and part of K.
-        grid=(triton.cdiv(targets * tokens_out, tiles.rows) * column_tiles, branches, split),
-        arguments={
-            "x_ptr": x.tokens, "weight_ptr": weight, **arguments, "ROWS": tiles.rows, "DEPTH": tiles.depth,
-            "PRECISION": settings.precision,
-        },
+        grid=(row_tiles * column_tiles, branches, split),
+        arguments=arguments,
         options={"num_warps": tiles.warps, "num_stages": tiles.stages, **settings.options},
-        reads=(x.tokens, weight, *index, *(around if partial is None else normed if centred else ())),
-        writes=written if partial is None else (partial,),
+        reads=(x.tokens, weight, *index, *around, *joined),
+        writes=(*written, *joined),
         flops=request.products,
         request=request,
         choice=choice,
-    )  # fmt: skip
-    if partial is None:
-        return Operation(into, (product,))
-    rows_joined = min(tiles.rows, JOINED_ROWS)  # adding is bound by memory: many programs of few rows
-    join = Launch(
-        name="join",
-        what=what,
-        kernel=_join_kernel,
-        grid=(triton.cdiv(targets * tokens_out, rows_joined) * column_tiles, branches),
-        arguments={**arguments, "ROWS": rows_joined},
-        options={"num_warps": 4, **settings.options},
-        reads=(partial, *index, *around),
-        writes=written,
-        flops=values * split,
     )
-    return Operation(into, (product, join))
+    return Operation(into, (launch,))

@@ -121,7 +121,7 @@ class _Program:
 
 
 def estimate_us(request: TileRequest, choice: Choice, chip: Chip) -> float:
-    """Estimated microseconds of a matrix product in these tiles, the join of a split sum included."""
+    """Estimated microseconds of a matrix product in these tiles."""
     size = DTYPE_BYTES[request.dtype]
     tiles, split = choice.tiles, choice.split_k
     programs = math.ceil(request.rows / tiles.rows) * math.ceil(request.columns / tiles.columns)
@@ -143,7 +143,7 @@ def estimate_us(request: TileRequest, choice: Choice, chip: Chip) -> float:
     weights = float(request.groups * request.columns * request.depth * size)
     values = float(request.groups * request.rows * (request.depth + request.columns) * size)
     loaded = chip.first_us + (weights + values) / (chip.memory_tb * 1e6) + chip.last_us
-    return chip.start_us + max(computed, loaded) + _join_us(request, choice, chip)
+    return chip.start_us + max(computed, loaded) + _join_us(tiles, split, chip)
 
 
 def _attention_us(request: TileRequest, tiles: Tiles, chip: Chip) -> float:
@@ -160,12 +160,12 @@ def _attention_us(request: TileRequest, tiles: Tiles, chip: Chip) -> float:
     return chip.start_us + chip.first_us + steps * max(chain, here * computed) + chip.last_us
 
 
-def _join_us(request: TileRequest, choice: Choice, chip: Chip) -> float:
-    """Estimated microseconds of the launch that adds the parts of a split sum."""
-    if choice.split_k == 1:
+def _join_us(tiles: Tiles, split: int, chip: Chip) -> float:
+    """Estimated microseconds until the last of a tile's programs has counted itself and added all parts."""
+    if split == 1:
         return 0.0
-    partial = float(choice.split_k * request.groups * request.rows * request.columns * 4)
-    return chip.start_us + chip.first_us + partial / (chip.l2_tb * 1e6) + chip.last_us
+    # its own part out, all parts in; it waits for the count, then for the parts
+    return 2 * chip.trip_us + (1 + split) * tiles.rows * tiles.columns * 4 / (chip.port_tb * 1e6)
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def cost_of(launch: Launch, chip: Chip) -> Cost:
     if request is not None and choice is not None and request.kernel == "attention":
         estimate = _attention_us(request, choice.tiles, chip)
     elif request is not None and choice is not None and request.kernel in (*PRODUCTS, "last_convolution"):
-        estimate = estimate_us(request, choice, chip) - _join_us(request, choice, chip)  # the join has a row of its own
+        estimate = estimate_us(request, choice, chip)
     return Cost(floor, estimate, launch.programs / chip.multiprocessors)
 
 

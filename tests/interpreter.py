@@ -2,7 +2,8 @@
 
 The interpreter (3.6 to 3.9) multiplies the raw bits of bf16 in `tl.dot`, truncates float32 to bf16, and rounds twice in
 a fused multiply-add. The guard makes an access outside every tensor argument an IndexError, and a RuntimeError of one
-address stored by two programs, or loaded by one after another one stored it.
+address stored by two programs, or loaded by one after another one stored it. An atomic orders its program behind all
+that used the same address before: what those had stored until then may be loaded.
 """
 
 from __future__ import annotations
@@ -94,13 +95,17 @@ def guarded() -> Iterator[Accesses]:
     seen = Accesses()
     builder, grid = interpreter.InterpreterBuilder, interpreter.GridExecutor
     load, store, arguments = builder.create_masked_load, builder.create_masked_store, grid._init_args_hst
+    atomic = builder.create_atomic_rmw
     spans: list[tuple[int, int]] = []
     owner: dict[int, tuple[int, ...]] = {}
+    # by address: what had been stored by the programs that used it in an atomic; by program: what it may load of that
+    released: dict[int, set[int]] = {}
+    acquired: dict[tuple[int, ...], set[int]] = {}
 
     def init_arguments(self: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs = arguments(self, args, kwargs)
-        spans.clear()
-        owner.clear()
+        for seen_so_far in (spans, owner, released, acquired):
+            seen_so_far.clear()
         for value in [*args, *kwargs.values()]:
             tensor = getattr(value, "base", value)
             if hasattr(tensor, "data_ptr") and tensor.numel():
@@ -126,8 +131,9 @@ def guarded() -> Iterator[Accesses]:
     def masked_load(self: Any, pointer: Any, mask: Any, *rest: Any) -> Any:
         addresses = active(pointer, mask, "tl.load", seen.loaded)
         if owner:
+            ordered = acquired.get(self.grid_idx, set())
             for address in addresses.tolist():
-                if owner.get(address, self.grid_idx) != self.grid_idx:
+                if owner.get(address, self.grid_idx) != self.grid_idx and address not in ordered:
                     raise RuntimeError(f"race: {self.grid_idx} reads what {owner[address]} wrote")
         return load(self, pointer, mask, *rest)
 
@@ -137,10 +143,20 @@ def guarded() -> Iterator[Accesses]:
                 raise RuntimeError(f"race: {self.grid_idx} and {owner[address]} both store to one address")
         return store(self, pointer, value, mask, *rest)
 
+    def atomic_rmw(self: Any, operation: Any, pointer: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        stored = {address for address, program in owner.items() if program == self.grid_idx}
+        for address in active(pointer, mask, "atomic", seen.loaded).tolist():
+            released.setdefault(address, set()).update(stored)
+            acquired.setdefault(self.grid_idx, set()).update(released[address])
+        active(pointer, mask, "atomic", seen.stored)
+        return atomic(self, operation, pointer, value, mask, *rest)
+
     builder.create_masked_load, builder.create_masked_store = masked_load, masked_store
+    builder.create_atomic_rmw = atomic_rmw
     grid._init_args_hst = init_arguments
     try:
         yield seen
     finally:
         builder.create_masked_load, builder.create_masked_store = load, store
+        builder.create_atomic_rmw = atomic
         grid._init_args_hst = arguments

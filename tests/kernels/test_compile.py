@@ -25,7 +25,7 @@ def test_hopper(tmp_path: Path) -> None:
     results = compile_kernels(tmp_path)
     found = {result["launch"]: result for result in results}
     assert {name.split()[0] for name in found} == {
-        "crop", "patch", "qkv", "attention", "proj", "fc1", "fc2", "join", "rank", "tap_products", "tap_sum",
+        "crop", "patch", "qkv", "attention", "proj", "fc1", "fc2", "rank", "tap_products", "tap_sum",
         "convolution2", "convolution3", "maps", "decode", "distillation", "gather",
     }  # fmt: skip
     alone = {

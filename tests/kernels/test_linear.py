@@ -196,7 +196,7 @@ def test_settings_reach_the_launches(device: torch.device) -> None:
         return Choice(Tiles(32, 64, 16, warps=8, stages=2), 2)
 
     settings = LaunchSettings(choose, tf32=True, overlap=True)
-    product, join = linear(Rows(given.x), given.plain, settings=settings, kernel="patch").launches
+    (product,) = linear(Rows(given.x), given.plain, settings=settings, kernel="patch").launches
     assert [vars(request) for request in asked] == [
         {
             "kernel": "patch",
@@ -208,11 +208,10 @@ def test_settings_reach_the_launches(device: torch.device) -> None:
             "statistics": False,
         }
     ]
-    assert (product.name, product.request, join.name, join.request) == ("patch", asked[0], "join", None)
+    assert (product.name, product.request) == ("patch", asked[0])
     assert product.grid == (5 * 3, 2, 2)
     assert product.programs == 60
     assert product.options == {"num_warps": 8, "num_stages": 2, "launch_pdl": True}
-    assert join.options["launch_pdl"]
     for name, value in {"PRECISION": "tf32", "ROWS": 32, "COLUMNS": 64, "DEPTH": 16, "OVERLAP": True}.items():
         assert product.arguments[name] == value
     assert LaunchSettings().precision == "ieee"

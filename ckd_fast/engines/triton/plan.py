@@ -23,7 +23,7 @@ from ckd_fast.kernels.crop import crop
 from ckd_fast.kernels.decode import constants, decode
 from ckd_fast.kernels.elimination import decide
 from ckd_fast.kernels.head import convolution, last_convolution, sum_taps
-from ckd_fast.kernels.launch import Launch, LaunchSettings, Operation, Room, TileRequest, dtype_name
+from ckd_fast.kernels.launch import ARRIVALS, Launch, LaunchSettings, Operation, Room, TileRequest, dtype_name
 from ckd_fast.kernels.layout import Uploaded
 from ckd_fast.kernels.linear import PlainLayer, Rows, RowStatistics, linear
 from ckd_fast.reference.boxes import hann_window
@@ -203,17 +203,19 @@ class _Planner:
     steps: dict[int, tuple[Step, ...]] = field(default_factory=dict)
 
     def room(self, owner: str) -> Room:
-        """Buffers of one operation. Operations with the same owner share them; all share the parts of split sums."""
+        """Buffers of one operation. Operations with the same owner share them; all share the parts of split sums and
+        the counts of programs."""
 
         def take(what: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-            return self.workspace.take(what if what == "partial" else f"{owner}.{what}", shape, dtype)
+            name = what if what in ("partial", ARRIVALS) else f"{owner}.{what}"
+            return self.workspace.take(name, shape, dtype)
 
         return take
 
     def add(self, name: str, operation: Operation[T]) -> T:
         """Add an operation's launches; returns where its result will be."""
         for launch in operation.launches:
-            self.launches.append(replace(launch, name=f"{name}.join" if launch.name == "join" else name))
+            self.launches.append(replace(launch, name=name))
         return operation.out
 
     def show(self, name: str, value: Callable[[], Tensor]) -> None:
