@@ -71,7 +71,8 @@ def usual_tiles(request: TileRequest) -> Choice:
         return Choice(Tiles(stages=3))
     rows = {"crop": 8, "tap_sum": 16, "last_convolution": 32}.get(request.kernel, 64)
     columns = {"tap_sum": 128, "convolution": 32}.get(request.kernel, 64)
-    return Choice(Tiles(rows, columns))
+    # Its steps are so short that loads need a long start.
+    return Choice(Tiles(rows, columns, stages=6 if request.kernel == "last_convolution" else 3))
 
 
 @dataclass(frozen=True)

@@ -41,10 +41,11 @@ from .launch import (
     Operation,
     Room,
     TileRequest,
+    Tiles,
     dtype_name,
     fresh_room,
 )
-from .overlap import await_producer
+from .overlap import await_producer, prefetch_to_l2
 
 
 @dataclass(frozen=True)
@@ -265,11 +266,23 @@ def _linear_kernel(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
+    PREFETCH: tl.constexpr,  # parts in which each row of the weight's tile is fetched to L2; 0: it is not
+    WEIGHT_BYTES: tl.constexpr,  # of a value
     OVERLAP: tl.constexpr,
 ):
     """One tile of the result [ROWS, COLUMNS] of one branch, or one part of its sum over K."""
-    await_producer(OVERLAP)
     tile, branch, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if PREFETCH > 0:
+        # Programs of the same columns share a tile of weights: the first of them has it fetched.
+        if tile < COLUMN_TILES:
+            piece = tl.arange(0, COLUMNS * PREFETCH)
+            column = tl.minimum(tile * COLUMNS + piece // PREFETCH, F - 1)
+            length: tl.constexpr = K // SPLITS // PREFETCH
+            here = weight_ptr
+            if not ONE_WEIGHT:
+                here += branch.to(tl.int64) * (F * K)
+            prefetch_to_l2(here + column * K + split * (K // SPLITS) + piece % PREFETCH * length, length * WEIGHT_BYTES)
+    await_producer(OVERLAP)
     place = _tile(
         tile, branch, index_ptr, targets, tokens_in, tokens_out, F, ONE_TARGET, INDEX, COLUMN_TILES, ROWS, COLUMNS
     )
@@ -326,6 +339,14 @@ def _linear_kernel(
                 K, F, ONE_WEIGHT, NORM, CENTRED, STATS_TILE, STATS_TILES, GELU, RESIDUAL, SHARED_RESIDUAL, WRITE_STATS,
                 COLUMN_TILES, COLUMNS,
             )  # fmt: skip
+
+
+def _prefetched_parts(tiles: Tiles, split: int, weight: Tensor) -> int:
+    """Into how many parts a row of a weight's tile is divided, so that each thread fetches one; 0 if none fits."""
+    parts = max(1, 32 * tiles.warps // tiles.columns)
+    depth, size = weight.shape[2], weight.element_size()
+    fits = depth * size % 16 == 0 and depth % (split * parts) == 0 and depth // (split * parts) * size % 16 == 0
+    return parts if fits else 0
 
 
 def linear(
@@ -456,6 +477,8 @@ def linear(
         "COLUMNS": tiles.columns,
         "DEPTH": tiles.depth,
         "PRECISION": settings.precision,
+        "PREFETCH": _prefetched_parts(tiles, split, weight) if settings.overlap else 0,
+        "WEIGHT_BYTES": weight.element_size(),
         "OVERLAP": settings.overlap,
     }
     index = () if token_index is None else (token_index,)

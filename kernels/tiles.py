@@ -84,6 +84,15 @@ def chip_of(device: torch.device) -> Chip:
     return scaled_chip(about.name, about.multi_processor_count, shared)
 
 
+def programs_at_once(tiles: Tiles, dtype: str, chip: Chip) -> int:
+    """How many programs of a product fit on a multiprocessor, by shared memory and registers."""
+    shared = tiles.stages * (tiles.rows + tiles.columns) * tiles.depth * DTYPE_BYTES[dtype]
+    # What the compiler needs for sums and everything around them; see bench/results/compile-base-sm90.json.
+    registers = 36 + 1.2 * tiles.rows * tiles.columns / (32 * tiles.warps)
+    by_registers = int(REGISTERS / (32 * tiles.warps * registers))
+    return max(1, min(by_registers, (chip.shared_bytes + RESERVED_BYTES) // (shared + RESERVED_BYTES)))
+
+
 @dataclass(frozen=True)
 class _Program:
     """One program of a product on paper."""
@@ -94,14 +103,6 @@ class _Program:
     bytes: float
     values: int  # of its tile
     stages: int
-
-    def at_once(self, tiles: Tiles, size: int, chip: Chip) -> int:
-        """How many fit on a multiprocessor, by shared memory and registers."""
-        shared = tiles.stages * (tiles.rows + tiles.columns) * tiles.depth * size
-        # What the compiler needs for sums and everything around them; see bench/results/compile-base-sm90.json.
-        registers = 36 + 1.2 * self.values / (32 * tiles.warps)
-        by_registers = int(REGISTERS / (32 * tiles.warps * registers))
-        return max(1, min(by_registers, (chip.shared_bytes + RESERVED_BYTES) // (shared + RESERVED_BYTES)))
 
     def loop_us(self, programs: int, rate: float, chip: Chip) -> float:
         """The steps of so many at once."""
@@ -134,7 +135,7 @@ def estimate_us(request: TileRequest, choice: Choice, chip: Chip) -> float:
         values=tiles.rows * tiles.columns,
         stages=tiles.stages,
     )
-    at_once = program.at_once(tiles, size, chip)
+    at_once = programs_at_once(tiles, request.dtype, chip)
     full, rest = divmod(programs, chip.multiprocessors * at_once)
     waves = [chip.multiprocessors * at_once] * full + [rest] * (rest > 0)
     computed = sum(program.loop_us(wave, rate, chip) for wave in waves) + program.around_us(waves[-1], chip)
@@ -239,7 +240,8 @@ def _product_candidates(request: TileRequest, chip: Chip) -> Iterator[Choice]:
             if rows * columns > 128 * 128 and request.statistics:  # beside so many sums, statistics spill
                 continue
             warps = 8 if rows * columns >= 128 * 128 or size == 4 else 4
-            for stages in (4, 3):
+            # Fewer stages first: of equal estimates, the one that leaves room for the next launch's programs.
+            for stages in (3, 4, 6, 8) if request.kernel == "convolution" else (3, 4):
                 if stages * (rows + columns) * depth * size <= chip.shared_bytes:
                     for split in splits:
                         yield Choice(Tiles(rows, columns, depth, warps, stages), split)
