@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ckd_fast.kernels.launch import Choice, LaunchSettings, TileRequest, Tiles
+from ckd_fast.kernels.launch import ARRIVALS, Choice, LaunchSettings, TileRequest, Tiles
 from ckd_fast.kernels.layout import GEOMETRY, FrameKind, Uploaded
 from ckd_fast.reference.config import ModelConfig
 from ckd_fast.reference.model import Student
@@ -166,6 +166,8 @@ class PoisonedRoom:
     buffers: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if name == ARRIVALS:  # the launch counts on zeros, and leaves zeros
+            return torch.zeros(shape, dtype=dtype, device=self.device)
         buffer = torch.empty(shape, dtype=dtype, device=self.device)
         poison(buffer)
         self.buffers[name] = buffer
@@ -174,7 +176,7 @@ class PoisonedRoom:
     def unwritten(self) -> dict[str, int]:
         """How many values of each buffer are still poison; buffers that are fully written are left out."""
         counts = {
-            name: int((buffer.isnan() if buffer.is_floating_point() else buffer == UNWRITTEN).sum())
+            name: int((buffer.float().isnan() if buffer.is_floating_point() else buffer == UNWRITTEN).sum())
             for name, buffer in self.buffers.items()
         }
         return {name: count for name, count in counts.items() if count}
