@@ -37,6 +37,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from ckd_fast import CkdFastError, load_model
+from ckd_fast.engines import registry
 from ckd_fast.kernels.distillation import Reading, distillation_backward, distillation_forward
 from ckd_fast.kernels.elimination import gather
 from ckd_fast.kernels.launch import Launch, LaunchSettings
@@ -82,6 +83,7 @@ class Compiled:
     per_multiprocessor: int  # programs that fit on one at once; 0 where that is not known
     matrix_instructions: int
     waits_for_producer: bool
+    fetches_early: bool  # asks for weights before it waits
     seconds: float
     problem: str
 
@@ -102,7 +104,7 @@ def launches(config: ModelConfig, dtype: torch.dtype, chip: str, targets: Sequen
         found += [launch for launch in frame_planner(build).plan(kind=kind).launches if launch.name == "crop"]
     per_branch = empty_build(replace(config, elimination="ce"), dtype, settings)
     found += [launch for launch in frame_planner(per_branch).plan().launches if launch.name.endswith("rank")]
-    features = torch.empty(4, 16, config.template_tokens + config.search_tokens, config.dim, dtype=dtype)
+    features = torch.empty(4, 16, config.template_tokens + config.search_tokens, config.dim, dtype=build.dtype)
     forward = distillation_forward(features, Reading())
     backward = distillation_backward(features, forward.out.moments, torch.ones(3), Reading())
     left = config.template_tokens + config.search_tokens_after(config.depth - 1)
@@ -187,13 +189,15 @@ def compile_all(found: Sequence[Launch], chip: str, dtype: str, tell: Callable[[
             problems.append(f"shared memory {shared} of {limit}")
         if launch.kernel_name in MATRIX_KERNELS and dtype != "float32" and not code.matrix:
             problems.append("no tensor-core instructions")
-        waits = "griddepcontrol.wait" in kernel.asm.get("ptx", "")
+        ptx = kernel.asm.get("ptx", "")
+        waits, fetches = ptx.find("griddepcontrol.wait"), ptx.find("cp.async.bulk.prefetch.L2")
         done = Compiled(
             launch=f"{launch.name.split('.')[-1]} {launch.what}", chip=chip, dtype=dtype,
             stages=int(kernel.metadata.num_stages), instructions=code.instructions, registers=code.registers,
             spills=code.spills, shared=shared,
             per_multiprocessor=programs_at_once(code, shared, int(kernel.metadata.num_warps), chip),
-            matrix_instructions=code.matrix, waits_for_producer=waits, seconds=seconds, problem=", ".join(problems),
+            matrix_instructions=code.matrix, waits_for_producer=waits >= 0,
+            fetches_early=0 <= fetches < waits, seconds=seconds, problem=", ".join(problems),
         )  # fmt: skip
         results.append(done)
         tell(done)
@@ -203,7 +207,9 @@ def compile_all(found: Sequence[Launch], chip: str, dtype: str, tell: Callable[[
 def main() -> int:
     parser = program(__doc__)
     parser.add_argument("--model", default="base", help="a preset, a file of weights, or 'packaged' (default: base)")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16"], help="default: bfloat16")
+    parser.add_argument(
+        "--dtype", nargs="+", choices=(*DTYPES, "float8"), default=["bfloat16"], help="default: bfloat16"
+    )
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHITECTURES, default=[90], help="default: 90")
     parser.add_argument("--all", action="store_true", help="every chip, precision and 1 and 32 targets: half an hour")
     parser.add_argument("--targets", type=int, nargs="+", default=[1], help="targets in a frame (default: 1)")
@@ -234,7 +240,7 @@ def main() -> int:
         target = GPUTarget("hip", chip, 64) if chip == AMD else GPUTarget("cuda", int(chip[3:]), 32)
         driver.set_active(no_device(target, number))
         for dtype in dtypes:
-            found = launches(config, getattr(torch, dtype), chip, targets)
+            found = launches(config, registry.DTYPES[dtype], chip, targets)
             results += compile_all(found, chip, dtype, tell)
     bad = [result for result in results if result.problem]
     about = {"triton": triton.__version__, "commit": commit(), "model": options.model}

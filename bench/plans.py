@@ -38,7 +38,7 @@ from ckd_fast.kernels.launch import Choose, Launch, LaunchSettings
 from ckd_fast.kernels.layout import STATE, FrameKind
 from ckd_fast.reference.config import ModelConfig
 from ckd_fast.reference.model import Student
-from ckd_fast.weights import load_model
+from ckd_fast.weights import Agreement, Calibration, layer_inputs, load_model
 
 SIZE = (480, 640)
 FRAME_BYTES = 640 * 480 * 3
@@ -94,15 +94,25 @@ def frame_planner(build: Build, targets: int = 1) -> FramePlanner:
 def random_build(config: ModelConfig, dtype: torch.dtype, settings: LaunchSettings, device: torch.device) -> Build:
     """What an engine with random weights builds."""
     student = load_model("random", config).student()
-    return Build(config, pack(student, device, dtype), device, dtype, settings)
+    wide, calibration = _wide(config, dtype)
+    return Build(config, pack(student, device, wide, calibration), device, wide, settings)
+
+
+def _wide(config: ModelConfig, dtype: torch.dtype) -> tuple[torch.dtype, Calibration | None]:
+    """The precision of what is not in float8, and ranges that put all layers of the blocks into it if that is asked."""
+    if dtype != torch.float8_e4m3fn:
+        return dtype, None
+    inputs = {name: torch.tensor([[-4.0], [4.0]]).expand(2, size) for name, size in layer_inputs(config).items()}
+    return torch.bfloat16, Calibration(inputs, (), 1, "made up", Agreement(1, 1.0, 1.0))
 
 
 def empty_build(config: ModelConfig, dtype: torch.dtype, settings: LaunchSettings) -> Build:
     """The same without weights, for launches that are only looked at."""
     with torch.device("meta"):
         student = Student(config).eval().requires_grad_(requires_grad=False)
-        packed: PackedStudent = _on_cpu(pack(student, torch.device("meta"), dtype))
-    return Build(config, packed, torch.device("cpu"), dtype, settings)
+        wide, calibration = _wide(config, dtype)
+        packed: PackedStudent = _on_cpu(pack(student, torch.device("meta"), wide, calibration))
+    return Build(config, packed, torch.device("cpu"), wide, settings)
 
 
 def _on_cpu(packed: Any) -> Any:

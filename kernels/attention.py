@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .float8 import to_float8
 from .launch import (
     MOST_OFFSET,
     SETTINGS,
@@ -66,6 +67,7 @@ def _attention_kernel(
     k_ptr,
     v_ptr,
     out_ptr,  # [S, B, N, H * D]
+    out_scale_ptr,  # [S] or [1] float32: of a result in float8
     order_ptr,  # [B, T] int32, with PROBABILITIES
     probability_ptr,  # [S, B, H, MOST, N - T] float32, with PROBABILITIES
     branch_stride,
@@ -83,6 +85,7 @@ def _attention_kernel(
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     PROBABILITIES: tl.constexpr,
+    SCALES_APART: tl.constexpr,  # 0 where the branches share one scale
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
@@ -118,7 +121,10 @@ def _attention_kernel(
         best = higher
     out_ptr += (branch.to(tl.int64) * targets + target) * tokens * (heads * D) + head * D
     out_at = row[:, None] * (heads * D) + channel[None, :]
-    out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
+    if out_ptr.dtype.element_ty == tl.float8e4nv:
+        out = to_float8(acc / total[:, None], tl.load(out_scale_ptr + branch * SCALES_APART))
+    else:
+        out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + out_at, out, mask=ok_row[:, None] & ok_channel[None, :])
     if PROBABILITIES:
         if tile * ROWS < template:
@@ -144,6 +150,7 @@ def attention(
     v: Tensor,
     *,
     deciding: DecidingTokens | None = None,
+    out_scale: Tensor | None = None,
     room: Room | None = None,
     settings: LaunchSettings = SETTINGS,
 ) -> Operation[Attended]:
@@ -152,6 +159,8 @@ def attention(
     Args:
         q, k, v: [S, B, H, N, D] with equal strides and contiguous channels, for example views of one [S, B, N, 3 H D].
         deciding: template tokens, the first of the N, whose probabilities are wanted.
+        out_scale: [S] or [1] float32, the input scale of the layer in float8 that reads the result: it is divided by it
+            and rounded to float8.
         room: for "attended" and "probabilities".
         settings: of all launches.
     """
@@ -163,7 +172,10 @@ def attention(
     if tokens * max(q.stride(3), heads * channels) > MOST_OFFSET:
         raise ValueError(f"{tokens} tokens {q.stride(3)} values apart: expected offsets below 2^31 inside a head")
     room = room or fresh_room(q.device)
-    out = room("attended", (branches, targets, tokens, heads * channels), q.dtype)
+    if out_scale is not None:
+        check("out_scale", out_scale, torch.float32, (1 if out_scale.numel() == 1 else branches,))
+    out_dtype = q.dtype if out_scale is None else torch.float8_e4m3fn
+    out = room("attended", (branches, targets, tokens, heads * channels), out_dtype)
     probabilities, template = None, 0
     if deciding is not None:
         template = deciding.order.shape[1]
@@ -185,6 +197,7 @@ def attention(
             "k_ptr": k,
             "v_ptr": v,
             "out_ptr": out,
+            "out_scale_ptr": out if out_scale is None else out_scale,
             "order_ptr": deciding.order if deciding else out,
             "probability_ptr": out if probabilities is None else probabilities,
             "branch_stride": q.stride(0),
@@ -202,11 +215,12 @@ def attention(
             "ROWS": tiles.rows,
             "KEYS": tiles.columns,
             "PROBABILITIES": deciding is not None,
+            "SCALES_APART": int(out_scale is not None and out_scale.numel() > 1),
             "PRECISION": settings.precision,
             "OVERLAP": settings.overlap,
         },
         options={"num_warps": tiles.warps, "num_stages": tiles.stages, **settings.options},
-        reads=(q, k, v) if deciding is None else (q, k, v, deciding.order),
+        reads=(q, k, v, *(() if deciding is None else (deciding.order,)), *(() if out_scale is None else (out_scale,))),
         writes=(out,) if probabilities is None else (out, probabilities),
         flops=2 * request.products + 2.0 * groups * template * tokens * channels,
         request=request,

@@ -39,7 +39,9 @@ class TileRequest:
     """What a launch says about itself when it asks for tiles."""
 
     kernel: KernelName  # its name
-    dtype: str  # "float32", "float16", "bfloat16"
+    dtype: (
+        str  # "float32", "float16", "bfloat16"; "bfloat16 as float8_e4m3fn" where the input is rounded as it is loaded
+    )
     # independent products side by side: one per branch; or per tower and target; or per branch, target, head
     groups: int
     rows: int  # of the result: tokens or cells of all targets; in attention, queries

@@ -17,6 +17,10 @@ wrote: (mean, M2) of every row over every tile of columns, merged here in a fixe
 W'. So a large constant along a row of a cancels up to the rounding of float32, far below that of 16-bit factors. With
 float32 factors this is not enough: there the mean is subtracted from a before the product.
 
+A `Float8Layer` multiplies in float8 (e4m3): y = scale * (round8(a / input_scale) @ round8(W / weight_scale)^T) + bias,
+with one input scale per branch and one weight scale per output. Behind a norm, a is normed and rounded as it is loaded.
+Elsewhere the kernel in front has rounded it already, which halves the traffic of both factors.
+
 Narrow layers do not fill a GPU. With `split_k`, each part of K has its own programs, which write float32 partial sums.
 They count themselves; the one that arrives last adds all parts and does the rest. It adds them in a fixed order,
 whichever it is, so two runs are bit-identical. It leaves the count at zero for the next launch.
@@ -31,6 +35,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .float8 import FLOAT8_LARGEST, to_float8
 from .launch import (
     ARRIVALS,
     MOST_OFFSET,
@@ -42,10 +47,13 @@ from .launch import (
     Room,
     TileRequest,
     Tiles,
+    check,
     dtype_name,
     fresh_room,
 )
 from .overlap import await_producer, prefetch_to_l2
+
+SMALLEST_SCALE = 1e-6  # times the largest of float8, of inputs that are all zero
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,37 @@ class FoldedLayer(PlainLayer):
 
     column_sum: Tensor  # sums of the rounded weight over K, [S, F] float32
     eps: float  # of the LayerNorm
+
+
+@dataclass(frozen=True)
+class Float8Layer:
+    """A linear layer that multiplies in float8 (e4m3); with `eps` the LayerNorm before it is folded in."""
+
+    weight: Tensor  # [S, F, K] float8_e4m3fn, divided by the scale of its row
+    bias: Tensor  # [S, F] float32
+    scale: Tensor  # of a product of the rounded factors: weight's scale times the input's [S, F] float32
+    input_scale: Tensor  # what the layer's input is divided by before it is rounded [S] float32
+    eps: float | None = None
+
+
+Layer = PlainLayer | Float8Layer
+
+
+def float8_layer(weight: Tensor, bias: Tensor, largest: Tensor, eps: float | None = None) -> Float8Layer:
+    """Round a layer's weight to float8, each output by its own scale.
+
+    Args:
+        weight: [S, F, K], the scale of a folded norm included.
+        bias: [S, F], the shift of a folded norm included.
+        largest: absolute value of the layer's input [S]; behind a norm, of the normed input. Larger ones are clamped.
+        eps: of the norm in front.
+    """
+    exact = weight.double()
+    weight_scale = exact.abs().amax(-1).clamp(min=SMALLEST_SCALE) / FLOAT8_LARGEST
+    input_scale = largest.double().clamp(min=SMALLEST_SCALE) / FLOAT8_LARGEST
+    rounded = (exact / weight_scale[..., None]).float().to(torch.float8_e4m3fn)
+    scale = (weight_scale * input_scale[:, None]).float()
+    return Float8Layer(rounded.contiguous(), bias.float().contiguous(), scale.contiguous(), input_scale.float(), eps)
 
 
 def fold_norm(weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, eps: float, dtype: torch.dtype) -> FoldedLayer:
@@ -180,16 +219,19 @@ def _finish(
     acc, branch, column_tile, place, pointers, sizes,
     K: tl.constexpr, F: tl.constexpr, ONE_WEIGHT: tl.constexpr, NORM: tl.constexpr, CENTRED: tl.constexpr,
     STATS_TILE: tl.constexpr, STATS_TILES: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr,
-    SHARED_RESIDUAL: tl.constexpr, WRITE_STATS: tl.constexpr, COLUMN_TILES: tl.constexpr, COLUMNS: tl.constexpr,
+    SHARED_RESIDUAL: tl.constexpr, WRITE_STATS: tl.constexpr, FLOAT8: tl.constexpr, COLUMN_TILES: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """After the product, on a float32 tile [rows, columns]: norm, bias, GELU, residual, statistics."""
     _, ok_row, column, ok_column, target, token, source = place
-    bias_ptr, sum_ptr, stats_ptr, residual_ptr, out_ptr, out_stats_ptr = pointers
+    bias_ptr, sum_ptr, stats_ptr, residual_ptr, out_ptr, out_stats_ptr, scale_ptr, out_scale_ptr = pointers
     targets, tokens_in, tokens_out, out_tokens, out_offset, eps = sizes
     ok = ok_row[:, None] & ok_column[None, :]
     weights = 0 if ONE_WEIGHT else branch
     wide = branch.to(tl.int64)
-    if NORM:
+    if FLOAT8:  # a norm is in the rounded input already
+        acc *= tl.load(scale_ptr + weights * F + column)[None, :]
+    elif NORM:
         stats_ptr += wide * targets * tokens_in * (STATS_TILES * 2)
         mean, m2 = _merged_statistics(stats_ptr, source, K, STATS_TILE, STATS_TILES)
         rstd = tl.math.rsqrt(m2 / K + eps)
@@ -208,7 +250,10 @@ def _finish(
             residual_ptr += wide * targets * tokens_in * F
             added = source
         acc += tl.load(residual_ptr + (added[:, None] * F + column[None, :])).to(tl.float32)
-    rounded = acc.to(out_ptr.dtype.element_ty)
+    if out_ptr.dtype.element_ty == tl.float8e4nv:
+        rounded = to_float8(acc, tl.load(out_scale_ptr + weights))
+    else:
+        rounded = acc.to(out_ptr.dtype.element_ty)
     out_ptr += wide * targets * out_tokens * F
     out_row = target * out_tokens + out_offset + token
     tl.store(out_ptr + (out_row[:, None] * F + column[None, :]), rounded, mask=ok)
@@ -230,10 +275,13 @@ def _finish(
 
 @triton.jit
 def _linear_kernel(
-    x_ptr,  # [S, B, tokens_in, K]
-    weight_ptr,  # [S, F, K]; [1, F, K] with ONE_WEIGHT
+    x_ptr,  # [S, B, tokens_in, K]; with FLOAT8 and without NORM in float8
+    weight_ptr,  # [S, F, K]; [1, F, K] with ONE_WEIGHT; in float8 with FLOAT8
     bias_ptr,  # [S, F] float32
     sum_ptr,  # [S, F] float32: sums of the weight over K, with NORM
+    scale_ptr,  # [S, F] float32: of the products, with FLOAT8
+    in_scale_ptr,  # [S] float32: of the input, with FLOAT8 and NORM
+    out_scale_ptr,  # [S] float32: of a result in float8
     stats_ptr,  # [S, B, tokens_in, STATS_TILES, 2] float32, with NORM
     residual_ptr,  # [S, B, tokens_in, F], or [S, tokens_out, F] with SHARED_RESIDUAL; with RESIDUAL
     index_ptr,  # [S, B, tokens_out] int32: token of x for each token of the result, with INDEX
@@ -260,6 +308,7 @@ def _linear_kernel(
     SHARED_RESIDUAL: tl.constexpr,
     INDEX: tl.constexpr,
     WRITE_STATS: tl.constexpr,
+    FLOAT8: tl.constexpr,  # products in float8
     COLUMN_TILES: tl.constexpr,  # tiles across F
     SPLITS: tl.constexpr,  # parts of K
     ROWS: tl.constexpr,
@@ -293,10 +342,13 @@ def _linear_kernel(
     if not ONE_WEIGHT:
         weight_ptr += wide * (F * K)
     x_row, w_row = source[:, None] * K, column[None, :] * K
-    if CENTRED:
-        mean, _ = _merged_statistics(
+    if CENTRED or (FLOAT8 and NORM):
+        mean, m2 = _merged_statistics(
             stats_ptr + wide * targets * tokens_in * (STATS_TILES * 2), source, K, STATS_TILE, STATS_TILES
         )
+    if FLOAT8 and NORM:
+        in_scale = tl.load(in_scale_ptr + (0 if ONE_WEIGHT else branch))
+        rstd = tl.math.rsqrt(m2 / K + eps)
     acc = tl.zeros((ROWS, COLUMNS), tl.float32)
     steps: tl.constexpr = (K + DEPTH * SPLITS - 1) // (DEPTH * SPLITS)
     for step in range(steps):
@@ -312,14 +364,16 @@ def _linear_kernel(
             w = tl.load(weight_ptr + (w_row + k[:, None]), mask=ok_k[:, None], other=0.0)
             if CENTRED:
                 a = tl.where(ok_k[None, :], a - mean[:, None], 0.0)
+        if FLOAT8 and NORM:  # where a row ends, weights are zero
+            a = to_float8((a.to(tl.float32) - mean[:, None]) * rstd[:, None], in_scale)
         acc = tl.dot(a, w, acc, input_precision=PRECISION)
-    pointers = (bias_ptr, sum_ptr, stats_ptr, residual_ptr, out_ptr, out_stats_ptr)
+    pointers = (bias_ptr, sum_ptr, stats_ptr, residual_ptr, out_ptr, out_stats_ptr, scale_ptr, out_scale_ptr)
     sizes = (targets, tokens_in, tokens_out, out_tokens, out_offset, eps)
     if SPLITS == 1:
         _finish(
             acc, branch, tile % COLUMN_TILES, place, pointers, sizes,
             K, F, ONE_WEIGHT, NORM, CENTRED, STATS_TILE, STATS_TILES, GELU, RESIDUAL, SHARED_RESIDUAL, WRITE_STATS,
-            COLUMN_TILES, COLUMNS,
+            FLOAT8, COLUMN_TILES, COLUMNS,
         )  # fmt: skip
     else:
         this = branch * tl.num_programs(0) + tile
@@ -337,7 +391,7 @@ def _linear_kernel(
             _finish(
                 whole, branch, tile % COLUMN_TILES, place, pointers, sizes,
                 K, F, ONE_WEIGHT, NORM, CENTRED, STATS_TILE, STATS_TILES, GELU, RESIDUAL, SHARED_RESIDUAL, WRITE_STATS,
-                COLUMN_TILES, COLUMNS,
+                FLOAT8, COLUMN_TILES, COLUMNS,
             )  # fmt: skip
 
 
@@ -351,7 +405,7 @@ def _prefetched_parts(tiles: Tiles, split: int, weight: Tensor) -> int:
 
 def linear(
     x: Rows,
-    layer: PlainLayer,
+    layer: Layer,
     *,
     gelu: bool = False,
     residual: Tensor | None = None,
@@ -359,6 +413,7 @@ def linear(
     into: Rows | None = None,
     out_offset: int = 0,
     write_statistics: bool = False,
+    out_scale: Tensor | None = None,
     kernel: KernelName = "linear",
     room: Room | None = None,
     settings: LaunchSettings = SETTINGS,
@@ -366,14 +421,17 @@ def linear(
     """Apply one layer of S branches to B targets.
 
     Args:
-        x: tokens [S, B, N, K], contiguous. A `FoldedLayer` needs their statistics too.
-        layer: its weights, in the type of x.
+        x: tokens [S, B, N, K], contiguous. A `FoldedLayer` needs their statistics too, as does a `Float8Layer` with a
+            norm. One without a norm needs tokens in float8, divided by its `input_scale`.
+        layer: its weights, in the type of x or in float8.
         gelu: apply GELU.
         residual: added last: [S, B, N, F]; or [S, M, F], the same for all targets.
         token_index: [S, B, M] int32, the tokens to take from x and from a residual per target; None: all N.
         into: where to write: tokens [S, B, at least out_offset + M, F], perhaps with statistics, whose tiles must be as
             wide as the kernel's. None: new memory.
         out_offset: first token of `into` that is written.
+        out_scale: [S] float32, the input scale of the `Float8Layer` that reads the result: it is divided by it and
+            rounded to float8. None: the result has the type of x, or if that is float8, of the residual.
         write_statistics: also write statistics of the result's rows; without `into`.
         kernel: name under which to ask for tiles.
         room: for "tokens", "statistics", "partial", and `ARRIVALS`.
@@ -382,17 +440,24 @@ def linear(
     branches, targets, tokens_in, depth = x.tokens.shape
     weights, features, layer_depth = layer.weight.shape
     weight, bias, dtype = layer.weight, layer.bias, x.tokens.dtype
+    in_float8 = isinstance(layer, Float8Layer)
+    result_dtype = dtype if residual is None or dtype != torch.float8_e4m3fn else residual.dtype
     if weights not in (1, branches) or layer_depth != depth or bias.shape != (weights, features):
         raise ValueError(
             f"weight {tuple(weight.shape)} and bias {tuple(bias.shape)} do not fit x {tuple(x.tokens.shape)}"
         )
-    if weight.dtype != dtype or bias.dtype != torch.float32:
-        raise TypeError(f"weight is {weight.dtype} and bias {bias.dtype}: expected {dtype} and float32")
+    expected_dtype = torch.float8_e4m3fn if in_float8 else dtype
+    if weight.dtype != expected_dtype or bias.dtype != torch.float32:
+        raise TypeError(f"weight is {weight.dtype} and bias {bias.dtype}: expected {expected_dtype} and float32")
+    if isinstance(layer, Float8Layer) and (layer.eps is None) != (dtype == torch.float8_e4m3fn):
+        raise TypeError(f"x is {dtype}: a layer in float8 rounds its input itself behind a norm, and only there")
+    if out_scale is not None:
+        check("out_scale", out_scale, torch.float32, (weights,))
     if not (x.tokens.is_contiguous() and weight.is_contiguous() and bias.is_contiguous()):
         raise ValueError("x, weight and bias must be contiguous")
-    norm = layer if isinstance(layer, FoldedLayer) else None
-    statistics = x.statistics if norm else None
-    if norm and statistics is None:
+    eps = layer.eps if isinstance(layer, FoldedLayer | Float8Layer) else None
+    statistics = None if eps is None else x.statistics
+    if eps is not None and statistics is None:
         raise ValueError("a folded norm needs the statistics of its input's rows")
     if token_index is not None and (token_index.shape[:2] != (branches, targets) or token_index.dtype != torch.int32):
         raise ValueError(
@@ -405,9 +470,8 @@ def linear(
             "use fewer targets at once"
         )
     with_statistics = write_statistics if into is None else into.statistics is not None
-    request = TileRequest(
-        kernel, dtype_name(x.tokens.dtype), branches, targets * tokens_out, features, depth, with_statistics
-    )
+    precision = dtype_name(dtype) if weight.dtype == dtype else f"{dtype_name(dtype)} as {dtype_name(weight.dtype)}"
+    request = TileRequest(kernel, precision, branches, targets * tokens_out, features, depth, with_statistics)
     choice = settings.choose(request)
     tiles, split = choice.tiles, choice.split_k
     column_tiles = triton.cdiv(features, tiles.columns)
@@ -417,7 +481,7 @@ def linear(
         made = None
         if write_statistics:
             made = RowStatistics(room("statistics", (*shape[:3], column_tiles, 2), torch.float32), tiles.columns)
-        into = Rows(room("tokens", shape, dtype), made)
+        into = Rows(room("tokens", shape, result_dtype if out_scale is None else torch.float8_e4m3fn), made)
     out, out_statistics = into.tokens, into.statistics
     if out.shape[2] < out_offset + tokens_out or out.shape[3] != features or not out.is_contiguous():
         raise ValueError(f"out {tuple(out.shape)} has no room for {tokens_out} tokens of {features} at {out_offset}")
@@ -438,13 +502,19 @@ def linear(
     if split > 1:
         parts = (branches, row_tiles * column_tiles, split, tiles.rows, tiles.columns)
         joined = (room("partial", parts, torch.float32), room(ARRIVALS, parts[:2], torch.int32))
-    centred = norm is not None and dtype == torch.float32
+    centred = isinstance(layer, FoldedLayer) and dtype == torch.float32
+    column_sum = layer.column_sum if isinstance(layer, FoldedLayer) and not centred else None
+    scales = (layer.scale,) if isinstance(layer, Float8Layer) else ()
+    in_scale = (layer.input_scale,) if isinstance(layer, Float8Layer) and eps is not None else ()
     unread = bias  # in place of pointers that the flags leave unread
     arguments = {
         "x_ptr": x.tokens,
         "weight_ptr": weight,
         "bias_ptr": bias,
-        "sum_ptr": norm.column_sum if norm else unread,
+        "sum_ptr": unread if column_sum is None else column_sum,
+        "scale_ptr": scales[0] if scales else unread,
+        "in_scale_ptr": in_scale[0] if in_scale else unread,
+        "out_scale_ptr": unread if out_scale is None else out_scale,
         "stats_ptr": statistics.values if statistics else unread,
         "residual_ptr": unread if residual is None else residual,
         "index_ptr": unread if token_index is None else token_index,
@@ -457,12 +527,12 @@ def linear(
         "tokens_out": tokens_out,
         "out_tokens": out.shape[2],
         "out_offset": out_offset,
-        "eps": norm.eps if norm else 0.0,
+        "eps": eps or 0.0,
         "K": depth,
         "F": features,
         "ONE_TARGET": targets == 1,
         "ONE_WEIGHT": weights == 1,
-        "NORM": norm is not None,
+        "NORM": eps is not None,
         "CENTRED": centred,
         "STATS_TILE": statistics.tile if statistics else 1,
         "STATS_TILES": statistics.values.shape[3] if statistics else 1,
@@ -471,6 +541,7 @@ def linear(
         "SHARED_RESIDUAL": shared,
         "INDEX": token_index is not None,
         "WRITE_STATS": out_statistics is not None,
+        "FLOAT8": in_float8,
         "COLUMN_TILES": column_tiles,
         "SPLITS": split,
         "ROWS": tiles.rows,
@@ -484,14 +555,15 @@ def linear(
     index = () if token_index is None else (token_index,)
     normed = (statistics.values,) if statistics else ()
     around = (bias, *normed, *(() if residual is None else (residual,)))
-    around += (norm.column_sum,) if norm and not centred else ()
+    around += (() if column_sum is None else (column_sum,)) + scales + in_scale
+    around += () if out_scale is None else (out_scale,)
     written = (out, out_statistics.values) if out_statistics else (out,)
     variant = [
         text
         for text, there in (
-            ("norm", norm is not None), ("gelu", gelu), ("residual", residual is not None),
+            ("norm", eps is not None), ("gelu", gelu), ("residual", residual is not None),
             ("index", token_index is not None), ("statistics", out_statistics is not None),
-            (f"split {split}", split > 1),
+            (f"split {split}", split > 1), ("float8", in_float8),
         )
         if there
     ]  # fmt: skip

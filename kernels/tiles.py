@@ -28,7 +28,8 @@ from .launch import Choice, Choose, Launch, TileRequest, Tiles, usual_tiles
 TABLE = Path(__file__).parent / "tiles.json"
 SHARED_EVERYWHERE = 65536  # bytes that a program may use on every GPU of compute capability 7.5 and newer
 WIDE_TILES_BYTES = 200_000  # chips with that much shared memory have the instructions for 256 columns
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1}
+FLOAT8 = "float8_e4m3fn"
 PRODUCTS = ("patch", "linear", "convolution")  # kernels whose time `estimate` models
 # Template tokens are embedded once and then read beside the search tokens of every frame, for any number of targets. So
 # the statistics of both must be in tiles of the same width.
@@ -84,9 +85,21 @@ def chip_of(device: torch.device) -> Chip:
     return scaled_chip(about.name, about.multi_processor_count, shared)
 
 
+def factor_bytes(dtype: str) -> tuple[int, int]:
+    """Of a value of the input and of the weight, in a request's precision."""
+    given, _, multiplied = dtype.partition(" as ")
+    return DTYPE_BYTES[given], DTYPE_BYTES[multiplied or given]
+
+
+def step_bytes(tiles: Tiles, dtype: str) -> int:
+    """What a step of a product loads."""
+    inputs, weights = factor_bytes(dtype)
+    return (tiles.rows * inputs + tiles.columns * weights) * tiles.depth
+
+
 def programs_at_once(tiles: Tiles, dtype: str, chip: Chip) -> int:
     """How many programs of a product fit on a multiprocessor, by shared memory and registers."""
-    shared = tiles.stages * (tiles.rows + tiles.columns) * tiles.depth * DTYPE_BYTES[dtype]
+    shared = tiles.stages * step_bytes(tiles, dtype)
     # What the compiler needs for sums and everything around them; see bench/results/compile-base-sm90.json.
     registers = 36 + 1.2 * tiles.rows * tiles.columns / (32 * tiles.warps)
     by_registers = int(REGISTERS / (32 * tiles.warps * registers))
@@ -121,17 +134,24 @@ class _Program:
         return chip.first_us + chip.last_us + here * self.values * EPILOGUE / chip.lanes
 
 
+def product_tflops(dtype: str, chip: Chip) -> float:
+    """Of products in this precision."""
+    if dtype == "float32":
+        return chip.float_tflops
+    return chip.tensor_tflops * (2 if dtype.endswith(FLOAT8) else 1)
+
+
 def estimate_us(request: TileRequest, choice: Choice, chip: Chip) -> float:
     """Estimated microseconds of a matrix product in these tiles."""
-    size = DTYPE_BYTES[request.dtype]
+    inputs, weight_size = factor_bytes(request.dtype)
     tiles, split = choice.tiles, choice.split_k
     programs = math.ceil(request.rows / tiles.rows) * math.ceil(request.columns / tiles.columns)
     programs *= request.groups * split
-    rate = (chip.float_tflops if request.dtype == "float32" else chip.tensor_tflops) * 1e6  # per microsecond
+    rate = product_tflops(request.dtype, chip) * 1e6  # per microsecond
     program = _Program(
         steps=math.ceil(request.depth / (tiles.depth * split)),
         flops=2.0 * tiles.rows * tiles.columns * tiles.depth,
-        bytes=float((tiles.rows + tiles.columns) * tiles.depth * size),
+        bytes=float(step_bytes(tiles, request.dtype)),
         values=tiles.rows * tiles.columns,
         stages=tiles.stages,
     )
@@ -141,8 +161,8 @@ def estimate_us(request: TileRequest, choice: Choice, chip: Chip) -> float:
     computed = sum(program.loop_us(wave, rate, chip) for wave in waves) + program.around_us(waves[-1], chip)
     # Where several programs share a multiprocessor, one computes while another starts or ends.
     computed += sum(program.around_us(wave, chip) for wave in waves[:-1]) / at_once
-    weights = float(request.groups * request.columns * request.depth * size)
-    values = float(request.groups * request.rows * (request.depth + request.columns) * size)
+    weights = float(request.groups * request.columns * request.depth * weight_size)
+    values = float(request.groups * request.rows * (request.depth + request.columns) * inputs)
     loaded = chip.first_us + (weights + values) / (chip.memory_tb * 1e6) + chip.last_us
     return chip.start_us + max(computed, loaded) + _join_us(tiles, split, chip)
 
@@ -183,8 +203,7 @@ def cost_of(launch: Launch, chip: Chip) -> Cost:
     """Floor and estimate of a launch."""
     request, choice = launch.request, launch.choice
     matrix = request is not None and request.kernel in (*PRODUCTS, "attention", "last_convolution")
-    tensor_cores = matrix and request is not None and request.dtype != "float32"
-    rate = chip.tensor_tflops if tensor_cores else chip.float_tflops
+    rate = product_tflops(request.dtype, chip) if matrix and request is not None else chip.float_tflops
     floor = max(launch.flops / (rate * 1e6), launch.bytes / (chip.memory_tb * 1e6))
     # Other kernels take about twice their floor beside their chain of loads: between loads and products they compute.
     estimate = chip.start_us + chip.first_us + launch.round_trips * chip.trip_us + 2 * floor + chip.last_us
@@ -220,8 +239,8 @@ def candidates(request: TileRequest, chip: Chip) -> Iterator[Choice]:
 
 
 def _product_candidates(request: TileRequest, chip: Chip) -> Iterator[Choice]:
-    size = DTYPE_BYTES[request.dtype]
-    depth = 64 if size == 2 else 16
+    _, size = factor_bytes(request.dtype)
+    depth = {1: 128, 2: 64, 4: 16}[size]
     splits = (1, 2, 3, 4) if request.kernel == "linear" else (1,)
     for rows in (64, 128):
         for columns in (16, 32, 64, 128, 256):
@@ -242,9 +261,10 @@ def _product_candidates(request: TileRequest, chip: Chip) -> Iterator[Choice]:
             warps = 8 if rows * columns >= 128 * 128 or size == 4 else 4
             # Fewer stages first: of equal estimates, the one that leaves room for the next launch's programs.
             for stages in (3, 4, 6, 8) if request.kernel == "convolution" else (3, 4):
-                if stages * (rows + columns) * depth * size <= chip.shared_bytes:
+                tiles = Tiles(rows, columns, depth, warps, stages)
+                if stages * step_bytes(tiles, request.dtype) <= chip.shared_bytes:
                     for split in splits:
-                        yield Choice(Tiles(rows, columns, depth, warps, stages), split)
+                        yield Choice(tiles, split)
 
 
 @lru_cache(maxsize=1024)

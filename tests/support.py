@@ -167,7 +167,7 @@ class PoisonedRoom:
     def unwritten(self) -> dict[str, int]:
         """How many values of each buffer are still poison; buffers that are fully written are left out."""
         counts = {
-            name: int((buffer.isnan() if buffer.is_floating_point() else buffer == UNWRITTEN).sum())
+            name: int((buffer.float().isnan() if buffer.is_floating_point() else buffer == UNWRITTEN).sum())
             for name, buffer in self.buffers.items()
         }
         return {name: count for name, count in counts.items() if count}

@@ -157,7 +157,9 @@ def add_model_options(parser: argparse.ArgumentParser, threads: int | None = Non
         help="auto, cpu, cuda, cuda:N, or for .onnx files a provider such as tensorrt (default: auto)",
     )
     group.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16", "int8"), help="precision (default: the engine's)"
+        "--dtype",
+        choices=("float32", "float16", "bfloat16", "int8", "float8"),
+        help="precision (default: the engine's)",
     )
     group.add_argument(
         "--threads", type=positive, default=threads, metavar="N",

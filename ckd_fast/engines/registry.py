@@ -15,7 +15,11 @@ from .base import Engine
 log = logging.getLogger(__name__)
 
 ENGINES = ("auto", "reference", "compiled", "openvino", "onnx", "triton")
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
+FLOAT8_CAPABILITY = (8, 9)
+DTYPES = {
+    "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8,
+    "float8": torch.float8_e4m3fn,
+}  # fmt: skip
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -64,8 +68,9 @@ def build_engine(
         model: the weights, or for "onnx" a file that was exported.
         device: "auto", "cpu", "cuda", "cuda:N" or a torch device; for "onnx" also the name of a provider of ONNX
             Runtime, such as "tensorrt".
-        dtype: "float32", "float16", "bfloat16", "int8" (engine "openvino", weights with a calibration) or a torch
-            dtype; None is bfloat16 on engine "triton", what the processor is fast at on "openvino", else float32.
+        dtype: "float32", "float16", "bfloat16", "int8" (engine "openvino", weights with a calibration), "float8"
+            (engine "triton", such weights too; by name only) or a torch dtype; None is bfloat16 on engine "triton",
+            what the processor is fast at on "openvino", else float32.
         threads: of the processor that the network may use; None leaves it to the engine's library. For "reference" and
             "compiled" this sets torch's own number, for the whole process. On a GPU it does nothing.
         compile_mode: torch.compile's mode for "compiled".
@@ -80,6 +85,8 @@ def build_engine(
     in_int8 = precision == torch.int8
     if in_int8 and (name not in ("openvino", "auto") or where.type != "cpu"):
         raise InputError(f"dtype='int8': only engine 'openvino' on a CPU runs it, not {name!r} on {where}")
+    if precision == torch.float8_e4m3fn and (name not in ("triton", "auto") or where.type != "cuda"):
+        raise InputError(f"dtype='float8': only engine 'triton' on a GPU runs it, not {name!r} on {where}")
     if name == "triton":
         return _triton(model, where, precision)
     if name == "openvino" or in_int8:  # there is nothing to fall back to
@@ -176,6 +183,8 @@ def _triton(model: LoadedModel, device: torch.device, precision: torch.dtype | N
 
     device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     precision = precision or torch.bfloat16
+    if precision == torch.float8_e4m3fn and torch.cuda.get_device_capability(device) < FLOAT8_CAPABILITY:
+        raise EngineError(f"dtype='float8': needs a GPU of compute capability 8.9 or newer, {device} is older")
     overlap = can_overlap(device)
     tf32 = precision == torch.float32 and _tf32_asked()
     notes = []

@@ -12,7 +12,16 @@ from support import DTYPES, INTERPRETED, PoisonedRoom, assert_as_exact, big, fix
 from torch import Tensor
 
 from ckd_fast.kernels.launch import Choice, LaunchSettings, TileRequest, Tiles
-from ckd_fast.kernels.linear import FoldedLayer, PlainLayer, Rows, RowStatistics, fold_norm, linear
+from ckd_fast.kernels.linear import (
+    Float8Layer,
+    FoldedLayer,
+    PlainLayer,
+    Rows,
+    RowStatistics,
+    float8_layer,
+    fold_norm,
+    linear,
+)
 from ckd_fast.reference import twins
 
 LARGE = big(128, 128, 128)
@@ -277,3 +286,83 @@ def test_branches_that_share_weights(device: torch.device) -> None:
     out = linear(Rows(given.x), shared, gelu=True, room=PoisonedRoom(device), settings=fixed(LARGE, 2)).run()
     both = dataclasses.replace(given, weight=weight.expand_as(given.weight), bias=bias.expand_as(given.bias))
     assert_as_exact(out.tokens, *both.twin_and_exact(gelu=True))
+
+
+def float8_of(given: Layer, *, norm: bool) -> tuple[Float8Layer, Tensor, Tensor]:
+    """The layer in float8, and the weight and bias that it was made of, a norm folded in."""
+    weight, bias = given.weight.double(), given.bias.double()
+    if norm:
+        bias = bias + (weight @ given.beta.double()[:, :, None])[..., 0]
+        weight = weight * given.gamma.double()[:, None, :]
+    largest = torch.tensor([3.0, 2.5], dtype=torch.float64, device=weight.device)  # of normal values, so some are cut
+    return float8_layer(weight, bias, largest, EPS if norm else None), weight, bias
+
+
+def rounded(x: Tensor, scale: Tensor) -> Tensor:
+    """As the kernel in front leaves it: in float8."""
+    return twins.float8(x.float(), scale[:, None, None, None]).to(torch.float8_e4m3fn)
+
+
+@pytest.mark.parametrize("split_k", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_float8_behind_a_norm(device: torch.device, dtype: torch.dtype, split_k: int) -> None:
+    """What is multiplied is rounded to float8 as the twin rounds it; the result goes to float8 with a scale."""
+    given, room = layer(device, dtype), PoisonedRoom(device)
+    eight, weight, bias = float8_of(given, norm=True)
+    settings = fixed(dataclasses.replace(LARGE, depth=128 if split_k == 1 else 16), split_k)
+    plain_out = linear(given.rows(40), eight, gelu=True, room=room, settings=settings).run().tokens
+    assert plain_out.dtype == dtype
+    twin = twins.float8_linear(given.x.float(), weight, bias, eight.input_scale, eps=EPS, gelu=True).to(dtype)
+    exact = twins.float8_linear(given.x.double(), weight, bias, eight.input_scale, eps=EPS, gelu=True)
+    assert_as_exact(plain_out, twin, exact)
+    scale = torch.tensor([0.01, 0.02], device=device)
+    found = linear(given.rows(40), eight, gelu=True, out_scale=scale, room=room, settings=settings).run().tokens
+    assert found.dtype == torch.float8_e4m3fn
+    assert not room.unwritten()
+    by = scale[:, None, None, None]
+    assert_as_exact(found.float() * by, rounded(twin, scale).float() * by, exact.clamp(-448 * by, 448 * by))
+
+
+@pytest.mark.parametrize("split_k", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_float8_on_rounded_inputs(device: torch.device, dtype: torch.dtype, split_k: int) -> None:
+    """The result has the type of the residual; statistics and index work as ever."""
+    given, room = layer(device, dtype), PoisonedRoom(device)
+    eight, weight, bias = float8_of(given, norm=False)
+    x = rounded(given.x, eight.input_scale)
+    chosen = torch.stack([torch.randperm(53)[:31] for _ in range(6)]).reshape(2, 3, 31).int().to(device)
+    out = linear(
+        Rows(x), eight, residual=given.residual, token_index=chosen, write_statistics=True, room=room,
+        settings=fixed(dataclasses.replace(LARGE, columns=64, depth=32), split_k),
+    ).run()  # fmt: skip
+    assert out.tokens.dtype == dtype
+    assert not room.unwritten()
+    twin, exact = (
+        twins.float8_linear(
+            x.to(wide), weight, bias, eight.input_scale, residual=given.residual.to(wide), token_index=chosen
+        )
+        for wide in (torch.float32, torch.float64)
+    )
+    assert_as_exact(out.tokens, twin.to(dtype), exact)
+    assert out.statistics is not None
+    assert_statistics(out.statistics, out.tokens)
+
+
+def test_float8_refuses_what_it_would_not_round(device: torch.device) -> None:
+    given = layer(device, torch.float32)
+    behind, alone = (float8_of(given, norm=norm)[0] for norm in (True, False))
+    eight = rounded(given.x, behind.input_scale)
+    for x, bad, error, message in (
+        (
+            Rows(given.x),
+            alone,
+            TypeError,
+            "x is torch.float32: a layer in float8 rounds its input itself behind a norm",
+        ),
+        (dataclasses.replace(given.rows(40), tokens=eight), behind, TypeError, "x is torch.float8_e4m3fn"),
+        (Rows(given.x), behind, ValueError, "needs the statistics"),
+    ):
+        with pytest.raises(error, match=message):
+            linear(x, bad, settings=SETTINGS)
+    with pytest.raises(ValueError, match=r"out_scale is torch\.float64"):
+        linear(given.rows(40), behind, out_scale=torch.ones(2, dtype=torch.float64, device=device), settings=SETTINGS)

@@ -20,7 +20,7 @@ from functools import partial
 import torch
 
 from ckd_fast.engines.base import FRAMES_IN_FLIGHT, Engine, Found, Search, Target
-from ckd_fast.errors import CkdFastError, EngineError
+from ckd_fast.errors import CkdFastError, EngineError, InputError
 from ckd_fast.frames import RawPair
 from ckd_fast.kernels.attention import deciding_tokens
 from ckd_fast.kernels.launch import LaunchSettings, run_all
@@ -93,7 +93,8 @@ class TritonEngine(Engine):
 
     Args:
         model: weights.
-        device, dtype: where it runs, and in which precision. Products are summed in float32 in every precision.
+        device, dtype: where it runs, and in which precision. Products are summed in float32 in every precision. With
+            float8 (weights with a calibration) qkv, proj, fc1 and fc2 multiply in it, and the rest is bfloat16.
         note: shown by `str(engine)`.
         runner: how launches reach the device.
         settings: tiles, tf32 and overlap of every launch.
@@ -115,11 +116,20 @@ class TritonEngine(Engine):
     ) -> None:
         super().__init__(model, device, dtype, note)
         self._model = model
+        calibration = None
+        if dtype == torch.float8_e4m3fn:
+            calibration = model.calibration
+            if calibration is None:
+                raise InputError(
+                    "dtype='float8': these weights carry no calibration; ckd-fast quantize --weights FILE --out OUT "
+                    "adds it"
+                )
+        self._wide = torch.bfloat16 if calibration else dtype  # of all that is not float8
         self._runner = runner or PlainRunner()
 
         def allocate() -> None:
-            packed = pack(model.student(), device, dtype)
-            self._build = Build(model.config, packed, device, dtype, settings)
+            packed = pack(model.student(), device, self._wide, calibration)
+            self._build = Build(model.config, packed, device, self._wide, settings)
             self._pool = TargetPool(self._build, self._owner)
 
         with torch.inference_mode():
@@ -201,7 +211,7 @@ class TritonEngine(Engine):
 
     def _measure(self, targets: int) -> _Measured:
         """The network alone, on normalised crops."""
-        patch = unfolded_patch(self._model.student(), self.device, self.dtype)
+        patch = unfolded_patch(self._model.student(), self.device, self._wide)
         crops, memory = empty_crops(self._build, targets), measured_memory(self._build, targets)
 
         def plan(workspace: Workspace) -> Plan:

@@ -25,7 +25,7 @@ from ckd_fast.kernels.elimination import decide
 from ckd_fast.kernels.head import convolution, last_convolution, sum_taps
 from ckd_fast.kernels.launch import ARRIVALS, Launch, LaunchSettings, Operation, Room, TileRequest, dtype_name
 from ckd_fast.kernels.layout import Uploaded
-from ckd_fast.kernels.linear import PlainLayer, Rows, RowStatistics, linear
+from ckd_fast.kernels.linear import Float8Layer, Layer, PlainLayer, Rows, RowStatistics, linear
 from ckd_fast.reference.boxes import hann_window
 from ckd_fast.reference.config import ModelConfig
 from ckd_fast.reference.elimination import template_mask
@@ -45,7 +45,7 @@ class Build:
 
     config: ModelConfig  # sizes
     packed: PackedStudent  # weights
-    # where the network runs, and in which precision
+    # where the network runs, and in which precision; some layers may multiply in float8
     device: torch.device
     dtype: torch.dtype
     settings: LaunchSettings  # of every launch
@@ -348,8 +348,11 @@ def _plan_block(
     q, k, v = qkv.unflatten(-1, (3, config.heads, config.head_dim)).permute(3, 0, 1, 4, 2, 5)
     attended = planner.add(
         f"{name}.attention",
-        attention(q, k, v, deciding=memory.deciding if eliminates else None, room=room("attention"), settings=settings),
-    )
+        attention(
+            q, k, v, deciding=memory.deciding if eliminates else None, out_scale=input_scale(weights.proj),
+            room=room("attention"), settings=settings,
+        ),
+    )  # fmt: skip
     kept = None
     if attended.probabilities is not None:
         decision = planner.add(
@@ -371,7 +374,12 @@ def _plan_block(
         ),
     )  # fmt: skip
     planner.show(f"{name}.attention", lambda: between.tokens)
-    hidden = planner.add(f"{name}.fc1", linear(between, weights.fc1, gelu=True, room=room("fc1"), settings=settings))
+    hidden = planner.add(
+        f"{name}.fc1",
+        linear(
+            between, weights.fc1, gelu=True, out_scale=input_scale(weights.fc2), room=room("fc1"), settings=settings
+        ),
+    )  # fmt: skip
     after = planner.add(
         f"{name}.fc2",
         linear(
@@ -380,6 +388,11 @@ def _plan_block(
     )
     planner.show(f"{name}.mlp", lambda: after.tokens)
     return after, positions
+
+
+def input_scale(layer: Layer) -> Tensor | None:
+    """What the kernel in front of a layer in float8 divides by; None where the layer is not in float8."""
+    return layer.input_scale if isinstance(layer, Float8Layer) else None
 
 
 def head_maps(maps: Tensor) -> HeadMaps:
