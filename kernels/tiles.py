@@ -102,18 +102,6 @@ def step_bytes(tiles: Tiles, dtype: str) -> int:
     return (tiles.rows * inputs + tiles.columns * weights) * tiles.depth
 
 
-def factor_bytes(dtype: str) -> tuple[int, int]:
-    """Of a value of the input and of the weight, in a request's precision."""
-    given, _, multiplied = dtype.partition(" as ")
-    return DTYPE_BYTES[given], DTYPE_BYTES[multiplied or given]
-
-
-def step_bytes(tiles: Tiles, dtype: str) -> int:
-    """What a step of a product loads."""
-    inputs, weights = factor_bytes(dtype)
-    return (tiles.rows * inputs + tiles.columns * weights) * tiles.depth
-
-
 def programs_at_once(tiles: Tiles, dtype: str, chip: Chip) -> int:
     """How many programs of a product fit on a multiprocessor, by shared memory and registers."""
     shared = tiles.stages * step_bytes(tiles, dtype)
