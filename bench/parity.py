@@ -143,7 +143,7 @@ class Recorder:
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.when == "call" or report.outcome != "passed":
-            said = "" if report.outcome == "passed" else str(report.longreprtext)[-4000:]
+            said = "" if report.outcome == "passed" else str(report.longreprtext)[-4000:].replace(f"{ROOT}/", "")
             row = Outcome(report.nodeid, report.outcome, round(report.duration, 2), said)
             with self._path.open("a") as file:
                 file.write(json.dumps(asdict(row)) + "\n")
