@@ -36,6 +36,7 @@ setup(
         "ckd_fast.adapters",
         "ckd_fast.cli",
         "ckd_fast.datasets",
+        "ckd_fast.datasets.scenes",
         "ckd_fast.engines",
         "ckd_fast.engines.onnx",
         "ckd_fast.engines.openvino",

@@ -58,6 +58,24 @@ def need_gpu(otherwise: str = "") -> None:
         refuse(f"measures on a GPU, and torch sees none{otherwise}")
 
 
+def add_gpu_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the programs that bench/gpu.py calls."""
+    parser.add_argument("--tiles", type=Path, metavar="FILE", help="measured tiles (default: kernels/tiles.json)")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="try everything at a small size on the CPU; its times mean nothing"
+    )
+
+
+def gpu_or_rehearsal(options: argparse.Namespace) -> None:
+    """Refuse to measure without a GPU, and to rehearse where kernels would not be interpreted."""
+    if not options.rehearse:
+        need_gpu("; --rehearse tries everything on the CPU")
+    elif os.environ.get("CUDA_VISIBLE_DEVICES") != "" or os.environ.get("TRITON_INTERPRET") != "1":
+        refuse(
+            "--rehearse needs CUDA_VISIBLE_DEVICES= and TRITON_INTERPRET=1, as bash bench/gpu.sh --rehearse sets them"
+        )
+
+
 def frame_config(options: argparse.Namespace) -> ModelConfig:
     """The preset that `frame_program`'s options name."""
     from ckd_fast.reference.config import preset
@@ -172,8 +190,14 @@ def used(options: argparse.Namespace) -> dict[str, str]:
     return {name: str(value) for name, value in vars(options).items() if name != "json"}
 
 
+def save_json(path: Path, content: object) -> None:
+    """Replace a result file as a whole, so that a program that is killed leaves the rows that it had."""
+    from ckd_fast.files import write_atomically
+
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
 def write_json(path: Path, content: object) -> None:
     """Write a result file, and say where it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    save_json(path, content)
     print(f"written to {path}")

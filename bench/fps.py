@@ -33,10 +33,27 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from common import BOX, DTYPES, ELIMINATIONS, ROOT, Times, clip, machine, percentiles, program, refuse, used, write_json
+from common import (
+    BOX,
+    DTYPES,
+    ELIMINATIONS,
+    ROOT,
+    Times,
+    add_gpu_options,
+    clip,
+    gpu_or_rehearsal,
+    machine,
+    percentiles,
+    program,
+    refuse,
+    save_json,
+    used,
+    write_json,
+)
 
 try:
     import torch
+    from stage import SMALL, engine_of
     from timing import queued_ms
 
     from ckd_fast import CkdFastError, EngineError, InputError, ModelConfig, Tracker, TrackerConfig, load_model
@@ -110,6 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--warmup", type=int, help="frames before timing (default: 3 on a CPU, 500 on a GPU)")
     parser.add_argument("--no-graph", action="store_true", help="time each step by itself, with NVTX marks")
     parser.add_argument("--json", type=Path, default=ROOT / "out" / "fps.json", metavar="FILE", help="(default: out/)")
+    add_gpu_options(parser)
     return parser
 
 
@@ -119,6 +137,9 @@ def main() -> None:
     gpu = options.device.startswith("cuda") or (options.device == "auto" and torch.cuda.is_available())
     options.iterations = options.iterations if options.iterations is not None else (1000 if gpu else 20)
     options.warmup = options.warmup if options.warmup is not None else (500 if gpu else 3)
+    if options.rehearse:
+        gpu_or_rehearsal(options)
+        options.iterations, options.warmup = 2, 1
     if options.iterations < 1 or options.warmup < 0:
         refuse("--iterations must be at least 1 and --warmup at least 0")
     try:
@@ -128,7 +149,7 @@ def main() -> None:
         refuse(f"--json {options.json}: cannot be written ({error.strerror})")
     try:
         config = PACKAGED_MODEL if options.model == "packaged" else resolve_config(options.model) or PRESETS["base"]
-        config = dataclasses.replace(config, elimination=options.elimination)
+        config = SMALL if options.rehearse else dataclasses.replace(config, elimination=options.elimination)
         (stage_shares if options.no_graph else compare)(options, config)
     except CkdFastError as error:
         refuse(error)
@@ -141,8 +162,12 @@ def build(options: argparse.Namespace, model: LoadedModel, name: str, dtype: str
 
         frames = Clip.of("benchmark", clip(6), BOX)
         model = quantize(model, [frames], "frames of the benchmark", Wanted(0.0, 0.0), lambda _line: None)
+    if options.rehearse:
+        return engine_of(name, model, "float32", None)
     if name != "onnx":
-        return build_engine(name, model, options.device, dtype or options.dtype, compile_mode=options.compile_mode)
+        return build_engine(
+            name, model, options.device, dtype or options.dtype, compile_mode=options.compile_mode, tiles=options.tiles
+        )
     from ckd_fast.exporting import export_model
 
     with tempfile.TemporaryDirectory() as folder:
@@ -239,6 +264,7 @@ def compare(options: argparse.Namespace, config: ModelConfig) -> None:
         seconds |= dict.fromkeys(found)
         work = peers.executed_gflop(model)
         ceilings = {dtype: peers.ceiling_gflops(dtype) for dtype in dtypes}
+    about = {"machine": machine(device), "arguments": used(options)}
     protocols = PROTOCOLS if options.protocol == "all" else (options.protocol,)
     results: list[Result] = []
     for protocol in protocols:
@@ -253,10 +279,11 @@ def compare(options: argparse.Namespace, config: ModelConfig) -> None:
             ]
         print_table(rows, device)
         results += rows
-    written: dict[str, object] = {"arguments": used(options), "results": [dataclasses.asdict(row) for row in results]}
+        save_json(options.json, {**about, "results": [dataclasses.asdict(row) for row in results]})
+    written: dict[str, object] = {**about, "results": [dataclasses.asdict(row) for row in results]}
     if options.peers:
         written |= {"executed_gflop": work, "ceiling_gflops": {name_of(d): rate for d, rate in ceilings.items()}}
-    write_json(options.json, {"machine": machine(device), **written})
+    write_json(options.json, written)
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -279,7 +306,8 @@ def in_turns(
         share = options.iterations // turns + (turn < options.iterations % turns)
         for name, step in steps.items():
             if len(steps) > 1:  # threads of the last engine's library may spin for a while yet, and caches are its own
-                time.sleep(SETTLING_SECONDS)
+                if not on_gpu:
+                    time.sleep(SETTLING_SECONDS)
                 step()
             times[name] += measure(step, share, on_gpu=on_gpu, awaited=protocol != "paper")
     results = []

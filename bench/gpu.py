@@ -1,270 +1,262 @@
-"""What only a GPU can say beside speed and kernels: many targets, the first frame, agreement, the profiler's view.
+"""Everything that a GPU can say, from a plain checkout, in three parts that each fit into one short lease.
 
-    python bench/gpu.py targets --json out/targets.json
-    python bench/gpu.py first | agreement | profile | frame
+    bash bench/gpu.sh 1 OUTDIR                   # at most 6 minutes: does it run, is it right, how fast is it at first
+    bash bench/gpu.sh 2 OUTDIR                   # 9 minutes: tiles for this GPU, then speed in all protocols with them
+    bash bench/gpu.sh 3 OUTDIR                   # 9 minutes: agreement, many targets, torch.compile, sanitizer
+    bash bench/gpu.sh 2 OUTDIR tune fps          # only these sections
+    bash bench/gpu.sh --rehearse OUTDIR          # all code of all parts on the CPU at a small size
 
-`bash bench/gpu.sh OUTDIR` runs these and everything else, each section in its own time.
+Each section is a process with a time limit of its own. One that fails or runs out of time does not stop the others; the
+exit code is the number that did. Sections replace their result file after each row, so one that is killed leaves what
+it had. OUTDIR gets partN.tar.gz (results and logs, packed again every few seconds), partN.json (how each section went)
+and tiles.json; it never holds more than seven files. Part 3 uses the tiles that part 2 left in OUTDIR, or those of
+`--tiles FILE`. If graphs or overlap fail in part 1 where plain launches do not, all later sections go without
+(CKD_FAST_WITHOUT); parts 2 and 3 see that in OUTDIR.
+
+Where .git does not travel, set CKD_FAST_COMMIT. For the authors' track put their numbers into .shared/golden or set
+CKD_FAST_SHARED.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import json
 import os
-import statistics
+import signal
 import subprocess
 import sys
-import tempfile
+import tarfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
-import torch
-from common import BOX, DTYPES, ROOT, Times, clip, machine, need_gpu, percentiles, program, write_json
-from plans import frame_planner, random_build
-from timing import captured, queued_ms
+from common import ROOT, commit, program, save_json
 
-from ckd_fast import MultiTracker, TrackerConfig, load_model
-from ckd_fast.boxes import iou
-from ckd_fast.engines import Engine, Search, build_engine
-from ckd_fast.engines.triton import TritonEngine
-from ckd_fast.frames import check_pair, first_pair
-from ckd_fast.kernels.launch import Launch, LaunchSettings
-from ckd_fast.kernels.requirements import can_overlap
-from ckd_fast.kernels.tiles import chip_of, chooser
-from ckd_fast.reference.config import preset
+from ckd_fast.files import atomically
 
-TRUE_GFLOP = 90.0  # of the base model's frame, attention's products included
-LEAST_MEAN_IOU = {"float32": 0.999, "float16": 0.99, "bfloat16": 0.99}  # against the float32 reference
-
-
-def boxes_of(count: int) -> list[tuple[float, float, float, float]]:
-    """Targets spread over the frame."""
-    return [(40.0 + 70 * (i % 8), 40.0 + 90 * (i // 8), 40.0 + i, 60.0) for i in range(count)]
+PACK_EVERY_S = 10.0
+LEAST_S = 5.0  # a section is not begun with less time left
+REHEARSAL_S = 900.0  # for each section
+TAIL_LINES = 15
+SMOKE = {"smoke-overlap": "overlap", "smoke-graph": "graphs"}  # sections, and what to do without where they fail
 
 
 @dataclass(frozen=True)
-class ManyTargets:
-    """A frame pair with so many targets."""
-
-    targets: int
-    end_to_end: Times
-    network_ms: float
-    share_of_matmul_ceiling: float | None
-
-
-def targets(options: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds of a frame pair with 1 to 32 targets, and the share of the matrix ceiling."""
-    from timing import matmul_ceiling_tflops
-
-    pairs = clip(8)
-    ceiling = matmul_ceiling_tflops()
-    engine = build_engine("triton", load_model("random", options.model), "cuda", options.dtype)
-    rows: list[ManyTargets] = []
-    for count in options.counts:
-        tracker = MultiTracker(engine=engine)
-        numbers = tracker.init(*pairs[0], boxes_of(count))
-        times = []
-        for turn in range(options.turns):
-            for number, box in zip(numbers, boxes_of(count), strict=True):
-                tracker.set_box(number, box)
-            start = time.perf_counter()
-            tracker.update(*pairs[turn % len(pairs)])
-            times.append((time.perf_counter() - start) * 1e3)
-        shape = engine.config
-        images = [torch.randn(2, count, 3, side, side, device=engine.device, dtype=engine.dtype)
-                  for side in (shape.template_size, shape.search_size)]  # fmt: skip
-        alone = awaited(partial(engine.run_network, *images))
-        found = percentiles(times[min(10, len(times) - 1) :])
-        share = TRUE_GFLOP * count / alone / ceiling if options.model == "base" else None
-        rows.append(ManyTargets(count, found, alone, share))
-        told = f"{100 * share:.1f} % of the ceiling" if share is not None else ""
-        print(f"{count:>3} targets: {found.median_ms:8.3f} ms end to end, {alone:8.3f} ms network {told}", flush=True)
-    by_count = {row.targets: row.network_ms for row in rows}
-    further = None
-    if 1 in by_count and 8 in by_count:
-        further = (by_count[8] - by_count[1]) / 7 / by_count[1]
-        print(f"a further target up to eight costs {further:.2f} of the first; ceiling {ceiling:.0f} TFLOP/s")
-    written = [dataclasses.asdict(row) for row in rows]
-    return {"rows": written, "matmul_tflops": ceiling, "eighth_over_first": further}
-
-
-def awaited(call: Callable[[], object], count: int = 60) -> float:
-    """Median milliseconds on the device, calls queued behind each other."""
-    for _ in range(10):
-        call()
-    return percentiles(queued_ms(call, count)).median_ms
-
-
-FIRST = """
-import json, sys, time
-start = time.perf_counter()
-import torch
-from ckd_fast import Tracker
-imported = time.perf_counter()
-import gpu
-pairs = gpu.clip(3)
-made = time.perf_counter()
-tracker = Tracker("random", sys.argv[1], engine="triton", device="cuda")
-built = time.perf_counter()
-tracker.init(*pairs[0], gpu.BOX)
-started = time.perf_counter()
-times = []
-for pair in (pairs[1], pairs[2], pairs[1], pairs[2]):
-    begin = time.perf_counter()
-    tracker.update(*pair)
-    times.append(1e3 * (time.perf_counter() - begin))
-memory = tracker.engine.memory()
-print(json.dumps({"import_s": imported - start, "engine_s": built - made, "init_s": started - built,
-                  "frames_ms": times, "engine_bytes": vars(memory),
-                  "torch_peak_bytes": torch.cuda.max_memory_allocated()}))
-"""
-
-
-def first(options: argparse.Namespace) -> dict[str, Any]:
-    """The first frames of a new process, with an empty and with a filled cache of compiled kernels; memory."""
-    found = {}
-    with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "TRITON_CACHE_DIR": cache, "PYTHONPATH": f"{ROOT}:{ROOT / 'bench'}"}
-        for name in ("cold", "warm"):
-            command = [sys.executable, "-c", FIRST, options.model]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-            if done.returncode:
-                raise RuntimeError(f"first frame, {name} cache: {done.stderr[-2000:]}")
-            found[name] = json.loads(done.stdout.splitlines()[-1])
-            frames = ", ".join(f"{value:.1f}" for value in found[name]["frames_ms"])
-            engine, init = found[name]["engine_s"], found[name]["init_s"]
-            print(f"{name} cache: engine {engine:.1f} s, init {init:.1f} s, frames {frames} ms", flush=True)
-    print(f"memory: {found['warm']['engine_bytes']}, torch's peak {found['warm']['torch_peak_bytes'] / 1e6:.0f} MB")
-    return found
-
-
-def agreement(options: argparse.Namespace) -> dict[str, Any]:
-    """Boxes of every precision against the float32 reference, from the same box in every frame."""
-    torch.backends.cudnn.allow_tf32 = False  # the truth is float32 throughout
-    model = load_model(options.weights or "random", None if options.weights else options.model)
-    pairs = clip(options.frames + 1)
-    truth: Engine = build_engine("reference", model, "cuda", "float32")
-    form = first_pair(*pairs[0], TrackerConfig()).form
-    frames = [check_pair(rgb, tir, form, TrackerConfig()) for rgb, tir in pairs]
-    found: dict[str, Any] = {}
-    for name, dtype in (("reference", "bfloat16"), *(("triton", dtype) for dtype in LEAST_MEAN_IOU)):
-        engine = build_engine(name, model, "cuda", dtype)
-        ours, theirs = engine.make_target(frames[0], BOX), truth.make_target(frames[0], BOX)
-        box, overlaps, cells = BOX, [], 0
-        for frame in frames[1:]:
-            (expected,) = truth.start([Search(theirs, box, 4.0)], frame).result()
-            (one,) = engine.start([Search(ours, box, 4.0)], frame).result()
-            overlaps.append(float(iou(one.box, expected.box)))
-            cells += one.cell == expected.cell
-            # With random weights boxes wander off: the target stays where it is, only a size that it could have counts.
-            box = expected.box if options.weights else BOX
-        mean = sum(overlaps) / len(overlaps)
-        found[f"{name} {dtype}"] = {"mean_iou": mean, "least_iou": min(overlaps), "same_cell": cells / len(overlaps)}
-        bound = LEAST_MEAN_IOU[dtype] if name == "triton" else 0.0
-        if mean < bound:
-            options.failed.append(f"{name} {dtype}: mean IoU {mean:.5f} is below {bound}")
-        told = f"mean IoU {mean:.5f}, least {min(overlaps):.4f}, same cell in {cells} of {len(overlaps)} frames"
-        print(f"{name} {dtype}: {told}", flush=True)
-    return found
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A kernel that the profiler saw."""
+class Section:
+    """A program of bench/ and how long it may take."""
 
     name: str
-    microseconds: float
+    limit_s: float
+    command: tuple[str, ...]  # {out}: the folder for results, {tiles}: the table of tiles
+    tuned: bool = False  # whether it takes the table as --tiles
 
 
 @dataclass(frozen=True)
-class Profiled:
-    """A launch of the plan in the replayed graph."""
+class Part:
+    """Sections in order, and how long they may take together."""
 
-    launch: str
-    size: str
-    median_us: float
-
-
-def by_launch(launches: Sequence[Launch], kernels: Sequence[Kernel]) -> list[Profiled]:
-    """A plan's launches with the times of their kernels, which come frame after frame in the order of the plan."""
-    frames, rest = divmod(len(kernels), len(launches))
-    rows = []
-    for number, launch in enumerate(launches):
-        mine = kernels[number :: len(launches)]
-        if rest or any(launch.kernel_name not in kernel.name for kernel in mine):
-            raise ValueError(f"{len(kernels)} kernels in another order than the {len(launches)} kernels of a frame")
-        rows.append(Profiled(launch.name, launch.what, statistics.median(kernel.microseconds for kernel in mine)))
-    print(f"{frames} frames")
-    return rows
+    limit_s: float
+    sections: tuple[Section, ...]
 
 
-def profile(options: argparse.Namespace) -> dict[str, Any]:
-    """Every launch of a frame by time, as the profiler sees it in the replayed graph."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiler
+@dataclass(frozen=True)
+class Ended:
+    """How a section went."""
 
-    device = torch.device("cuda")
-    settings = LaunchSettings(chooser(chip_of(device)), overlap=can_overlap(device))
-    build = random_build(preset(options.model), getattr(torch, options.dtype), settings, device)
-    launches = (plan := frame_planner(build).plan()).launches
-    with captured(plan) as graph, profiler(activities=[ProfilerActivity.CUDA]) as recorded:
-        for _ in range(20):
-            graph.replay()
-        torch.cuda.synchronize()
-    names = {launch.kernel_name for launch in launches}
-    seen = [event for event in recorded.events() if event.device_type.name == "CUDA"]
-    seen.sort(key=lambda event: event.time_range.start)
-    kernels = [
-        Kernel(event.name, event.time_range.elapsed_us()) for event in seen if any(name in event.name for name in names)
-    ]
-    rows = by_launch(launches, kernels)
-    for row in rows:
-        print(f"{row.launch:<24}{row.size:<52}{row.median_us:>9.2f} us")
-    print(f"sum {sum(row.median_us for row in rows):.1f} us; launches that overlap count twice where they do")
-    return {"rows": [dataclasses.asdict(row) for row in rows]}
+    section: str
+    outcome: str  # passed, failed, out of time, no time left
+    seconds: float
+    exit_code: int | None
+    without: str  # what engine triton did without, see CKD_FAST_WITHOUT
 
 
-def frame(options: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
-    """A few frames of a small model with every kind of launch, for compute-sanitizer."""
-    config = dataclasses.replace(preset("tiny"), depth=2, eliminate_at=(1,))
-    engine = build_engine("triton", load_model("random", config), "cuda", "bfloat16")
-    if not isinstance(engine, TritonEngine):
-        raise TypeError(f"expected the triton engine, got {engine}")
-    pairs = clip(3)
-    tracker = MultiTracker(engine=engine)
-    tracker.init(*pairs[0], boxes_of(3))
-    boxes = [[result.box for result in tracker.update(*pair).values()] for pair in pairs]
-    print(f"boxes of three targets in {len(pairs)} frames: {boxes}")
-    return {"boxes": boxes}
+def smoke(way: str, limit_s: float) -> Section:
+    like = () if way == "eager" else ("--like", "{out}/smoke-eager.json")
+    return Section(f"smoke-{way}", limit_s, ("smoke.py", way, *like))
 
 
-SECTIONS = {"targets": targets, "first": first, "agreement": agreement, "profile": profile, "frame": frame}
+FRAMES = ("--engine", "reference:float32", "reference:bfloat16", "triton", "--protocol", "all")
+COMPILED = ("--engine", "compiled:bfloat16", "triton", "--compile-mode", "max-autotune", "--protocol", "all")
+# Limits: base takes 3 s to load, 3 s to pack and 13 s to compile in bfloat16 on a GPU machine's processor, with overlap
+# and without each; 2 to 32 targets take 14 s more; every process imports for 5 s. Kernels are compiled once for all
+# sections of a machine.
+PARTS = {
+    "1": Part(350, (
+        smoke("eager", 70), smoke("overlap", 55), smoke("graph", 35),
+        Section("parity", 120, ("parity.py",)),
+        Section("fps-untuned", 50, ("fps.py", *FRAMES, "--iterations", "200", "--warmup", "30")),
+        Section("profile-untuned", 20, ("frames.py", "profile")),
+    )),
+    "2": Part(530, (
+        Section("tune", 260, ("tune.py", "--targets", "1", "32", "--seconds", "235", "--table", "{tiles}"), tuned=True),
+        Section("fps", 70, ("fps.py", *FRAMES, "--iterations", "1000", "--warmup", "100"), tuned=True),
+        Section("profile", 25, ("frames.py", "profile"), tuned=True),
+        Section("kernels", 75, ("kernels.py",), tuned=True),
+        Section("energy", 40, ("frames.py", "energy"), tuned=True),
+        Section("first", 60, ("frames.py", "first"), tuned=True),
+    )),
+    "3": Part(530, (
+        Section("agreement", 85, ("frames.py", "agreement"), tuned=True),
+        Section("targets", 60, ("frames.py", "targets"), tuned=True),
+        Section("compiled", 300, ("fps.py", *COMPILED, "--iterations", "400", "--warmup", "30"), tuned=True),
+        Section("sanitize", 85, ("sanitize.py",)),
+    )),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stand:
+    """Where one part's results go."""
+
+    part: str
+    out: Path  # what travels: a few files
+    work: Path  # results and logs, packed into `out`
+    tiles: Path  # read and written
+
+    def pack(self) -> None:
+        """All results and logs so far, as one file that is replaced as a whole."""
+        with atomically(self.out / f"part{self.part}.tar.gz") as new, tarfile.open(new, "w:gz") as archive:
+            for file in sorted(self.work.iterdir()):
+                if file.suffix in (".json", ".log"):
+                    archive.add(file, f"part{self.part}/{file.name}")
+
+
+def run_section(
+    section: Section, stand: Stand, limit_s: float, environment: dict[str, str], *, rehearse: bool
+) -> Ended:
+    """A section as a process group that is killed when its time is over; results are packed while it runs."""
+    filled = [word.format(out=stand.work, tiles=stand.tiles) for word in section.command]
+    command = [sys.executable, str(ROOT / "bench" / filled[0]), *filled[1:]]
+    command += ["--json", str(stand.work / f"{section.name}.json")] if section.name != "tune" else []
+    command += ["--tiles", str(stand.tiles)] if section.tuned and stand.tiles.exists() else []
+    command += ["--rehearse"] if rehearse else []
+    without, begin = environment.get("CKD_FAST_WITHOUT", ""), time.monotonic()
+    print(f"== {section.name} (at most {limit_s:.0f} s)", flush=True)
+    log = stand.work / f"{section.name}.log"
+    with log.open("wb") as file:
+        # A group, to be killed together, but no session: whoever ends ours must find it.
+        child = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment,
+            preexec_fn=os.setpgrp,  # noqa: PLW1509
+        )  # fmt: skip
+        try:
+            in_time = waited(child, begin + limit_s, stand.pack)
+        finally:  # also where this program is told to end
+            kill_group(child)
+            stand.pack()
+    took, code = time.monotonic() - begin, child.returncode
+    outcome = ("passed" if code == 0 else "failed") if in_time else "out of time"
+    lines = log.read_text(errors="replace").splitlines()
+    print("\n".join(lines[-TAIL_LINES:]))
+    print(f"== {section.name} {outcome}, {took:.0f} s", flush=True)
+    return Ended(section.name, outcome, round(took, 1), code if in_time else None, without)
+
+
+def waited(child: subprocess.Popen[bytes], deadline: float, pack: Callable[[], None]) -> bool:
+    """Whether a process ended before its deadline."""
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            child.wait(min(PACK_EVERY_S, left))
+        except subprocess.TimeoutExpired:
+            pack()
+        else:
+            return True
+    return False
+
+
+def kill_group(child: subprocess.Popen[bytes]) -> None:
+    """End a section and all that it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def run_part(
+    part: Part, stand: Stand, environment: dict[str, str], names: Sequence[str] = (), *, rehearse: bool = False
+) -> list[Ended]:
+    """All sections of a part, or those named; how each went is written after each."""
+    deadline, ended = time.monotonic() + part.limit_s, list[Ended]()
+    stand.work.mkdir(parents=True, exist_ok=True)
+    for section in part.sections:
+        if names and section.name not in names:
+            continue
+        left = deadline - time.monotonic()
+        limit = REHEARSAL_S if rehearse else min(section.limit_s, left)
+        if left < LEAST_S and not rehearse:
+            ended.append(Ended(section.name, "no time left", 0.0, None, environment.get("CKD_FAST_WITHOUT", "")))
+        else:
+            ended.append(run_section(section, stand, limit, environment, rehearse=rehearse))
+        usual = set().union(*(failed_checks(stand, one) for one in ended if one.section == "smoke-eager"))
+        off = {SMOKE[one.section] for one in ended if one.section in SMOKE and failed_checks(stand, one) - usual}
+        if off:
+            environment = {**environment, "CKD_FAST_WITHOUT": ",".join(sorted(off))}
+        about = {"commit": commit(), "rehearsal": rehearse, "sections": [asdict(one) for one in ended]}
+        save_json(stand.out / f"part{stand.part}.json", about)
+        save_json(stand.work / f"part{stand.part}.json", about)
+        stand.pack()
+    return ended
+
+
+def failed_checks(stand: Stand, ended: Ended) -> set[str]:
+    """Checks of bench/smoke.py that failed in a section; its end is one of them, where it did not come by itself."""
+    path = stand.work / f"{ended.section}.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    found = {row["name"] for row in rows if not row["passed"]}
+    return found if found or ended.outcome == "passed" else {"end"}
+
+
+def last_without(path: Path) -> str:
+    """What the last section of a part did without."""
+    sections = json.loads(path.read_text())["sections"]
+    without: str = sections[-1]["without"] if sections else ""
+    return without
+
+
+def variables(*, rehearse: bool) -> dict[str, str]:
+    """Of the sections' processes: one cache of compiled kernels; in a rehearsal no GPU and interpreted kernels."""
+    found = {"TRITON_CACHE_DIR": str(ROOT / "out" / "kernel-cache"), **os.environ, "PYTHONUNBUFFERED": "1"}
+    if rehearse:
+        found |= {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
+    return found
+
+
+def told_to_end(_number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(143)
 
 
 def main() -> int:
     parser = program(__doc__)
-    parser.add_argument("section", choices=SECTIONS)
-    parser.add_argument("--model", default="base", help="preset of random weights (default: base)")
-    parser.add_argument("--weights", help="a file, for agreement on weights that track")
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
-    parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4, 7, 8, 16, 32], help="of targets")
-    parser.add_argument("--turns", type=int, default=60, help="frames per number of targets (default: 60)")
-    parser.add_argument("--frames", type=int, default=200, help="of agreement (default: 200)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="default: out/SECTION.json")
+    parser.add_argument("--rehearse", action="store_true", help="all parts on the CPU at a small size")
+    parser.add_argument("--tiles", type=Path, metavar="FILE", help="measured tiles (default: OUTDIR/tiles.json)")
+    folder = ROOT / "out" / "gpu"
+    parser.add_argument("--work", type=Path, default=folder, metavar="DIR", help="results and logs as they are written")
+    parser.add_argument("words", nargs="+", metavar="PART OUTDIR [SECTION ...]", help="in a rehearsal without PART")
     options = parser.parse_args()
-    need_gpu()
-    path = options.json or ROOT / "out" / f"{options.section}.json"
-    options.failed = []
-    result = SECTIONS[options.section](options)
-    write_json(path, {"machine": machine("cuda"), "section": options.section, "result": result})
-    for failure in options.failed:
-        print(f"gpu.py: {failure}", file=sys.stderr)
-    return 1 if options.failed else 0
+    parts, words = list(PARTS), options.words
+    if not options.rehearse:
+        parts, words = [words[0]], words[1:]
+    names = words[1:]
+    known = [section.name for part in parts for section in PARTS[part].sections] if set(parts) <= set(PARTS) else []
+    if len(words) < 1 or not known or not set(names) <= set(known):
+        parser.error(f"expected a part of {', '.join(PARTS)}, a folder and perhaps sections: {' '.join(known)}")
+    signal.signal(signal.SIGTERM, told_to_end)
+    out = Path(words[0]).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    options.work = options.work.resolve()
+    if commit() == "unknown":
+        print("no commit is known here: set CKD_FAST_COMMIT, else nobody can tell what these results belong to")
+    begin, failed = time.monotonic(), 0
+    environment = variables(rehearse=options.rehearse)
+    for name in parts:
+        if (out / "part1.json").exists():  # what part 1 found not to work
+            environment.setdefault("CKD_FAST_WITHOUT", last_without(out / "part1.json"))
+        stand = Stand(name, out, options.work / f"part{name}", options.tiles or out / "tiles.json")
+        ended = run_part(PARTS[name], stand, environment, names, rehearse=options.rehearse)
+        failed += sum(one.outcome != "passed" for one in ended)
+    print(f"== done in {time.monotonic() - begin:.0f} s, {failed} failed; results in {out}")
+    return failed
 
 
 if __name__ == "__main__":

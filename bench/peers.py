@@ -86,9 +86,10 @@ def _onnxruntime(file: Path, dtype: torch.dtype) -> Callable[[Inputs], list[NDAr
 
 def _openvino(file: Path, dtype: torch.dtype) -> Callable[[Inputs], list[NDArray[Any]]]:
     """In int8: quantised by NNCF with its default settings."""
-    import openvino
 
-    core = openvino.Core()
+    from ckd_fast.engines.openvino.runtime import openvino_core
+
+    core = openvino_core()
     graph, hints = core.read_model(file), _hints(core, dtype)
     if dtype == torch.int8:
         import nncf
@@ -153,7 +154,9 @@ def _openvino_product(shape: tuple[int, int, int], dtype: torch.dtype) -> float:
     import openvino
     from openvino import opset15 as op
 
-    core = openvino.Core()
+    from ckd_fast.engines.openvino.runtime import openvino_core
+
+    core = openvino_core()
     hints = _hints(core, dtype)
     rows, inner, columns = shape
     draw = np.random.default_rng(0)

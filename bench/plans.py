@@ -38,10 +38,11 @@ from ckd_fast.kernels.launch import Choose, Launch, LaunchSettings
 from ckd_fast.kernels.layout import STATE, FrameKind
 from ckd_fast.reference.config import ModelConfig
 from ckd_fast.reference.model import Student
-from ckd_fast.weights import load_model
+from ckd_fast.weights import Agreement, Calibration, layer_inputs, load_model
 
 SIZE = (480, 640)
 FRAME_BYTES = 640 * 480 * 3
+CLIP = FrameKind(tir_channels=1)  # the frames of `common.clip`, which the programs track
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class FramePlanner:
         build = self.build
         if choose is not None:
             build = dataclasses.replace(build, settings=dataclasses.replace(build.settings, choose=choose))
-        uploaded = self.buffer.uploaded(self.memory.targets, kind or FrameKind())
+        uploaded = self.buffer.uploaded(self.memory.targets, kind or CLIP)
 
         def planned(workspace: Workspace) -> Plan:
             return plan_frame(build, self.memory, workspace, uploaded, self.state)
@@ -69,7 +70,7 @@ class FramePlanner:
     def others(self) -> list[Launch]:
         """What the engine launches beside a frame: a new target's template, and the network alone."""
         build, config = self.build, self.build.config
-        uploaded = self.buffer.uploaded(1, FrameKind())
+        uploaded = self.buffer.uploaded(1, CLIP)
         template = plan_template(build, uploaded, self.state, build.embedded(BRANCHES, 1, config.template_tokens))
         memory, crops = measured_memory(build, 1), empty_crops(build, 1)
 
@@ -84,6 +85,7 @@ def frame_planner(build: Build, targets: int = 1) -> FramePlanner:
     config, device = build.config, build.device
     buffer = FrameBuffer(FRAME_BYTES, 2 * FRAME_BYTES, targets, device)
     rgb, tir = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3), dtype=np.uint8)
+    tir = tir[:, :, : CLIP.tir_channels]
     searches = [Search(Target(owner=None), BOX, config.search_factor)] * targets
     buffer.fill(RawPair(rgb, tir, FrameForm(SIZE, SIZE, None), TrackerConfig()), searches, range(targets), targets)
     buffer.upload()
@@ -94,15 +96,25 @@ def frame_planner(build: Build, targets: int = 1) -> FramePlanner:
 def random_build(config: ModelConfig, dtype: torch.dtype, settings: LaunchSettings, device: torch.device) -> Build:
     """What an engine with random weights builds."""
     student = load_model("random", config).student()
-    return Build(config, pack(student, device, dtype), device, dtype, settings)
+    wide, calibration = _wide(config, dtype)
+    return Build(config, pack(student, device, wide, calibration), device, wide, settings)
+
+
+def _wide(config: ModelConfig, dtype: torch.dtype) -> tuple[torch.dtype, Calibration | None]:
+    """The precision of what is not in float8, and ranges that put all layers of the blocks into it if that is asked."""
+    if dtype != torch.float8_e4m3fn:
+        return dtype, None
+    inputs = {name: torch.tensor([[-4.0], [4.0]]).expand(2, size) for name, size in layer_inputs(config).items()}
+    return torch.bfloat16, Calibration(inputs, (), 1, "made up", Agreement(1, 1.0, 1.0))
 
 
 def empty_build(config: ModelConfig, dtype: torch.dtype, settings: LaunchSettings) -> Build:
     """The same without weights, for launches that are only looked at."""
     with torch.device("meta"):
         student = Student(config).eval().requires_grad_(requires_grad=False)
-        packed: PackedStudent = _on_cpu(pack(student, torch.device("meta"), dtype))
-    return Build(config, packed, torch.device("cpu"), dtype, settings)
+        wide, calibration = _wide(config, dtype)
+        packed: PackedStudent = _on_cpu(pack(student, torch.device("meta"), wide, calibration))
+    return Build(config, packed, torch.device("cpu"), wide, settings)
 
 
 def _on_cpu(packed: Any) -> Any:

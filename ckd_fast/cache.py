@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import OutputError
+from .files import lock
 
 log = logging.getLogger(__name__)
 
@@ -347,7 +348,7 @@ def _temporary(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
         temporary = Path(name)
         try:
             with open(handle, "w+b") as file:  # noqa: PTH123 - a descriptor
-                _lock(handle, wait=True)
+                lock(handle, wait=True)
                 # 0: another process swept it between its creation and the lock. Some file systems always say 0, so the
                 # last try goes on; if it was swept, it cannot be moved, which is an error like any other.
                 if last or os.fstat(handle).st_nlink:
@@ -370,25 +371,10 @@ def _sweep(folder: Path) -> None:
                 continue
             handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
             try:
-                _lock(handle, wait=False)
+                lock(handle, wait=False)
                 path.unlink()
             finally:
                 os.close(handle)
-
-
-def _lock(handle: int, *, wait: bool) -> None:
-    """Lock an open file until it is closed; if another process has, wait or raise BlockingIOError."""
-    if sys.platform != "win32":  # there, being open is lock enough
-        import fcntl
-
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            if not wait:  # a network file system without locks: whatever is there may be being written
-                raise
-            log.debug("%s: no lock (%s)", handle, error)
 
 
 class _Body(io.BytesIO):

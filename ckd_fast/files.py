@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from pathlib import Path
 
 from .errors import InputError, OutputError
 
+log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
 
 
@@ -105,3 +108,18 @@ def list_images(folder: Path) -> list[Path]:
     if not found:
         raise InputError(f"{folder}: no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return sorted(found, key=lambda path: natural_key(path.name))
+
+
+def lock(handle: int, *, wait: bool) -> None:
+    """Lock an open file until it is closed; if another process has, wait or raise BlockingIOError."""
+    if sys.platform != "win32":  # there, being open is lock enough
+        import fcntl
+
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            if not wait:  # a network file system without locks: whatever is there may be being written
+                raise
+            log.debug("%s: no lock (%s)", handle, error)

@@ -65,12 +65,13 @@ class Follower(ABC):
         *,
         seed: int | None = None,
         threads: int | None = None,
+        without: Sequence[str] = (),
     ) -> None:
         if config is not None and not isinstance(config, TrackerConfig):
             raise InputError(f"config is a {type(config).__name__}: expected a TrackerConfig")
         self.config = config or TrackerConfig()
         if isinstance(engine, Engine):
-            if any(given is not None for given in (weights, model, dtype, threads)) or device != "auto":
+            if any(given is not None for given in (weights, model, dtype, threads)) or device != "auto" or without:
                 raise InputError("an engine brings its weights, device and precision: pass it alone, with config only")
             self.engine = engine
         else:
@@ -80,7 +81,7 @@ class Follower(ABC):
                 loaded = weights
             else:
                 loaded = open_model(weights, model, seed)
-            self.engine = build_engine(engine, loaded, device, dtype, threads=threads)
+            self.engine = build_engine(engine, loaded, device, dtype, threads=threads, without=without)
         own = self.config.lost_threshold
         self.lost_threshold = self.engine.lost_threshold if own is None else own
         self._start_over()
@@ -169,6 +170,7 @@ class Tracker(Follower):
         config: behaviour.
         seed: of "random" weights.
         threads: of the processor that the network may use, see `build_engine`; None: as many as it has cores.
+        without: what engine "triton" does without, "graphs" or "overlap", see `build_engine`.
     """
 
     def _start_over(self) -> None:

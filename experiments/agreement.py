@@ -36,6 +36,7 @@ from ckd_fast.boxes import iou
 from ckd_fast.datasets import open_dataset
 from ckd_fast.engines import Engine, build_engine
 from ckd_fast.engines.openvino.engine import OpenVinoEngine, native_precision
+from ckd_fast.engines.openvino.runtime import openvino_core
 from ckd_fast.images import read_rgb, read_tir
 from ckd_fast.quantization import (
     Clip,
@@ -141,7 +142,7 @@ def study(name: str, model: LoadedModel, clips: Sequence[Clip], kind: str, frame
         engine = build_engine(engine_name, model, "cpu", "float32")
         beside[engine_name] = engine, [track(engine, clip) for clip in clips]
     with_ranges = calibrated(model, frames)
-    bf16 = "openvino" if native_precision(openvino.Core()) == torch.bfloat16 else "reference"
+    bf16 = "openvino" if native_precision(openvino_core()) == torch.bfloat16 else "reference"
     makers: dict[str, tuple[str, Callable[[], Engine]]] = {
         "float32": ("reference", lambda: beside["openvino"][0]),
         "bfloat16": (bf16, lambda: build_engine(bf16, model, "cpu", "bfloat16")),

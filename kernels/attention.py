@@ -17,7 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .float8 import to_float8
 from .launch import (
+    MOST_OFFSET,
     SETTINGS,
     Launch,
     LaunchSettings,
@@ -65,6 +67,7 @@ def _attention_kernel(
     k_ptr,
     v_ptr,
     out_ptr,  # [S, B, N, H * D]
+    out_scale_ptr,  # [S] or [1] float32: of a result in float8
     order_ptr,  # [B, T] int32, with PROBABILITIES
     probability_ptr,  # [S, B, H, MOST, N - T] float32, with PROBABILITIES
     branch_stride,
@@ -82,6 +85,7 @@ def _attention_kernel(
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     PROBABILITIES: tl.constexpr,
+    SCALES_APART: tl.constexpr,  # 0 where the branches share one scale
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
@@ -93,7 +97,9 @@ def _attention_kernel(
     row = tile * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, WIDTH)
     ok_row, ok_channel = row < tokens, channel < D
-    q_at = base + row[:, None] * token_stride + channel[None, :]
+    # The base is added to the pointers: inside one head, offsets fit 32 bits.
+    q_ptr, k_ptr, v_ptr = q_ptr + base, k_ptr + base, v_ptr + base
+    q_at = row[:, None] * token_stride + channel[None, :]
     q = tl.load(q_ptr + q_at, mask=ok_row[:, None] & ok_channel[None, :], other=0.0)
     best = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
@@ -101,7 +107,7 @@ def _attention_kernel(
     for start in range(0, tokens, KEYS):
         key = start + tl.arange(0, KEYS)
         ok_key = key < tokens
-        k_at = base + key[None, :] * token_stride + channel[:, None]
+        k_at = key[None, :] * token_stride + channel[:, None]
         k = tl.load(k_ptr + k_at, mask=ok_key[None, :] & ok_channel[:, None], other=0.0)
         score = tl.dot(q, k, input_precision=PRECISION) * scale
         score = tl.where(ok_key[None, :], score, float("-inf"))
@@ -109,28 +115,31 @@ def _attention_kernel(
         weight = tl.math.exp2(score - higher[:, None])
         rescale = tl.math.exp2(best - higher)
         total = total * rescale + tl.sum(weight, 1)
-        v_at = base + key[:, None] * token_stride + channel[None, :]
+        v_at = key[:, None] * token_stride + channel[None, :]
         v = tl.load(v_ptr + v_at, mask=ok_key[:, None] & ok_channel[None, :], other=0.0)
         acc = tl.dot(weight.to(v.dtype), v, acc * rescale[:, None], input_precision=PRECISION)
         best = higher
-    out_row = (branch.to(tl.int64) * targets + target) * tokens + row
-    out_at = out_row[:, None] * (heads * D) + head * D + channel[None, :]
-    out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
+    out_ptr += (branch.to(tl.int64) * targets + target) * tokens * (heads * D) + head * D
+    out_at = row[:, None] * (heads * D) + channel[None, :]
+    if out_ptr.dtype.element_ty == tl.float8e4nv:
+        out = to_float8(acc / total[:, None], tl.load(out_scale_ptr + branch * SCALES_APART))
+    else:
+        out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + out_at, out, mask=ok_row[:, None] & ok_channel[None, :])
     if PROBABILITIES:
         if tile * ROWS < template:
             order = tl.load(order_ptr + target * template + row, mask=row < template, other=-1)
             if tl.max(order, 0) >= 0:
                 search = tokens - template
-                line = ((branch.to(tl.int64) * targets + target) * heads + head) * most + order
+                probability_ptr += which.to(tl.int64) * most * search
                 for start in range(0, tokens, KEYS):
                     key = start + tl.arange(0, KEYS)
                     ok_key = key < tokens
-                    k_at = base + key[None, :] * token_stride + channel[:, None]
+                    k_at = key[None, :] * token_stride + channel[:, None]
                     k = tl.load(k_ptr + k_at, mask=ok_key[None, :] & ok_channel[:, None], other=0.0)
                     score = tl.dot(q, k, input_precision=PRECISION) * scale
                     probability = tl.math.exp2(score - best[:, None]) / total[:, None]
-                    at = line[:, None] * search + (key - template)[None, :]
+                    at = order[:, None] * search + (key - template)[None, :]
                     wanted = (order >= 0)[:, None] & (ok_key & (key >= template))[None, :]
                     tl.store(probability_ptr + at, probability, mask=wanted)
 
@@ -141,6 +150,7 @@ def attention(
     v: Tensor,
     *,
     deciding: DecidingTokens | None = None,
+    out_scale: Tensor | None = None,
     room: Room | None = None,
     settings: LaunchSettings = SETTINGS,
 ) -> Operation[Attended]:
@@ -149,6 +159,8 @@ def attention(
     Args:
         q, k, v: [S, B, H, N, D] with equal strides and contiguous channels, for example views of one [S, B, N, 3 H D].
         deciding: template tokens, the first of the N, whose probabilities are wanted.
+        out_scale: [S] or [1] float32, the input scale of the layer in float8 that reads the result: it is divided by it
+            and rounded to float8.
         room: for "attended" and "probabilities".
         settings: of all launches.
     """
@@ -157,8 +169,13 @@ def attention(
         raise ValueError("q, k and v must have equal shapes and strides and contiguous channels")
     if not (q.dtype == k.dtype == v.dtype):
         raise TypeError(f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}: expected one type")
+    if tokens * max(q.stride(3), heads * channels) > MOST_OFFSET:
+        raise ValueError(f"{tokens} tokens {q.stride(3)} values apart: expected offsets below 2^31 inside a head")
     room = room or fresh_room(q.device)
-    out = room("attended", (branches, targets, tokens, heads * channels), q.dtype)
+    if out_scale is not None:
+        check("out_scale", out_scale, torch.float32, (1 if out_scale.numel() == 1 else branches,))
+    out_dtype = q.dtype if out_scale is None else torch.float8_e4m3fn
+    out = room("attended", (branches, targets, tokens, heads * channels), out_dtype)
     probabilities, template = None, 0
     if deciding is not None:
         template = deciding.order.shape[1]
@@ -180,6 +197,7 @@ def attention(
             "k_ptr": k,
             "v_ptr": v,
             "out_ptr": out,
+            "out_scale_ptr": out if out_scale is None else out_scale,
             "order_ptr": deciding.order if deciding else out,
             "probability_ptr": out if probabilities is None else probabilities,
             "branch_stride": q.stride(0),
@@ -197,11 +215,12 @@ def attention(
             "ROWS": tiles.rows,
             "KEYS": tiles.columns,
             "PROBABILITIES": deciding is not None,
+            "SCALES_APART": int(out_scale is not None and out_scale.numel() > 1),
             "PRECISION": settings.precision,
             "OVERLAP": settings.overlap,
         },
         options={"num_warps": tiles.warps, "num_stages": tiles.stages, **settings.options},
-        reads=(q, k, v) if deciding is None else (q, k, v, deciding.order),
+        reads=(q, k, v, *(() if deciding is None else (deciding.order,)), *(() if out_scale is None else (out_scale,))),
         writes=(out,) if probabilities is None else (out, probabilities),
         flops=2 * request.products + 2.0 * groups * template * tokens * channels,
         request=request,

@@ -431,6 +431,7 @@ def crop(
         reads=(uploaded.rgb, uploaded.tir, uploaded.geometry, uploaded.requests, state, uploaded.present),
         writes=(out,),
         flops=pixels * 12,
+        round_trips=5,  # request, state, geometry, and the arithmetic of addresses between them
         moved=pixels * (4 + out.element_size()),  # four pixels of the frame for one of a crop
         request=request,
         choice=choice,

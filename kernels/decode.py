@@ -185,5 +185,6 @@ def decode(
         reads=(maps, window, uploaded.geometry, uploaded.requests, state, fixed),
         writes=(result, state),
         flops=2.0 * maps.numel(),
+        round_trips=2,  # the peak, then what lies there
     )  # fmt: skip
     return Operation(result, (launch,))

@@ -10,8 +10,8 @@ search tokens, softmax over all keys):
 Joins across programs. A score needs the rows of both branches and all heads, which different programs of the attention
 kernel wrote. A rank needs all scores. The first join is the boundary between the two launches, so the host never waits.
 The second needs none: each program of the ranking launch ranks some tokens but computes all scores itself, which costs
-a few kilobytes of reading. Every program does the same operations in the same order, so equal scores are equal
-everywhere.
+a few kilobytes of reading. Every program does the same operations in the same order for every token, so equal scores
+are equal everywhere.
 
 A frame has no separate gather: the next linear layer reads its input through `token_index` and so skips what was
 dropped. Only `attend_score_gather` ends with a gather.
@@ -31,7 +31,9 @@ from .attention import DecidingTokens, attention
 from .launch import SETTINGS, Launch, LaunchSettings, Operation, Room, check, fresh_room
 from .overlap import await_producer
 
-RANKED_ROWS = 64
+RANKED_TOKENS = 32  # by a program
+# Probabilities of a branch that a program of the ranking launch loads at once: 32 values in each of 256 threads.
+MOST_LINES, LOADED_AT_ONCE = 32, 8192
 
 
 @dataclass(frozen=True)
@@ -47,38 +49,31 @@ class Decision:
 
 @triton.jit
 def _scores(
-    probability_ptr,
-    present_ptr,
-    target,
-    decider,
-    token,
-    ok,
-    count,
-    targets,
-    heads,
-    most,
-    search,
-    BRANCHES: tl.constexpr,
-    TOGETHER: tl.constexpr,
-):
-    """Scores of some tokens: the sum over heads and rows of the maximum over branches, or of one branch."""
-    total = tl.zeros(token.shape, tl.float32)
+    probability_ptr, present_ptr, target, decider, token, ok, count, targets,
+    SEARCH: tl.constexpr, BRANCHES: tl.constexpr, TOGETHER: tl.constexpr, HEADS: tl.constexpr, MOST: tl.constexpr,
+    LINES: tl.constexpr,
+):  # fmt: skip
+    """Scores of all tokens: the sum over heads and rows of the maximum over branches, or of one branch."""
     alone = 0
     if not TOGETHER:
         alone = tl.load(present_ptr + decider * targets + target)
-    for head in range(heads):
-        for row in range(count):
-            value = tl.zeros(token.shape, tl.float32)
-            for branch in tl.static_range(BRANCHES):
-                # A missing modality has no vote; a branch that decides alone listens to itself if it is there.
-                votes = tl.load(present_ptr + branch * targets + target) != 0
-                if not TOGETHER:
-                    votes = votes & ((alone == 0) | (branch == decider))
-                line = (((branch * targets + target) * heads + head) * most + row).to(tl.int64)
-                vote = tl.load(probability_ptr + line * search + token, mask=ok & votes, other=0.0)
-                value = tl.maximum(value, vote, propagate_nan=tl.PropagateNan.ALL)
-            total += value
-    score = total / (count * heads).to(tl.float32)
+    # A line is a row of a head. Lines are loaded side by side, so that one wait covers many of them.
+    total = tl.zeros((LINES, token.shape[0]), tl.float32)
+    lines = HEADS * count
+    for start in range(0, lines, LINES):
+        line = start + tl.arange(0, LINES)
+        at = ((line // count * MOST + line % count) * SEARCH)[:, None] + token[None, :]
+        value = tl.zeros(total.shape, tl.float32)
+        for branch in tl.static_range(BRANCHES):
+            # A missing modality has no vote; a branch that decides alone listens to itself if it is there.
+            votes = tl.load(present_ptr + branch * targets + target) != 0
+            if not TOGETHER:
+                votes = votes & ((alone == 0) | (branch == decider))
+            base = probability_ptr + (branch * targets + target).to(tl.int64) * (HEADS * MOST * SEARCH)
+            vote = tl.load(base + at, mask=(line < lines)[:, None] & ok[None, :] & votes, other=0.0)
+            value = tl.maximum(value, vote, propagate_nan=tl.PropagateNan.ALL)
+        total += value
+    score = tl.sum(total, 0) / lines.to(tl.float32)
     # NaN has no rank, and a rank that no token takes would leave a hole in the index. So NaN comes last. It stays in
     # the tokens, and is found in the result.
     return tl.where(score != score, -1.0, score)
@@ -96,17 +91,18 @@ def _rank_kernel(
     token_index_ptr,  # [S, B, T + K] int32
     token_of_cell_ptr,  # [S, B, cells] int32
     targets,  # B
-    heads,  # H
-    most,  # rows that the probabilities have room for
-    search,  # L, current search tokens
-    keep,  # K of them that stay
-    template,  # T
     cells,  # of the search grid
+    SEARCH: tl.constexpr,  # L, current search tokens
+    KEEP: tl.constexpr,  # K of them that stay
+    TEMPLATE: tl.constexpr,  # T
     BRANCHES: tl.constexpr,
     TOGETHER: tl.constexpr,  # one decision for all branches
+    HEADS: tl.constexpr,  # H
+    MOST: tl.constexpr,  # rows that the probabilities have room for
+    LINES: tl.constexpr,  # rows of heads that are loaded at once
     ALL: tl.constexpr,  # search rounded up to a power of two
     SOME: tl.constexpr,  # tokens that a program ranks
-    TEMPLATE: tl.constexpr,  # template rounded up to a power of two
+    FIRST: tl.constexpr,  # template rounded up to a power of two
     OVERLAP: tl.constexpr,
 ):
     """Rank some of the tokens of one target; one decision for all branches, or of one branch."""
@@ -114,31 +110,28 @@ def _rank_kernel(
     part, target, decider = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     count = tl.load(counts_ptr + target)
     other, mine = tl.arange(0, ALL), part * SOME + tl.arange(0, SOME)
-    ok_other, ok_mine = other < search, mine < search
+    ok_other, ok_mine = other < SEARCH, mine < SEARCH
     others = _scores(
-        probability_ptr, present_ptr, target, decider, other, ok_other, count, targets, heads, most, search,
-        BRANCHES, TOGETHER,
+        probability_ptr, present_ptr, target, decider, other, ok_other, count, targets,
+        SEARCH, BRANCHES, TOGETHER, HEADS, MOST, LINES,
     )  # fmt: skip
-    scores = _scores(
-        probability_ptr, present_ptr, target, decider, mine, ok_mine, count, targets, heads, most, search,
-        BRANCHES, TOGETHER,
-    )  # fmt: skip
+    scores = tl.gather(others, mine, 0)
     before = (others[None, :] > scores[:, None]) | (
         (others[None, :] == scores[:, None]) & (other[None, :] < mine[:, None])
     )
     rank = tl.sum((before & ok_other[None, :]).to(tl.int32), 1)
-    stays = ok_mine & (rank < keep)
-    first = tl.arange(0, TEMPLATE)
+    stays = ok_mine & (rank < KEEP)
+    first = tl.arange(0, FIRST)
     for branch in tl.static_range(BRANCHES):
         if TOGETHER or branch == decider:
             at = branch * targets + target
-            tl.store(scores_ptr + at * search + mine, scores, mask=ok_mine)
-            position = tl.load(positions_ptr + at * search + mine, mask=ok_mine, other=0)
-            tl.store(index_ptr + at * keep + rank, mine, mask=stays)
-            tl.store(kept_ptr + at * keep + rank, position, mask=stays)
-            tl.store(token_index_ptr + at * (template + keep) + template + rank, template + mine, mask=stays)
-            tl.store(token_of_cell_ptr + at * cells + position, tl.where(stays, template + rank, -1), mask=ok_mine)
-            tl.store(token_index_ptr + at * (template + keep) + first, first, mask=(first < template) & (part == 0))
+            tl.store(scores_ptr + at * SEARCH + mine, scores, mask=ok_mine)
+            position = tl.load(positions_ptr + at * SEARCH + mine, mask=ok_mine, other=0)
+            tl.store(index_ptr + at * KEEP + rank, mine, mask=stays)
+            tl.store(kept_ptr + at * KEEP + rank, position, mask=stays)
+            tl.store(token_index_ptr + at * (TEMPLATE + KEEP) + TEMPLATE + rank, TEMPLATE + mine, mask=stays)
+            tl.store(token_of_cell_ptr + at * cells + position, tl.where(stays, TEMPLATE + rank, -1), mask=ok_mine)
+            tl.store(token_index_ptr + at * (TEMPLATE + KEEP) + first, first, mask=(first < TEMPLATE) & (part == 0))
 
 
 def decide(
@@ -188,7 +181,9 @@ def decide(
         token_of_cell=token_of_cell,
     )
     together = elimination == "mce"
-    some = min(RANKED_ROWS, triton.next_power_of_2(search))
+    every = triton.next_power_of_2(search)
+    some = min(RANKED_TOKENS, every)
+    lines = max(1, min(MOST_LINES, LOADED_AT_ONCE // every, triton.next_power_of_2(heads * most)))
     launch = Launch(
         name="rank",
         what=f"{keep} of {search}, {elimination}",
@@ -206,23 +201,25 @@ def decide(
             "token_index_ptr": decision.token_index,
             "token_of_cell_ptr": token_of_cell,
             "targets": targets,
-            "heads": heads,
-            "most": most,
-            "search": search,
-            "keep": keep,
-            "template": template,
             "cells": token_of_cell.shape[2],
+            "SEARCH": search,
+            "KEEP": keep,
+            "TEMPLATE": template,
             "BRANCHES": branches,
             "TOGETHER": together,
-            "ALL": triton.next_power_of_2(search),
+            "HEADS": heads,
+            "MOST": most,
+            "LINES": lines,
+            "ALL": every,
             "SOME": some,
-            "TEMPLATE": triton.next_power_of_2(template),
+            "FIRST": triton.next_power_of_2(template),
             "OVERLAP": settings.overlap,
         },
-        options={"num_warps": 8 if search > 128 else 4, **settings.options},
+        options={"num_warps": 8, **settings.options},
         reads=(probabilities, deciding.counts, present, positions),
         writes=(decision.scores, decision.kept_index, decision.kept, decision.token_index, token_of_cell),
         flops=float(targets * search**2),
+        round_trips=triton.cdiv(heads * most, lines),
     )
     return Operation(decision, (launch,))
 

@@ -15,8 +15,17 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from .requirements import launch_errors
+
 KernelName = Literal["crop", "patch", "linear", "attention", "tap_sum", "convolution", "last_convolution"]
+MOST_OFFSET = 2**31 - 1  # of 32 bits; offsets that may be larger are computed in 64
+# Buffers of this name count programs. They hold zeros before a launch, and each launch leaves them so.
+ARRIVALS = "arrivals"
 T = TypeVar("T")
+
+
+class LaunchError(RuntimeError):
+    """A launch could not be compiled or sent to the device."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +45,15 @@ class TileRequest:
     """What a launch says about itself when it asks for tiles."""
 
     kernel: KernelName  # its name
-    dtype: str  # "float32", "float16", "bfloat16"
+    dtype: (
+        str  # "float32", "float16", "bfloat16"; "bfloat16 as float8_e4m3fn" where the input is rounded as it is loaded
+    )
     # independent products side by side: one per branch; or per tower and target; or per branch, target, head
     groups: int
     rows: int  # of the result: tokens or cells of all targets; in attention, queries
     columns: int  # of the result: features; in attention, keys
     depth: int  # length of the sums
+    statistics: bool = False  # statistics of the result's rows are computed with it
 
     @property
     def products(self) -> float:
@@ -56,6 +68,10 @@ class Choice:
     tiles: Tiles
     split_k: int = 1
 
+    def __str__(self) -> str:
+        tiles, split = self.tiles, f", sums in {self.split_k} parts" if self.split_k > 1 else ""
+        return f"{tiles.rows}x{tiles.columns}x{tiles.depth}, {tiles.warps} warps, {tiles.stages} stages{split}"
+
 
 Choose = Callable[[TileRequest], Choice]
 Room = Callable[[str, "tuple[int, ...]", torch.dtype], Tensor]  # a buffer by its name in the operation, shape and type
@@ -64,10 +80,11 @@ Room = Callable[[str, "tuple[int, ...]", torch.dtype], Tensor]  # a buffer by it
 def usual_tiles(request: TileRequest) -> Choice:
     """Tiles that fit every GPU. `tiles.chooser` finds faster ones."""
     if request.kernel == "attention":
-        return Choice(Tiles(stages=2))
+        return Choice(Tiles(stages=3))
     rows = {"crop": 8, "tap_sum": 16, "last_convolution": 32}.get(request.kernel, 64)
     columns = {"tap_sum": 128, "convolution": 32}.get(request.kernel, 64)
-    return Choice(Tiles(rows, columns))
+    # Its steps are so short that loads need a long start.
+    return Choice(Tiles(rows, columns, stages=6 if request.kernel == "last_convolution" else 3))
 
 
 @dataclass(frozen=True)
@@ -109,6 +126,7 @@ class Launch:
     # the tiles it asked for and got; None if there is nothing to choose
     request: TileRequest | None = None
     choice: Choice | None = None
+    round_trips: int = 1  # loads behind the first that wait for one another, where the estimate counts them
     moved: float | None = None  # bytes, where they are not all that `reads` and `writes` hold
 
     @property
@@ -128,8 +146,15 @@ class Launch:
         return math.prod(self.grid)
 
     def run(self) -> None:
-        """Send it to the current stream."""
-        self.kernel[self.grid](**self.arguments, **self.options)
+        """Send it to the current stream. An error of an older launch may show here too."""
+        try:
+            self.kernel[self.grid](**self.arguments, **self.options)
+        except launch_errors() as error:
+            raise LaunchError(f"{self} on {device_name(self.writes)}: {first_line(error)}") from error
+
+    def __str__(self) -> str:
+        tiles = "" if self.choice is None else f" in tiles of {self.choice}"
+        return f"launch {self.name} ({self.what}){tiles}"
 
 
 @dataclass(frozen=True)
@@ -151,9 +176,23 @@ def run_all(launches: Iterable[Launch]) -> None:
         launch.run()
 
 
+def device_name(tensors: Iterable[Tensor]) -> str:
+    """The GPU that the first tensor lies on, in the driver's words; "cpu" in the interpreter."""
+    device = next(iter(tensors)).device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first; its kind if it says nothing."""
+    said = getattr(error, "error_message", None) or str(error)  # Triton's own begins with the place in the source
+    return (said.strip().splitlines() or [type(error).__name__])[0]
+
+
 def fresh_room(device: torch.device) -> Room:
     """New memory for every buffer."""
-    return lambda _name, shape, dtype: torch.empty(shape, dtype=dtype, device=device)
+    return lambda name, shape, dtype: (torch.zeros if name == ARRIVALS else torch.empty)(
+        shape, dtype=dtype, device=device
+    )
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -3,10 +3,12 @@
 `bench/tune.py` writes the table, `tiles.json`: a row per GPU, kernel, shape and precision. Without a row, a launch gets
 the candidate that this model estimates as fastest:
 
-    time = start + max(products, traffic from L2, traffic into one multiprocessor, weights from memory) + join
+    time = start + sum over waves of (first load + steps + epilogue) + join
+    step = max(products, traffic from L2, traffic into one multiprocessor, latency that the pipeline does not hide)
 
-in whole waves of programs, because at one target a launch has only a few waves. `bench/model.py` prints these numbers
-for every launch of a frame.
+A wave is as many programs as the chip holds at once; the last one may be nearly empty and still costs its steps and its
+epilogue. At one target a launch has one or two waves, so this decides. `bench/model.py` prints these numbers for every
+launch of a frame. Nothing of it is measured: the constants of `Chip` come from what others measured on such chips.
 """
 
 from __future__ import annotations
@@ -26,11 +28,19 @@ from .launch import Choice, Choose, Launch, TileRequest, Tiles, usual_tiles
 TABLE = Path(__file__).parent / "tiles.json"
 SHARED_EVERYWHERE = 65536  # bytes that a program may use on every GPU of compute capability 7.5 and newer
 WIDE_TILES_BYTES = 200_000  # chips with that much shared memory have the instructions for 256 columns
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1}
+FLOAT8 = "float8_e4m3fn"
 PRODUCTS = ("patch", "linear", "convolution")  # kernels whose time `estimate` models
+MEMORY_SHARE = 0.88  # of the peak rate, in copies: 4.3 of 4.9 TB/s were measured on an H200, 3.0 of 3.35 on an H100
 # Template tokens are embedded once and then read beside the search tokens of every frame, for any number of targets. So
 # the statistics of both must be in tiles of the same width.
 PATCH_COLUMNS = 64
+REGISTERS, RESERVED_BYTES = 65536, 1024  # of a multiprocessor; of its shared memory, for each program
+EPILOGUE = (
+    20  # instructions for each value of a product's result: norm, bias, GELU or residual and statistics, rounding
+)
+SOFTMAX = 10  # instructions for each score; exp2 takes as long as eight others, beside them
+ATTENTION_STEP_US = 0.4  # products and softmax of one tile of keys, which wait for one another
 
 
 @dataclass(frozen=True)
@@ -45,8 +55,11 @@ class Chip:
     memory_tb: float  # rate of device memory, in 1e12 bytes per second
     l2_tb: float  # rate of L2, for all multiprocessors together
     port_tb: float  # rate into one multiprocessor
-    # what a launch in a graph costs before it computes: draining the one before, filling the pipeline
-    start_us: float = 1.5
+    start_us: float = 1.5  # from the end of a launch in a graph to the start of the next
+    first_us: float = 1.0  # from a program's start to its first data: code, addresses, a load that nothing hides
+    trip_us: float = 0.5  # a load from L2 that others wait for, while the chip is busy
+    last_us: float = 0.4  # what an epilogue waits for: bias, statistics, residual, and its own stores
+    lanes: float = 224e3  # instructions of single threads that one multiprocessor issues in a microsecond
 
 
 H200 = Chip(
@@ -55,13 +68,14 @@ H200 = Chip(
 )  # fmt: skip
 
 
-def scaled_chip(name: str, multiprocessors: int, shared_bytes: int) -> Chip:
-    """A GPU about which little is known, taken as an H200 with another number of multiprocessors."""
+def scaled_chip(name: str, multiprocessors: int, shared_bytes: int, memory_tb: float = 0.0) -> Chip:
+    """A GPU about which little is known, taken as an H200 with another number of multiprocessors. `memory_tb` 0: the
+    rate of its memory is not known either."""
     share = multiprocessors / H200.multiprocessors
     return replace(
         H200, name=name, multiprocessors=multiprocessors, shared_bytes=shared_bytes,
         tensor_tflops=H200.tensor_tflops * share, float_tflops=H200.float_tflops * share,
-        memory_tb=H200.memory_tb * share, l2_tb=H200.l2_tb * share,
+        memory_tb=memory_tb or H200.memory_tb * share, l2_tb=H200.l2_tb * share,
     )  # fmt: skip
 
 
@@ -70,37 +84,114 @@ def chip_of(device: torch.device) -> Chip:
     about = torch.cuda.get_device_properties(device)
     # What a program may use if it asks. torch 2.6 does not report it yet.
     shared = int(getattr(about, "shared_memory_per_block_optin", SHARED_EVERYWHERE))
-    return scaled_chip(about.name, about.multi_processor_count, shared)
+    # In kHz and bits, two transfers a cycle; older torch does not report them, some virtual machines say 0.
+    clock, width = (getattr(about, name, 0) for name in ("memory_clock_rate", "memory_bus_width"))
+    memory_tb = MEMORY_SHARE * 2 * clock * 1e3 * width / 8 / 1e12
+    return scaled_chip(about.name, about.multi_processor_count, shared, memory_tb)
+
+
+def factor_bytes(dtype: str) -> tuple[int, int]:
+    """Of a value of the input and of the weight, in a request's precision."""
+    given, _, multiplied = dtype.partition(" as ")
+    return DTYPE_BYTES[given], DTYPE_BYTES[multiplied or given]
+
+
+def step_bytes(tiles: Tiles, dtype: str) -> int:
+    """What a step of a product loads."""
+    inputs, weights = factor_bytes(dtype)
+    return (tiles.rows * inputs + tiles.columns * weights) * tiles.depth
+
+
+def programs_at_once(tiles: Tiles, dtype: str, chip: Chip) -> int:
+    """How many programs of a product fit on a multiprocessor, by shared memory and registers."""
+    shared = tiles.stages * step_bytes(tiles, dtype)
+    # What the compiler needs for sums and everything around them; see bench/results/compile-base-sm90.json.
+    registers = 36 + 1.2 * tiles.rows * tiles.columns / (32 * tiles.warps)
+    by_registers = int(REGISTERS / (32 * tiles.warps * registers))
+    return max(1, min(by_registers, (chip.shared_bytes + RESERVED_BYTES) // (shared + RESERVED_BYTES)))
+
+
+@dataclass(frozen=True)
+class _Program:
+    """One program of a product on paper."""
+
+    steps: int  # of its loop
+    # of a step
+    flops: float
+    bytes: float
+    values: int  # of its tile
+    stages: int
+
+    def loop_us(self, programs: int, rate: float, chip: Chip) -> float:
+        """The steps of so many at once."""
+        here = math.ceil(programs / chip.multiprocessors)
+        step = max(
+            here * self.flops * chip.multiprocessors / rate,
+            here * self.bytes / (chip.port_tb * 1e6),
+            programs * self.bytes / (chip.l2_tb * 1e6),
+            chip.trip_us / (self.stages - 1),
+        )
+        return self.steps * step
+
+    def around_us(self, programs: int, chip: Chip) -> float:
+        """Before and after the steps, on the multiprocessor that has most of so many programs."""
+        here = math.ceil(programs / chip.multiprocessors)
+        return chip.first_us + chip.last_us + here * self.values * EPILOGUE / chip.lanes
+
+
+def product_tflops(dtype: str, chip: Chip) -> float:
+    """Of products in this precision."""
+    if dtype == "float32":
+        return chip.float_tflops
+    return chip.tensor_tflops * (2 if dtype.endswith(FLOAT8) else 1)
 
 
 def estimate_us(request: TileRequest, choice: Choice, chip: Chip) -> float:
-    """Estimated microseconds of a matrix product in these tiles, the join of a split sum included."""
-    size = DTYPE_BYTES[request.dtype]
+    """Estimated microseconds of a matrix product in these tiles."""
+    inputs, weight_size = factor_bytes(request.dtype)
     tiles, split = choice.tiles, choice.split_k
     programs = math.ceil(request.rows / tiles.rows) * math.ceil(request.columns / tiles.columns)
     programs *= request.groups * split
-    steps = math.ceil(request.depth / (tiles.depth * split))
-    busiest = math.ceil(programs / chip.multiprocessors)
-    rate = (chip.float_tflops if request.dtype == "float32" else chip.tensor_tflops) * 1e6  # per microsecond
-    tile_flops = 2.0 * tiles.rows * tiles.columns * tiles.depth * steps
-    tile_bytes = float((tiles.rows + tiles.columns) * tiles.depth * size * steps)
-    weights = float(request.groups * request.columns * request.depth * size)
-    values = float(request.groups * request.rows * (request.depth + request.columns) * size)
-    product = max(
-        busiest * tile_flops / (rate / chip.multiprocessors),
-        busiest * tile_bytes / (chip.port_tb * 1e6),
-        programs * tile_bytes / (chip.l2_tb * 1e6),
-        (weights + values) / (chip.memory_tb * 1e6),
+    rate = product_tflops(request.dtype, chip) * 1e6  # per microsecond
+    program = _Program(
+        steps=math.ceil(request.depth / (tiles.depth * split)),
+        flops=2.0 * tiles.rows * tiles.columns * tiles.depth,
+        bytes=float(step_bytes(tiles, request.dtype)),
+        values=tiles.rows * tiles.columns,
+        stages=tiles.stages,
     )
-    return chip.start_us + product + _join_us(request, choice, chip)
+    at_once = programs_at_once(tiles, request.dtype, chip)
+    full, rest = divmod(programs, chip.multiprocessors * at_once)
+    waves = [chip.multiprocessors * at_once] * full + [rest] * (rest > 0)
+    computed = sum(program.loop_us(wave, rate, chip) for wave in waves) + program.around_us(waves[-1], chip)
+    # Where several programs share a multiprocessor, one computes while another starts or ends.
+    computed += sum(program.around_us(wave, chip) for wave in waves[:-1]) / at_once
+    weights = float(request.groups * request.columns * request.depth * weight_size)
+    values = float(request.groups * request.rows * (request.depth + request.columns) * inputs)
+    loaded = chip.first_us + (weights + values) / (chip.memory_tb * 1e6) + chip.last_us
+    return chip.start_us + max(computed, loaded) + _join_us(tiles, split, chip)
 
 
-def _join_us(request: TileRequest, choice: Choice, chip: Chip) -> float:
-    """Estimated microseconds of the launch that adds the parts of a split sum."""
-    if choice.split_k == 1:
+def _attention_us(request: TileRequest, tiles: Tiles, chip: Chip) -> float:
+    """Estimated microseconds of attention: a chain of tiles of keys, or what all multiprocessors can compute."""
+    programs = math.ceil(request.rows / tiles.rows) * request.groups
+    steps = math.ceil(request.columns / tiles.columns)
+    here = math.ceil(programs / chip.multiprocessors)
+    # Two products and the softmax of a tile wait for one another. Two stages leave the wait for the next keys too.
+    chain = ATTENTION_STEP_US + (chip.trip_us / 2 if tiles.stages == 2 else 0.0)
+    computed = max(
+        tiles.rows * tiles.columns * SOFTMAX / chip.lanes,
+        4.0 * tiles.rows * tiles.columns * request.depth * chip.multiprocessors / (chip.tensor_tflops * 1e6),
+    )
+    return chip.start_us + chip.first_us + steps * max(chain, here * computed) + chip.last_us
+
+
+def _join_us(tiles: Tiles, split: int, chip: Chip) -> float:
+    """Estimated microseconds until the last of a tile's programs has counted itself and added all parts."""
+    if split == 1:
         return 0.0
-    partial = float(choice.split_k * request.groups * request.rows * request.columns * 4)
-    return chip.start_us + 2 * partial / (chip.l2_tb * 1e6)
+    # its own part out, all parts in; it waits for the count, then for the parts
+    return 2 * chip.trip_us + (1 + split) * tiles.rows * tiles.columns * 4 / (chip.port_tb * 1e6)
 
 
 @dataclass(frozen=True)
@@ -117,13 +208,14 @@ def cost_of(launch: Launch, chip: Chip) -> Cost:
     """Floor and estimate of a launch."""
     request, choice = launch.request, launch.choice
     matrix = request is not None and request.kernel in (*PRODUCTS, "attention", "last_convolution")
-    tensor_cores = matrix and request is not None and request.dtype != "float32"
-    rate = chip.tensor_tflops if tensor_cores else chip.float_tflops
+    rate = product_tflops(request.dtype, chip) if matrix and request is not None else chip.float_tflops
     floor = max(launch.flops / (rate * 1e6), launch.bytes / (chip.memory_tb * 1e6))
-    # Other kernels take about twice their floor: between loads and products they compute exponentials and sums.
-    estimate = chip.start_us + 2 * floor
-    if request is not None and choice is not None and request.kernel in (*PRODUCTS, "last_convolution"):
-        estimate = estimate_us(request, choice, chip) - _join_us(request, choice, chip)  # the join has a row of its own
+    # Other kernels take about twice their floor beside their chain of loads: between loads and products they compute.
+    estimate = chip.start_us + chip.first_us + launch.round_trips * chip.trip_us + 2 * floor + chip.last_us
+    if request is not None and choice is not None and request.kernel == "attention":
+        estimate = _attention_us(request, choice.tiles, chip)
+    elif request is not None and choice is not None and request.kernel in (*PRODUCTS, "last_convolution"):
+        estimate = estimate_us(request, choice, chip)
     return Cost(floor, estimate, launch.programs / chip.multiprocessors)
 
 
@@ -152,8 +244,8 @@ def candidates(request: TileRequest, chip: Chip) -> Iterator[Choice]:
 
 
 def _product_candidates(request: TileRequest, chip: Chip) -> Iterator[Choice]:
-    size = DTYPE_BYTES[request.dtype]
-    depth = 64 if size == 2 else 16
+    _, size = factor_bytes(request.dtype)
+    depth = {1: 128, 2: 64, 4: 16}[size]
     splits = (1, 2, 3, 4) if request.kernel == "linear" else (1,)
     for rows in (64, 128):
         for columns in (16, 32, 64, 128, 256):
@@ -169,12 +261,15 @@ def _product_candidates(request: TileRequest, chip: Chip) -> Iterator[Choice]:
                 continue
             if columns == 16 and request.kernel != "convolution":
                 continue
+            if rows * columns > 128 * 128 and request.statistics:  # beside so many sums, statistics spill
+                continue
             warps = 8 if rows * columns >= 128 * 128 or size == 4 else 4
-            for stages in (4, 3):
-                if stages * (rows + columns) * depth * size <= chip.shared_bytes:
+            # Fewer stages first: of equal estimates, the one that leaves room for the next launch's programs.
+            for stages in (3, 4, 6, 8) if request.kernel == "convolution" else (3, 4):
+                tiles = Tiles(rows, columns, depth, warps, stages)
+                if stages * step_bytes(tiles, request.dtype) <= chip.shared_bytes:
                     for split in splits:
-                        yield Choice(Tiles(rows, columns, depth, warps, stages), split)
-                    break
+                        yield Choice(tiles, split)
 
 
 @lru_cache(maxsize=1024)
@@ -185,9 +280,7 @@ def default_choice(request: TileRequest, chip: Chip) -> Choice:
         if request.dtype == "float32" and request.kernel in ("attention", "last_convolution"):
             tiles = replace(tiles, rows=32, columns=min(tiles.columns, 32), depth=32, warps=8)
         return Choice(tiles)
-    # Larger tiles may spill in some epilogues, so they are used only where they were measured.
-    safe = (c for c in candidates(request, chip) if c.tiles.rows * c.tiles.columns <= 128 * 128)
-    return min(safe, key=lambda choice: estimate_us(request, choice, chip))
+    return min(candidates(request, chip), key=lambda choice: estimate_us(request, choice, chip))
 
 
 @dataclass(frozen=True)
@@ -220,7 +313,10 @@ def write_table(rows: list[Measured], path: Path = TABLE) -> None:
     """Replace the table. Of two rows for the same GPU and request, keep the later one."""
     latest = {(row.gpu, row.request): row for row in rows}
     ordered = sorted(latest.values(), key=lambda row: (row.gpu, *map(str, asdict(row.request).values())))
-    path.write_text(json.dumps({"measured": [asdict(row) for row in ordered]}, indent=1) + "\n")
+    # Replaced as a whole: a tuning that is killed leaves a table.
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(json.dumps({"measured": [asdict(row) for row in ordered]}, indent=1) + "\n")
+    new.replace(path)
 
 
 def chooser(chip: Chip, table: list[Measured] | None = None) -> Choose:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+FLOAT8_LARGEST = 448.0  # of e4m3
+
 
 def wide(tensor: Tensor) -> Tensor:
     """float64 stays, everything else becomes float32."""
@@ -53,6 +55,48 @@ def linear(
         ]
         a = torch.stack(normed).to(x.dtype)
     y = torch.stack([functional.linear(one, w, b.to(x.dtype)) for one, w, b in zip(a, weight, bias, strict=True)])
+    if gelu:
+        y = functional.gelu(y)
+    if residual is not None:
+        y = y + (take_tokens(residual, token_index) if residual.dim() == 4 else residual[:, None])
+    return y
+
+
+def float8(x: Tensor, scale: Tensor) -> Tensor:
+    """x / scale rounded to float8 (e4m3), what is too large to its largest value, in the type of x."""
+    return (x / scale).clamp(-FLOAT8_LARGEST, FLOAT8_LARGEST).float().to(torch.float8_e4m3fn).to(x.dtype)
+
+
+def float8_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    input_scale: Tensor,
+    *,
+    eps: float | None = None,
+    gelu: bool = False,
+    residual: Tensor | None = None,
+    token_index: Tensor | None = None,
+) -> Tensor:
+    """One layer of S branches with products in float8: [LayerNorm,] linear, [GELU,] [residual].
+
+    Args:
+        x: [S, B, N, K]; without a norm already divided by its scale and rounded.
+        weight, bias: [S, F, K] before it is rounded, and [S, F]; scale and shift of a norm included.
+        input_scale: what the (normed) input is divided by [S].
+        eps: of a LayerNorm in front.
+        gelu, residual, token_index: as in `linear`.
+    """
+    a = wide(take_tokens(x, token_index))
+    if eps is not None:
+        a = float8(functional.layer_norm(a, (x.shape[-1],), eps=eps), input_scale.to(a.dtype)[:, None, None, None])
+    w = weight.to(a.dtype)
+    weight_scale = w.abs().amax(-1, keepdim=True) / FLOAT8_LARGEST
+    products = a @ float8(w, weight_scale).transpose(-1, -2)[:, None]
+    y = (
+        products * (weight_scale[..., 0] * input_scale.to(a.dtype)[:, None])[:, None, None]
+        + bias.to(a.dtype)[:, None, None]
+    )
     if gelu:
         y = functional.gelu(y)
     if residual is not None:

@@ -1,8 +1,9 @@
-"""Triton's interpreter made trustworthy: bf16 and fma repaired, and a guard against stray memory accesses and races.
+"""Triton's interpreter made trustworthy: bf16, fp8 and fma repaired, and a guard against stray accesses and races.
 
-The interpreter (3.6 to 3.9) multiplies the raw bits of bf16 in `tl.dot`, truncates float32 to bf16, and rounds twice in
-a fused multiply-add. The guard makes an access outside every tensor argument an IndexError, and a RuntimeError of one
-address stored by two programs, or loaded by one after another one stored it.
+The interpreter (3.6 to 3.9) multiplies the raw bits of bf16 in `tl.dot`, truncates float32 to bf16 and fp8, and rounds
+twice in a fused multiply-add. The guard makes an access outside every tensor argument an IndexError, and a RuntimeError
+of one address stored by two programs, or loaded by one after another one stored it. An atomic orders its program behind
+all that used the same address before: what those had stored until then may be loaded.
 """
 
 from __future__ import annotations
@@ -23,6 +24,19 @@ def _is_bf16(dtype: Any) -> bool:
     return dtype.scalar == tl.bfloat16
 
 
+def _is_fp8(dtype: Any) -> bool:
+    return dtype.scalar == tl.float8e4nv
+
+
+def fp8_to_float32(values: np.ndarray) -> np.ndarray:
+    return torch.from_numpy(values.view(np.uint8).copy()).view(torch.float8_e4m3fn).float().numpy()
+
+
+def float32_to_fp8(values: np.ndarray) -> np.ndarray:
+    """Rounded to even, as the GPU does."""
+    return torch.from_numpy(np.ascontiguousarray(values)).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+
+
 def bf16_to_float32(values: np.ndarray) -> np.ndarray:
     return (values.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
@@ -37,12 +51,12 @@ def kernel_device() -> torch.device:
     """Where kernels run: the GPU, or without one the CPU in the interpreter, which is repaired."""
     if os.environ["TRITON_INTERPRET"] == "0":
         return torch.device("cuda")
-    repair_bf16()
+    repair_narrow_floats()
     repair_fma()
     return torch.device("cpu")
 
 
-def repair_bf16() -> None:
+def repair_narrow_floats() -> None:
     """Patch the interpreter, once."""
     dot, convert = interpreter.InterpreterBuilder.create_dot, interpreter._convert_float
     if getattr(dot, "repaired", False):
@@ -50,9 +64,11 @@ def repair_bf16() -> None:
 
     def create_dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
         def widened(handle: Any) -> Any:
-            if not _is_bf16(handle.dtype):
-                return handle
-            return interpreter.TensorHandle(bf16_to_float32(handle.data), tl.float32)
+            if _is_bf16(handle.dtype):
+                return interpreter.TensorHandle(bf16_to_float32(handle.data), tl.float32)
+            if _is_fp8(handle.dtype):
+                return interpreter.TensorHandle(fp8_to_float32(handle.data), tl.float32)
+            return handle
 
         return dot(self, widened(a), widened(b), d, *rest)
 
@@ -61,6 +77,10 @@ def repair_bf16() -> None:
             return bf16_to_float32(np.ascontiguousarray(values)).reshape(values.shape)
         if source.scalar == tl.float32 and _is_bf16(target):
             return float32_to_bf16(values).reshape(values.shape)
+        if _is_fp8(source) and target.scalar == tl.float32:
+            return fp8_to_float32(values).reshape(values.shape)
+        if source.scalar == tl.float32 and _is_fp8(target):
+            return float32_to_fp8(values).reshape(values.shape)
         return convert(values, source, target, mode)
 
     create_dot.repaired = True
@@ -94,13 +114,17 @@ def guarded() -> Iterator[Accesses]:
     seen = Accesses()
     builder, grid = interpreter.InterpreterBuilder, interpreter.GridExecutor
     load, store, arguments = builder.create_masked_load, builder.create_masked_store, grid._init_args_hst
+    atomic = builder.create_atomic_rmw
     spans: list[tuple[int, int]] = []
     owner: dict[int, tuple[int, ...]] = {}
+    # by address: what had been stored by the programs that used it in an atomic; by program: what it may load of that
+    released: dict[int, set[int]] = {}
+    acquired: dict[tuple[int, ...], set[int]] = {}
 
     def init_arguments(self: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs = arguments(self, args, kwargs)
-        spans.clear()
-        owner.clear()
+        for seen_so_far in (spans, owner, released, acquired):
+            seen_so_far.clear()
         for value in [*args, *kwargs.values()]:
             tensor = getattr(value, "base", value)
             if hasattr(tensor, "data_ptr") and tensor.numel():
@@ -126,8 +150,9 @@ def guarded() -> Iterator[Accesses]:
     def masked_load(self: Any, pointer: Any, mask: Any, *rest: Any) -> Any:
         addresses = active(pointer, mask, "tl.load", seen.loaded)
         if owner:
+            ordered = acquired.get(self.grid_idx, set())
             for address in addresses.tolist():
-                if owner.get(address, self.grid_idx) != self.grid_idx:
+                if owner.get(address, self.grid_idx) != self.grid_idx and address not in ordered:
                     raise RuntimeError(f"race: {self.grid_idx} reads what {owner[address]} wrote")
         return load(self, pointer, mask, *rest)
 
@@ -137,10 +162,20 @@ def guarded() -> Iterator[Accesses]:
                 raise RuntimeError(f"race: {self.grid_idx} and {owner[address]} both store to one address")
         return store(self, pointer, value, mask, *rest)
 
+    def atomic_rmw(self: Any, operation: Any, pointer: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        stored = {address for address, program in owner.items() if program == self.grid_idx}
+        for address in active(pointer, mask, "atomic", seen.loaded).tolist():
+            released.setdefault(address, set()).update(stored)
+            acquired.setdefault(self.grid_idx, set()).update(released[address])
+        active(pointer, mask, "atomic", seen.stored)
+        return atomic(self, operation, pointer, value, mask, *rest)
+
     builder.create_masked_load, builder.create_masked_store = masked_load, masked_store
+    builder.create_atomic_rmw = atomic_rmw
     grid._init_args_hst = init_arguments
     try:
         yield seen
     finally:
         builder.create_masked_load, builder.create_masked_store = load, store
+        builder.create_atomic_rmw = atomic
         grid._init_args_hst = arguments

@@ -157,11 +157,17 @@ def add_model_options(parser: argparse.ArgumentParser, threads: int | None = Non
         help="auto, cpu, cuda, cuda:N, or for .onnx files a provider such as tensorrt (default: auto)",
     )
     group.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16", "int8"), help="precision (default: the engine's)"
+        "--dtype",
+        choices=("float32", "float16", "bfloat16", "int8", "float8"),
+        help="precision (default: the engine's)",
     )
     group.add_argument(
         "--threads", type=positive, default=threads, metavar="N",
         help=f"threads that the network uses on a CPU (default: {threads or 'one per core'})",
+    )  # fmt: skip
+    group.add_argument(
+        "--without", nargs="+", choices=("graphs", "overlap"), default=(), metavar="PART",
+        help="what engine triton does without, graphs or overlap, to find out what fails on a GPU",
     )  # fmt: skip
 
 
@@ -169,5 +175,5 @@ def new_tracker(kind: type[AnyTracker], options: argparse.Namespace, config: Tra
     """Build a tracker by the options of `add_model_options`."""
     return kind(
         options.weights, options.model, options.engine, options.device, options.dtype, config,
-        seed=options.seed, threads=options.threads,
+        seed=options.seed, threads=options.threads, without=options.without,
     )  # fmt: skip

@@ -75,7 +75,13 @@ def run_run(options: argparse.Namespace) -> int:
     from ckd_fast.evaluation.workers import default_workers, devices, local
 
     setup = TrackerSetup(
-        options.weights, options.model, options.engine, options.dtype, options.seed, threads=options.threads
+        options.weights,
+        options.model,
+        options.engine,
+        options.dtype,
+        options.seed,
+        threads=options.threads,
+        without=tuple(options.without),
     )
     corruption = parse_corruption(options.corrupt, options.corrupt_seed) if options.corrupt else None
     plan = RunPlan(setup, corruption, "authors" if options.authors_format else "float")

@@ -7,11 +7,11 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ckd_fast.errors import InputError
 
-from .parsing import add_command, not_negative, positive
+from .parsing import EXIT_INTERRUPTED, add_command, not_negative, positive
 
 if TYPE_CHECKING:
     from ckd_fast.training import Progress, TrainConfig
@@ -37,6 +37,9 @@ def add_train(commands: Commands) -> None:
     parser.add_argument(
         "--init", metavar="FILE", help="initial weights: a weights file, or 'random' (default: as configured)"
     )
+    parser.add_argument(
+        "--feature-teacher", metavar="FILE", help="ONNX backbone whose features the students imitate, where configured"
+    )
     parser.add_argument("--data", type=Path, metavar="DIR", help="data folder; source roots are relative to it")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     parser.add_argument("--seed", type=not_negative, metavar="N", help="seed (default: as configured)")
@@ -61,7 +64,13 @@ def configured(options: argparse.Namespace) -> TrainConfig:
         raise InputError(f"CONFIG is missing: expected a JSON file or one of the recipes {', '.join(RECIPES)}")
     path = Path(options.config)
     config = config_from_file(path) if path.suffix == ".json" or path.is_file() else recipe(options.config)
-    named = {"init": options.init, "seed": options.seed, "workers": options.workers, "loss_engine": options.losses}
+    named: dict[str, Any] = {
+        "feature_teacher": options.feature_teacher,
+        "init": options.init,
+        "seed": options.seed,
+        "workers": options.workers,
+        "loss_engine": options.losses,
+    }
     config = dataclasses.replace(config, **{name: value for name, value in named.items() if value is not None})
     if options.data is not None:
         sources = tuple(
@@ -108,11 +117,15 @@ def run_train(options: argparse.Namespace) -> int:
             )
 
         trained = Trainer(config, options.out, process, board=board, on_progress=show).run(resume=options.resume)
+    code = EXIT_INTERRUPTED if trained.interrupted else 0
     if not process.first:
-        return 0
+        return code
     if options.json:
         print(json.dumps({**dataclasses.asdict(trained), "final": str(trained.final)}))
-        return 0
+        return code
+    if trained.interrupted:
+        sys.stderr.write(f"ckd-fast: interrupted; {trained.final} is complete: go on with --resume\n")
+        return code
     print(f"{trained.final}: the student after {trained.steps} steps; best validation {trained.best:.3f}")
     if trained.bad_samples:
         sys.stderr.write(f"ckd-fast: {trained.bad_samples} samples could not be read; log.jsonl lists them\n")

@@ -100,10 +100,16 @@ class Engine(ABC):
         self._owner = object()  # marks this engine's targets
 
     def __str__(self) -> str:
-        """Name, device and precision, and the note: why `auto` chose this engine, or what the GPU lacks."""
+        """Name, device and precision, and notes: why `auto` chose this engine, what the GPU lacks, what failed."""
+        notes = "; ".join(note for note in self.notes if note)
         return f"{self.name} on {self.device}, {str(self.dtype).removeprefix('torch.')}" + (
-            f" ({self.note})" if self.note else ""
+            f" ({notes})" if notes else ""
         )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What `str(engine)` says beside its name; empty ones are left out."""
+        return (self.note,)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self}>"

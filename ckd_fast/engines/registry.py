@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,10 +16,19 @@ from ckd_fast.weights import ExportedModel, LoadedModel
 
 from .base import Engine
 
+if TYPE_CHECKING:
+    from ckd_fast.kernels.launch import LaunchSettings
+
 log = logging.getLogger(__name__)
 
 ENGINES = ("auto", "reference", "compiled", "openvino", "onnx", "triton")
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
+PARTS = ("graphs", "overlap")  # of engine "triton", which also works without them
+VARIABLE = "CKD_FAST_WITHOUT"
+FLOAT8_CAPABILITY = (8, 9)
+DTYPES = {
+    "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8,
+    "float8": torch.float8_e4m3fn,
+}  # fmt: skip
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -46,6 +59,16 @@ def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return resolved
 
 
+def left_out(without: Sequence[str] = (), environ: Mapping[str, str] = os.environ) -> frozenset[str]:
+    """The parts that engine "triton" does without: those given, and those that the environment variable names."""
+    given = (without,) if isinstance(without, str) else tuple(without)
+    named = tuple(name.strip() for name in environ.get(VARIABLE, "").split(",") if name.strip())
+    for said, names in ((f"without={without!r}", given), (f"{VARIABLE}={environ.get(VARIABLE)}", named)):
+        if not set(names) <= set(PARTS):
+            raise InputError(f"{said}: known are {', '.join(PARTS)}")
+    return frozenset(given + named)
+
+
 def build_engine(
     name: str,
     model: LoadedModel | ExportedModel,
@@ -54,6 +77,8 @@ def build_engine(
     *,
     threads: int | None = None,
     compile_mode: str = "default",
+    without: Sequence[str] = (),
+    tiles: str | os.PathLike[str] | None = None,
 ) -> Engine:
     """Build an engine for a model.
 
@@ -64,28 +89,36 @@ def build_engine(
         model: the weights, or for "onnx" a file that was exported.
         device: "auto", "cpu", "cuda", "cuda:N" or a torch device; for "onnx" also the name of a provider of ONNX
             Runtime, such as "tensorrt".
-        dtype: "float32", "float16", "bfloat16", "int8" (engine "openvino", weights with a calibration) or a torch
-            dtype; None is bfloat16 on engine "triton", what the processor is fast at on "openvino", else float32.
+        dtype: "float32", "float16", "bfloat16", "int8" (engine "openvino", weights with a calibration), "float8"
+            (engine "triton", such weights too; by name only) or a torch dtype; None is bfloat16 on engine "triton",
+            what the processor is fast at on "openvino", else float32.
         threads: of the processor that the network may use; None leaves it to the engine's library. For "reference" and
             "compiled" this sets torch's own number, for the whole process. On a GPU it does nothing.
         compile_mode: torch.compile's mode for "compiled".
+        without: what "triton" does without, "graphs" or "overlap", to find out what fails on a new GPU. The environment
+            variable CKD_FAST_WITHOUT adds to it. Other engines have neither.
+        tiles: for "triton", a file of tiles measured on this GPU, as bench/tune.py writes it; None: those that come
+            along.
     """
     if name not in ENGINES:
         raise InputError(f"engine={name!r}: known are {', '.join(ENGINES)}")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise InputError(f"threads={threads!r}: expected a whole number from 1, or None")
+    off = left_out(without)
     if name == "onnx" or isinstance(model, ExportedModel):
         return _onnx(name, model, device, resolve_dtype(dtype), threads)
     where, precision = resolve_device(device), resolve_dtype(dtype)
     in_int8 = precision == torch.int8
     if in_int8 and (name not in ("openvino", "auto") or where.type != "cpu"):
         raise InputError(f"dtype='int8': only engine 'openvino' on a CPU runs it, not {name!r} on {where}")
+    if precision == torch.float8_e4m3fn and (name not in ("triton", "auto") or where.type != "cuda"):
+        raise InputError(f"dtype='float8': only engine 'triton' on a GPU runs it, not {name!r} on {where}")
     if name == "triton":
-        return _triton(model, where, precision)
+        return _triton(model, where, precision, off, tiles)
     if name == "openvino" or in_int8:  # there is nothing to fall back to
         return _openvino(model, where, precision, threads)
     if name == "auto":
-        return _fastest(model, where, precision, threads)
+        return _fastest(model, where, precision, threads, off, tiles)
     from .host import CompiledEngine, ReferenceEngine
 
     _limit_torch(where, threads)
@@ -94,13 +127,20 @@ def build_engine(
     return ReferenceEngine(model, where, precision or torch.float32)
 
 
-def _fastest(model: LoadedModel, device: torch.device, precision: torch.dtype | None, threads: int | None) -> Engine:
+def _fastest(
+    model: LoadedModel,
+    device: torch.device,
+    precision: torch.dtype | None,
+    threads: int | None,
+    off: frozenset[str],
+    tiles: str | os.PathLike[str] | None,
+) -> Engine:
     """What "auto" chooses."""
     from .host import ReferenceEngine
 
     try:
         if device.type == "cuda":
-            return _triton(model, device, precision)
+            return _triton(model, device, precision, off, tiles)
         return _openvino(model, device, precision, threads, "auto: no usable GPU")
     except CkdFastError as error:
         reason = str(error) if device.type == "cuda" else f"no usable GPU; {error}"
@@ -160,7 +200,30 @@ def _onnx(
     return OnnxEngine(model, str(device), threads=threads)
 
 
-def _triton(model: LoadedModel, device: torch.device, precision: torch.dtype | None) -> Engine:
+def launch_settings(
+    device: torch.device, off: frozenset[str], tiles: str | os.PathLike[str] | None, *, tf32: bool = False
+) -> LaunchSettings:
+    """Of engine "triton" on a GPU: measured tiles where there are any, and overlap where the GPU can."""
+    from ckd_fast.kernels.launch import LaunchSettings
+    from ckd_fast.kernels.requirements import can_overlap
+    from ckd_fast.kernels.tiles import TABLE, chip_of, chooser, read_table
+
+    try:
+        table = read_table(TABLE if tiles is None else Path(tiles))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"tiles={str(tiles)!r}: expected a file that bench/tune.py wrote ({error})") from error
+    return LaunchSettings(
+        chooser(chip_of(device), table), tf32=tf32, overlap="overlap" not in off and can_overlap(device)
+    )
+
+
+def _triton(
+    model: LoadedModel,
+    device: torch.device,
+    precision: torch.dtype | None,
+    off: frozenset[str],
+    tiles: str | os.PathLike[str] | None,
+) -> Engine:
     if device.type != "cuda":
         raise EngineError("engine 'triton' needs a usable NVIDIA GPU and found none: engine 'auto' does without")
     from ckd_fast.kernels.requirements import can_overlap, missing
@@ -168,23 +231,22 @@ def _triton(model: LoadedModel, device: torch.device, precision: torch.dtype | N
     reason = missing(device)
     if reason is not None:
         raise EngineError(f"engine 'triton' {reason}; engines 'reference' and 'compiled' do without")
-    from ckd_fast.kernels.launch import LaunchSettings
-    from ckd_fast.kernels.tiles import chip_of, chooser
-
     from .triton.engine import TritonEngine
     from .triton.graph import GraphRunner
 
     device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     precision = precision or torch.bfloat16
-    overlap = can_overlap(device)
+    if precision == torch.float8_e4m3fn and torch.cuda.get_device_capability(device) < FLOAT8_CAPABILITY:
+        raise EngineError(f"dtype='float8': needs a GPU of compute capability 8.9 or newer, {device} is older")
     tf32 = precision == torch.float32 and _tf32_asked()
-    notes = []
-    if not overlap:
+    notes = [f"without {part}, as asked" for part in sorted(off)]
+    if "overlap" not in off and not can_overlap(device):
         notes.append("launches do not overlap, which needs sm_90")
     if tf32:
         notes.append("float32 products in tf32, as torch's settings ask")
-    settings = LaunchSettings(chooser(chip_of(device)), tf32=tf32, overlap=overlap)
-    return TritonEngine(model, device, precision, "; ".join(notes), settings=settings, runner=GraphRunner(device))
+    settings = launch_settings(device, off, tiles, tf32=tf32)
+    runner = GraphRunner(device, capture="graphs" not in off)
+    return TritonEngine(model, device, precision, "; ".join(notes), settings=settings, runner=runner)
 
 
 def _tf32_asked() -> bool:

@@ -40,6 +40,7 @@ class TrackerSetup:
     seed: int | None = None
     # of the engine on a CPU. More than one changes the order of sums, so results would depend on it.
     threads: int = 1
+    without: tuple[str, ...] = ()  # parts of engine "triton", which change no result
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,14 @@ def build_tracker(setup: TrackerSetup, device: str) -> Tracker:
 
     torch.set_num_threads(setup.threads)
     return Tracker(
-        setup.weights, setup.model, setup.engine, device, setup.dtype, seed=setup.seed, threads=setup.threads
+        setup.weights,
+        setup.model,
+        setup.engine,
+        device,
+        setup.dtype,
+        seed=setup.seed,
+        threads=setup.threads,
+        without=setup.without,
     )
 
 

@@ -24,12 +24,22 @@ from ckd_fast.reference.training import Batch
 
 from . import seeds
 from .config import Augmentation, Stage, TrainConfig
+from .damage import Views, damage
 from .rendering import Renderer
 from .samples import Crops, PairDataset, collate
 
 # Not a plain fork: workers would inherit locks that the libraries' threads hold, and might wait for ever.
 _START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 GRAY = (0.299, 0.587, 0.114)
+NOISE_ROOM = 64  # by how many pixels a field of noise is larger than a crop
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """A batch, and its crops before noise and damage."""
+
+    batch: Batch
+    clean: Views
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,7 @@ class NumberedBatch:
 
     number: int
     batch: Batch
+    clean: Views  # its crops before noise and damage, in levels
     bad: tuple[str, ...]
 
 
@@ -89,14 +100,15 @@ class Feed:
             torch.cat([part.search for part in parts], dim=1),
             torch.cat([part.target_xywh for part in parts]),
         )
-        batch = augment(joined, self._config.augmentation, stream(seeds.AUGMENTATION))
+        augmented = augment(joined, self._config.augmentation, stream(seeds.AUGMENTATION))
+        batch = augmented.batch
         hidden = self._stage.hidden
         if hidden:
             # On the host, so that every device hides the same patches.
             generator = torch.Generator().manual_seed(seeds.torch_seed(*stream(seeds.HIDDEN_PATCHES)))
             seen = visible_patches(self._stage.batch, self._config.model.search_tokens, hidden, generator)
             batch = Batch(batch.template, batch.search, batch.target_xywh, visible=seen.to(self._device))
-        return NumberedBatch(number, batch, crops.bad if crops is not None else ())
+        return NumberedBatch(number, batch, augmented.clean, crops.bad if crops is not None else ())
 
     def _moved(self, crops: Crops) -> Crops:
         tensors = (crops.template, crops.search, crops.target_xywh)
@@ -122,8 +134,8 @@ def normalised(images: Tensor) -> Tensor:
     return (images.float() / 255.0 - mean) / std
 
 
-def augment(crops: Crops, config: Augmentation, seed: tuple[int, ...]) -> Batch:
-    """Augment and normalise a whole batch. Random numbers are drawn on the host, the same for every device."""
+def augment(crops: Crops, config: Augmentation, seed: tuple[int, ...]) -> Augmented:
+    """Augment a whole batch. Random numbers are drawn on the host, the same for every device."""
     random, device = np.random.default_rng(seed), crops.template.device
     count = crops.target_xywh.shape[0]
 
@@ -149,7 +161,23 @@ def augment(crops: Crops, config: Augmentation, seed: tuple[int, ...]) -> Batch:
     if config.rotation_degrees:
         angles = np.deg2rad(random.uniform(-config.rotation_degrees, config.rotation_degrees, count))
         search, target = rotated(search, target, torch.from_numpy(angles).float().to(device))
-    return Batch(normalised(template), normalised(search), target)
+    clean = Views(template, search)
+    if config.noise:
+        template, search = (noisy(images, config.noise, random) for images in (template, search))
+    if config.damage:
+        template, search = damage(Views(template, search), config.damage, random)
+    return Augmented(Batch(normalised(template), normalised(search), target), clean)
+
+
+def noisy(images: Tensor, most: float, random: np.random.Generator) -> Tensor:
+    """Add noise to every crop of [2, B, 3, H, W]: pieces of one field, each with its own strength up to `most`."""
+    modalities, count, channels, height, width = images.shape
+    field = random.standard_normal((channels, height + NOISE_ROOM, width + NOISE_ROOM), np.float32)
+    places = random.integers(0, NOISE_ROOM, (modalities, count, 2))
+    pieces = np.stack([[field[:, y : y + height, x : x + width] for x, y in row] for row in places])
+    strength = torch.from_numpy(random.uniform(0, most, (modalities, count, 1, 1, 1))).float()
+    noise: Tensor = torch.from_numpy(pieces) * strength
+    return (images + noise.to(images.device)).clamp(0, 255)
 
 
 def rotated(images: Tensor, target_xywh: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:

@@ -115,9 +115,14 @@ class Checkpoints:
             shutil.rmtree(old)
         return target
 
-    def last(self) -> Checkpoint | None:
+    def newest(self) -> Path | None:
+        """The folder of the last checkpoint."""
         found = self.all()
-        return read_checkpoint(found[-1]) if found else None
+        return found[-1] if found else None
+
+    def last(self) -> Checkpoint | None:
+        newest = self.newest()
+        return None if newest is None else read_checkpoint(newest)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:

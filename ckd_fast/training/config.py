@@ -22,7 +22,7 @@ from ckd_fast.reference.losses import LossConfig
 
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["float32", "bfloat16"]
-SourceKind = Literal["dataset", "stills", "synthetic"]
+SourceKind = Literal["dataset", "stills", "footage", "synthetic"]
 
 
 def _check_range(settings: object, names: str, low: float, high: float = math.inf, where: str = "") -> None:
@@ -56,11 +56,14 @@ class Augmentation:
     grayscale: float = 0.05  # probability
     flip: float = 0.5  # probability of mirroring both modalities
     brightness: float = 0.2  # factors are drawn from 1 - brightness to 1 + brightness
+    damage: float = 0.0  # probability that one modality is damaged, see `damage`
+    noise: float = 0.0  # largest standard deviation of noise on every crop, in levels
     # the search crop turns by up to this about its centre; the authors' program does not rotate
     rotation_degrees: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_range(self, "grayscale flip brightness", 0, 1)
+        _check_range(self, "grayscale flip brightness damage", 0, 1)
+        _check_range(self, "noise", 0, 64)
         _check_range(self, "rotation_degrees", 0, 180)
 
 
@@ -94,20 +97,24 @@ class SceneConfig:
 @dataclass(frozen=True)
 class Source:
     # "dataset": sequences of a published layout or own folders; "stills": single pairs of images with boxes
-    # (`visible/`, `infrared/`, `boxes.json`), each giving both views; "synthetic": rendered pairs
+    # (`visible/`, `infrared/`, `boxes.json`), each giving both views; "footage": recordings of one or both cameras with
+    # tracklets; "synthetic": rendered pairs
     kind: SourceKind
     share: float = 1.0  # weight among all sources
     name: str = "folder"  # the layout of a "dataset", see `ckd_fast.datasets.DATASETS`
     root: str = ""  # the folder; a data set with an environment variable needs none
     sequences: tuple[str, ...] = ()  # use only these; empty for all
     exclude: tuple[str, ...] = ()  # leave these out
+    # of "footage": share of the draws in which the target is any region with texture, in one frame
+    regions: float = 0.0
     scene: SceneConfig = field(default_factory=SceneConfig)  # what "synthetic" renders
 
     def __post_init__(self) -> None:
         if not self.share > 0:
             raise InputError(f"share={self.share}: expected a positive number")
-        if self.kind == "stills" and not self.root:
-            raise InputError("a source of stills needs its folder: set root")
+        if self.kind in ("stills", "footage") and not self.root:
+            raise InputError(f"a source of {self.kind} needs its folder: set root")
+        _check_range(self, "regions", 0, 1)
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,8 @@ class Stage:
     # the teachers neither run nor learn; the next stage's teachers are made from the student. For the time before there
     # is anything to teach.
     students_only: bool = False
+    # weight of the term by which the students imitate the features of a public network, see `features`; students_only
+    imitation: float = 0.0
     head_rate: float = 5e-5
     backbone_rate: float = 5e-6
     schedule: Schedule = "constant"  # "constant", as published, or "cosine" down to a hundredth
@@ -143,6 +152,8 @@ class Stage:
             raise InputError(f"{where}hidden and warmup: expected numbers in [0, 1)")
         if not (self.head_rate > 0 and self.backbone_rate > 0):
             raise InputError(f"{where}head_rate and backbone_rate: expected positive numbers")
+        if self.imitation < 0 or (self.imitation and not self.students_only):
+            raise InputError(f"{where}imitation={self.imitation}: expected a number from 0, with students_only")
 
     def pairs_per_step(self, world: int) -> int:
         """Pairs in a step of the optimiser, over `world` processes."""
@@ -209,6 +220,9 @@ class TrainConfig:
     drop_path: float = 0.1  # stochastic depth of the last block
     precision: Precision = "float32"  # of the backbones; heads and losses are always float32
     ema: float = 0.0  # decay of the running mean of all weights, which is validated and shipped; 0: no mean
+    # ONNX file of the network whose features the students imitate: a backbone of stride `patch_size`
+    feature_teacher: str = ""
+    imitate_after: int = 3  # number of blocks after which the students' tokens imitate it
     workers: int = 4  # processes that read samples
     upkeep: Upkeep = field(default_factory=Upkeep)  # logs, checkpoints, validation
 
@@ -224,8 +238,15 @@ class TrainConfig:
             raise InputError(
                 "loss_engine='fused' computes the coupled distillation alone: use distillation='coupled' with it"
             )
+        if self.imitates and not 1 <= self.imitate_after <= self.model.depth:
+            raise InputError(f"imitate_after={self.imitate_after}: the model has {self.model.depth} blocks")
         if self.model.template_range == "GT_BOX":
             raise InputError("template_range='GT_BOX' has no meaning for a batch: use CTR_POINT, CTR_REC or ALL")
+
+    @property
+    def imitates(self) -> bool:
+        """Whether a stage needs the feature teacher."""
+        return any(stage.imitation for stage in self.stages)
 
     def to_json(self) -> str:
         """All values; `read_config` reads them back."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ckd_fast.reference.config import ModelConfig
+from ckd_fast.reference.head import CenterHead
 from ckd_fast.reference.model import Trainee, initialise
 from ckd_fast.reference.vit import Block
 from ckd_fast.weights import load_model
@@ -18,6 +19,7 @@ from .run_weights import STUDENT, TEACHER, RunWeights, load_weights, stored_weig
 
 log = logging.getLogger(__name__)
 BASE_DIM = 768
+LAST_SCORE_BIAS = "score.4.bias"
 
 
 def initial_trainee(config: TrainConfig) -> Trainee:
@@ -26,6 +28,7 @@ def initial_trainee(config: TrainConfig) -> Trainee:
     if config.init == "random":
         initialise(trainee, config.seed)
         _widen(trainee)
+        _expect_little(trainee)
         _attend_to_similar_tokens(trainee, config.seed)
         return trainee.train()
     loaded = load_model(config.init, config.model, config.seed)
@@ -47,6 +50,14 @@ def _widen(trainee: Trainee) -> None:
         for module in trainee.modules():
             if isinstance(module, nn.Linear):
                 module.weight *= gain
+
+
+def _expect_little(trainee: Trainee) -> None:
+    """Let the heads start with a score of about 0.1 everywhere: nearly every cell is background."""
+    with torch.no_grad():
+        for module in trainee.modules():
+            if isinstance(module, CenterHead):
+                module.get_parameter(LAST_SCORE_BIAS).fill_(-2.19)
 
 
 def _attend_to_similar_tokens(trainee: Trainee, seed: int) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, distributed
 
 from ckd_fast.engines.registry import resolve_device
-from ckd_fast.errors import EngineError, InputError
+from ckd_fast.errors import EngineError, InputError, OutputError
+from ckd_fast.files import lock, make_folder, writing
+
+log = logging.getLogger(__name__)
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,22 @@ def joined(process: Process) -> Iterator[None]:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+@contextmanager
+def sole_run(out: Path) -> Iterator[None]:
+    """Keep other runs out of the folder of this one, until it ends or is killed."""
+    make_folder(out)
+    with writing(out / LOCK):
+        handle = (out / LOCK).open("a")
+    with handle:
+        try:
+            lock(handle.fileno(), wait=False)
+        except BlockingIOError:
+            raise OutputError(f"{out}: another run is writing here: choose another folder, or end that run") from None
+        except OSError as error:  # a network file system without locks
+            log.warning("%s: cannot be locked (%s): start no other run there", out, error)
+        yield
 
 
 def summed(value: Tensor, process: Process) -> Tensor:

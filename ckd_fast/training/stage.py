@@ -32,14 +32,15 @@ from ckd_fast.weights.files import write_safetensors
 
 from .batches import NumberedBatch, seed_batch
 from .config import Stage, TrainConfig
+from .features import FeatureTeacher, imitation_loss
 from .processes import Process
 
-TERMS = ("loss", "giou", "l1", "focal", "teacher_rgb", "teacher_tir", "style", "content", "gradient_norm")
+TERMS = ("loss", "giou", "l1", "focal", "teacher_rgb", "teacher_tir", "style", "content", "imitation", "gradient_norm")
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What one step of the optimiser computed: `TERMS` [9], mean over its batches, and the samples that were bad."""
+    """What one step of the optimiser computed: `TERMS` [10], mean over its batches, and the samples that were bad."""
 
     terms: Tensor
     bad: tuple[str, ...]
@@ -65,8 +66,10 @@ class StageLearner:
             freeze_teachers(model)
         rates = OptimiserConfig(stage.head_rate, stage.backbone_rate, config.weight_decay, config.clip_norm)
         self.optimiser = make_optimiser(model, rates, fused=True)
+        threads = torch.get_num_threads()
+        self._features = FeatureTeacher(config.feature_teacher, threads) if stage.imitation else None
         self._base_rates = [float(group["lr"]) for group in self.optimiser.param_groups]
-        self._network: nn.Module = StudentsAlone(model) if stage.students_only else model
+        self._network: nn.Module = StudentsAlone(model, config.imitate_after) if stage.students_only else model
         if process.world > 1:
             gpus = [process.device.index] if process.device.type == "cuda" else None
             self._network = DistributedDataParallel(self._network, device_ids=gpus)
@@ -89,10 +92,11 @@ class StageLearner:
         for index, item in enumerate(batches):
             bad += item.bad
             with self._no_exchange(last=index + 1 == stage.accumulate):
-                losses = self._losses(item)
-                (losses.total / stage.accumulate).backward()
-            terms[:-1] += _loss_terms(losses) / stage.accumulate
-            if not math.isfinite(float(losses.total.detach())):
+                losses, imitation = self._losses(item)
+                total_loss = losses.total + stage.imitation * imitation
+                (total_loss / stage.accumulate).backward()
+            terms[:-1] += _loss_terms(losses, total_loss, imitation) / stage.accumulate
+            if not math.isfinite(float(total_loss.detach())):
                 self._stop(item, total, "loss")
         norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._config.clip_norm)
         if not math.isfinite(float(norm)):
@@ -107,7 +111,8 @@ class StageLearner:
             return nullcontext()
         return self._network.no_sync()
 
-    def _losses(self, item: NumberedBatch) -> Losses:
+    def _losses(self, item: NumberedBatch) -> tuple[Losses, Tensor]:
+        """Losses of a batch, and how far its tokens are from the feature teacher's."""
         config, batch = self._config, item.batch
         seed_batch(config.seed, self._number, item.number)
         half = config.precision == "bfloat16"
@@ -116,9 +121,15 @@ class StageLearner:
         )
         with precision:
             output = self._network(batch.template, batch.search, batch.mask, batch.visible)
-        if self._stage.students_only:
-            return students_losses(output, batch.target_xywh, config.losses)
-        return compute_losses(output, batch.target_xywh, config.losses, self._distil)
+        zero = torch.zeros((), device=self._process.device)
+        if not self._stage.students_only:
+            return compute_losses(output, batch.target_xywh, config.losses, self._distil), zero
+        maps, tokens = output
+        losses = students_losses(maps, batch.target_xywh, config.losses)
+        if self._features is None:
+            return losses, zero
+        views = (self._features.tokens(images) for images in (item.clean.template, item.clean.search))
+        return losses, imitation_loss(tokens, torch.cat(list(views), dim=2))
 
     def _stop(self, item: NumberedBatch, total: int, what: str) -> None:
         """End the run on a number that is not finite, and save the batch it came from."""
@@ -135,21 +146,25 @@ class StageLearner:
 
 
 class StudentsAlone(nn.Module):
-    """The students of a `Trainee`, called like a `Trainee`, for a stage without teachers."""
+    """The students of a `Trainee`, called like a `Trainee`, for a stage without teachers.
 
-    def __init__(self, trainee: Trainee) -> None:
+    Gives the head's maps and the tokens after some blocks [2, B, N, C].
+    """
+
+    def __init__(self, trainee: Trainee, blocks: int) -> None:
         super().__init__()
-        self.trainee = trainee
+        self.trainee, self._blocks = trainee, blocks
 
     def forward(
         self, template_images: Tensor, search_images: Tensor, mask: Tensor | None, visible: Tensor | None
-    ) -> HeadMaps:
+    ) -> tuple[HeadMaps, Tensor]:
         config, student = self.trainee.config, self.trainee.student
         if mask is None:
             mask = template_mask(config, batch=template_images.shape[1]).to(template_images.device)
         template, search = student.embed_template(template_images), student.embed_search(search_images, visible)
-        tokens = run_branches(student.branches, template, search, config, mask).tokens
-        return student.head(search_features(tokens, config.search_tokens))  # type: ignore[no-any-return]
+        backbone = run_branches(student.branches, template, search, config, mask)
+        maps: HeadMaps = student.head(search_features(backbone.tokens, config.search_tokens))
+        return maps, backbone.blocks[min(self._blocks, config.depth) - 1]
 
 
 def students_losses(maps: HeadMaps, target_xywh: Tensor, config: LossConfig) -> Losses:
@@ -178,9 +193,10 @@ def elimination_in(stage: Stage, model: ModelConfig, epoch: int) -> ModelConfig:
     return dataclasses.replace(model, keep_ratio=ratio)
 
 
-def _loss_terms(losses: Losses) -> Tensor:
+def _loss_terms(losses: Losses, total: Tensor, imitation: Tensor) -> Tensor:
     """The terms of a batch in the order of `TERMS`, without the gradient's norm."""
     student = losses.student
     teachers = [teacher.giou + teacher.l1 + teacher.focal for teacher in (losses.teacher_rgb, losses.teacher_tir)]
-    values = [losses.total, student.giou, student.l1, student.focal, *teachers, losses.style, losses.content]
+    distilled = (losses.style, losses.content, imitation)
+    values = [total, student.giou, student.l1, student.focal, *teachers, *distilled]
     return torch.stack([value.detach().float() for value in values])

@@ -10,8 +10,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from ckd_fast.boxes import iou
 from ckd_fast.errors import InputError, OutputError, TrainingError
+from ckd_fast.interrupts import interruptible
 from ckd_fast.reference.boxes import find_peak
 from ckd_fast.reference.model import Student, Trainee
 from ckd_fast.reference.training import Distillation
@@ -33,7 +36,7 @@ from .config import SceneConfig, TrainConfig, read_config
 from .distillation import distillation_of
 from .first_weights import initial_trainee, renew_teachers
 from .logs import Board, RunLog, memory_mb
-from .processes import Process, joined, summed, wait_for_all
+from .processes import Process, joined, sole_run, summed, wait_for_all
 from .rendering import Renderer
 from .run_weights import RunningMean, RunWeights, load_weights, trainee_names
 from .stage import TERMS, StageLearner, elimination_in
@@ -65,12 +68,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run ends with: the student's file, the best validation and the number of steps."""
+    """What a run ends with: the student's file, the best validation and the number of steps.
+
+    An interrupted run ends with its last checkpoint.
+    """
 
     final: Path
     best: float
     steps: int
     bad_samples: int
+    interrupted: bool = False
 
 
 class _Since:
@@ -114,29 +121,43 @@ class Trainer:
         on_progress: Callable[[Progress], None] = lambda _progress: None,
         distil: Distillation | None = None,
     ) -> None:
+        if config.imitates and not config.feature_teacher:
+            raise InputError(
+                "a stage imitates a public network's features, but feature_teacher is empty: name its ONNX file there, "
+                "or with --feature-teacher"
+            )
         self.config, self.out, self.process = config, out, process
         self._board, self._on_progress = board, on_progress
         self._distil = distil or distillation_of(config, process.device)
         self._checkpoints = Checkpoints(out, config.upkeep.keep_last)
+        self._stop = threading.Event()
+        self._interrupted = False
         self._scene = next((s.scene for s in config.sources if s.kind == "synthetic"), SceneConfig())
 
     def run(self, *, resume: bool = False) -> Trained:
         """Train to the end, from the start or from the last checkpoint."""
-        with joined(self.process):
+        with ExitStack() as stack:
+            stack.enter_context(joined(self.process))
+            if self.process.first:
+                stack.enter_context(sole_run(self.out))
+            self._stop = stack.enter_context(interruptible())
             last = self._open(resume=resume)
             state = last.state if last is not None else RunState()
             weights = self._weights(last)
             self._log = RunLog(self.out, state.total, self._board) if self.process.first else None
             try:
                 for number in range(state.stage, len(self.config.stages)):
+                    if self._interrupted:
+                        break
                     optimiser_state = last.optimiser if last is not None and number == last.state.stage else {}
                     state = self._run_stage(number, state, weights, optimiser_state)
-                if self.process.first:
+                if self.process.first and not self._interrupted:
                     save_model(weights.student(self.config.model), self.out / FINAL)
             finally:
                 if self._log is not None:
                     self._log.close()
-        return Trained(self.out / FINAL, state.best, state.total, state.bad_samples)
+        final = (self._checkpoints.newest() if self._interrupted else None) or self.out / FINAL
+        return Trained(final, state.best, state.total, state.bad_samples, self._interrupted)
 
     def _open(self, *, resume: bool) -> Checkpoint | None:
         """Prepare the folder; the checkpoint to go on from, if any."""
@@ -203,17 +224,25 @@ class Trainer:
             state = dataclasses.replace(state, stage=number, step=step + 1, total=state.total + 1)
             state = self._count_bad(state, outcome.bad)
             ends = step + 1 == steps
+            self._interrupted = not ends and self._all_stop()
             if upkeep.validate_every and ((step + 1) % upkeep.validate_every == 0 or ends):
                 validation = self._validate(weights, state)
                 state = dataclasses.replace(state, best=max(state.best, validation))
             if (step + 1) % upkeep.log_every == 0 or ends:
                 self._report(state, since, learner.head_rate, validation)
-            if (step + 1) % upkeep.checkpoint_every == 0 or ends:
+            if (step + 1) % upkeep.checkpoint_every == 0 or ends or self._interrupted:
                 if stage.students_only:
                     renew_teachers(weights)
                 after = dataclasses.replace(state, stage=number + 1, step=0) if ends else state
                 self._checkpoint(after, weights, {} if ends else optimiser_tensors(learner.optimiser))
+            if self._interrupted:
+                return state
         return dataclasses.replace(state, stage=number + 1, step=0)
+
+    def _all_stop(self) -> bool:
+        """Whether a process of the run was asked to stop; all of them find the same after the same step."""
+        asked = torch.tensor(float(self._stop.is_set()), device=self.process.device)
+        return float(summed(asked, self.process)) > 0
 
     def _count_bad(self, state: RunState, bad: tuple[str, ...]) -> RunState:
         """Name the samples that could not be read, and end the run when they are too many."""

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 from ckd_fast.boxes import ResultFormat
 from ckd_fast.errors import CkdFastError, InputError, OutputError
 from ckd_fast.files import refuse_overwrite
+from ckd_fast.interrupts import interruptible
 from ckd_fast.multi import MultiTracker
 from ckd_fast.types import Box, TrackResult
 
@@ -76,26 +74,6 @@ class _Tally:
         return sum(known) / len(known) if known else None
 
 
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C or SIGTERM sets an event, so that the frame is finished; the second one interrupts at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def ask(number: int, _frame: FrameType | None) -> None:
-        stop.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def track_pairs(
     pairs: Iterable[Pair], tracker: MultiTracker, first: FirstBoxes, truth: Sequence[Box | None]
 ) -> Iterator[TrackedFrame]:
@@ -151,7 +129,7 @@ def run_session(
             yield pair
 
     files: ResultFiles | None = None
-    with ExitStack() as stack, _interruptible() as stop:
+    with ExitStack() as stack, interruptible() as stop:
         source.stopped = stop.is_set
         try:
             for frame in track_pairs(readable(), tracker, first, truth or ()):

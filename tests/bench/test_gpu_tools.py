@@ -7,34 +7,49 @@ import dataclasses
 import json
 import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
-import gpu
+import frames
 import plans
 import pytest
-import timing
 import torch
 import tune
 from both import TWO_BLOCKS
 from interpreter import kernel_device
-from support import INTERPRETED, large_tiles, run
+from support import INTERPRETED, run
 
-from ckd_fast.engines import Engine
-from ckd_fast.engines.host import ReferenceEngine
-from ckd_fast.engines.triton import TritonEngine
 from ckd_fast.engines.triton.plan import Plan
-from ckd_fast.kernels.launch import Choice, LaunchSettings, TileRequest, Tiles
-from ckd_fast.kernels.tiles import H200, Measured, chooser, default_choice, read_table, write_table
+from ckd_fast.kernels.launch import Choice, Launch, LaunchSettings, TileRequest, Tiles
+from ckd_fast.kernels.tiles import (
+    H200,
+    Measured,
+    chip_of,
+    chooser,
+    cost_of,
+    default_choice,
+    estimate_us,
+    read_table,
+    write_table,
+)
 from ckd_fast.reference.config import PRESETS
-from ckd_fast.weights import LoadedModel
-
-CPU = torch.device("cpu")
 
 
-def on_the_cpu(name: str, model: LoadedModel, _device: str, dtype: str) -> Engine:
-    if name == "triton":
-        return TritonEngine(model, CPU, getattr(torch, dtype), settings=LaunchSettings(large_tiles))
-    return ReferenceEngine(model, CPU, getattr(torch, dtype))
+@dataclass
+class Saved:
+    """What a program has written, each time; changed by it."""
+
+    states: list[dict]
+
+    def __call__(self, result: object) -> None:
+        assert isinstance(result, dict)
+        self.states.append(json.loads(json.dumps(result)))
+
+
+@pytest.fixture
+def saved() -> Saved:
+    return Saved([])
 
 
 @pytest.fixture
@@ -42,33 +57,46 @@ def options(monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     if not INTERPRETED:
         pytest.skip("on a GPU bench/gpu.sh runs them")
     kernel_device()
-    monkeypatch.setattr(gpu, "build_engine", on_the_cpu)
-    monkeypatch.setattr(gpu, "preset", lambda _name: TWO_BLOCKS)
-    monkeypatch.setattr(gpu, "load_model", lambda *_: __import__("ckd_fast").load_model("random", TWO_BLOCKS, 1))
-    monkeypatch.setattr(gpu, "awaited", lambda call: call() and 2.0)
-    monkeypatch.setattr(timing, "matmul_ceiling_tflops", lambda: 700.0)
-    return argparse.Namespace(model="base", weights=None, dtype="float32", counts=[1, 3], frames=2, turns=1, failed=[])
+    monkeypatch.setattr(frames, "awaited", lambda call: call() and 2.0)
+    monkeypatch.setattr(frames, "matmul_ceiling_tflops", lambda: 700.0)
+    return argparse.Namespace(
+        model="base", weights=None, dtype="float32", counts=[1, 3], frames=2, turns=1, seconds=0.01, tiles=None,
+        failed=[],
+    )  # fmt: skip
 
 
-def test_targets(options: argparse.Namespace) -> None:
-    told = gpu.targets(options)
-    assert [row["targets"] for row in told["rows"]] == [1, 3]
-    assert told["rows"][1]["share_of_matmul_ceiling"] == pytest.approx(90.0 * 3 / 2.0 / 700)
+def test_targets(options: argparse.Namespace, saved: Saved) -> None:
+    frames.targets(options, saved)
+    assert [[row["targets"] for row in told["rows"]] for told in saved.states] == [[1], [1, 3]]
+    assert saved.states[-1]["rows"][1]["share_of_matmul_ceiling"] == pytest.approx(90.0 * 3 / 2.0 / 700)
 
 
-def test_agreement(options: argparse.Namespace) -> None:
-    told = gpu.agreement(options)
-    assert set(told) == {"reference bfloat16", "triton float32", "triton float16", "triton bfloat16"}
+def test_agreement(options: argparse.Namespace, saved: Saved) -> None:
+    frames.agreement(options, saved)
+    told = saved.states[-1]
+    assert list(told) == ["reference bfloat16", "triton float32", "triton float16", "triton bfloat16"]
+    assert [len(state) for state in saved.states] == [1, 2, 3, 4]
     assert told["triton float32"]["least_iou"] > 0.999
     assert told["triton float32"]["same_cell"] == 1
-    assert not [failure for failure in options.failed if "float32" in failure]
+    assert not options.failed
 
 
-def test_disagreement_fails(options: argparse.Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "iou", lambda *_: 0.5)
-    gpu.agreement(options)
+def test_disagreement_fails(options: argparse.Namespace, saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    options.frames = 1
+    monkeypatch.setattr(frames, "iou", lambda *_: 0.5)
+    frames.agreement(options, saved)
     assert options.failed[0] == "triton float32: mean IoU 0.50000 is below 0.999"
     assert len(options.failed) == 3
+
+
+def test_energy(options: argparse.Namespace, saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a counter that goes up by ten joules at each reading."""
+    readings = iter(range(0, 1000, 10))
+    monkeypatch.setattr(frames, "joules_meter", lambda: lambda: float(next(readings)))
+    frames.energy(options, saved)
+    rows = saved.states[-1]["rows"]
+    assert [row["engine"] for row in rows] == ["triton float32", "reference float32", "reference float32"]
+    assert all(row["joules_a_frame"] * row["frames"] == pytest.approx(10) for row in rows)
 
 
 def test_a_frame_on_paper(tmp_path: Path) -> None:
@@ -76,29 +104,23 @@ def test_a_frame_on_paper(tmp_path: Path) -> None:
     done = run(sys.executable, "bench/model.py", "--json", str(out))
     assert done.returncode == 0, done.stderr
     told = json.loads(out.read_text())
-    assert told["summary"]["launches"] == len(told["launches"]) == 80
+    assert told["summary"]["launches"] == len(told["launches"]) == 71
     # 45.0 GMAC less what is saved by multiplying live tokens only in the head's first convolution.
     assert sum(row["gflop"] for row in told["launches"]) == pytest.approx(2 * (44.982 - 2.718 + 0.945), rel=0.01)
     assert 0.1 < told["summary"]["floor_ms"] < told["summary"]["overlapped_ms"] < told["summary"]["estimate_ms"]
     assert run(sys.executable, "bench/model.py", "--model", "nonsense").returncode == 2
 
 
-@pytest.mark.parametrize("tool", ["gpu.py targets", "kernels.py", "tune.py"])
+@pytest.mark.parametrize("tool", ["frames.py targets", "kernels.py", "tune.py", "smoke.py graph", "parity.py"])
 def test_without_a_gpu_they_say_so(tool: str) -> None:
     if not INTERPRETED:
         pytest.skip("there is a GPU")
     done = run(sys.executable, *f"bench/{tool}".split())
     assert done.returncode == 2
-    assert done.stderr.endswith("torch sees none\n")
-
-
-def test_the_script_counts_failures(tmp_path: Path) -> None:
-    if not INTERPRETED:
-        pytest.skip("there is a GPU")
-    done = run("bash", "bench/gpu.sh", tmp_path / "out", "targets", "kernels", PYTHON=sys.executable)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "2 failed" in done.stdout
-    assert run("bash", "bench/gpu.sh", tmp_path, "tea").returncode == 2
+    assert done.stderr.endswith("torch sees none; --rehearse tries everything on the CPU\n")
+    done = run(sys.executable, *f"bench/{tool}".split(), "--rehearse", TRITON_INTERPRET="0")
+    assert done.returncode == 2
+    assert "--rehearse needs CUDA_VISIBLE_DEVICES= and TRITON_INTERPRET=1" in done.stderr
 
 
 REQUEST = TileRequest("linear", "bfloat16", 2, 320, 768, 768)
@@ -179,12 +201,56 @@ def test_measured_tiles_win_over_computed_ones(tmp_path: Path) -> None:
 def test_defaults_fill_the_chip() -> None:
     """Narrow products are split or cut small, wide ones are not split; everything fits the chip's memory."""
     narrow = default_choice(dataclasses.replace(REQUEST, rows=153, depth=3072), H200)
-    assert narrow.split_k > 1
+    tiles = math.ceil(153 / narrow.tiles.rows) * math.ceil(768 / narrow.tiles.columns)
+    assert 2 * tiles * narrow.split_k > H200.multiprocessors / 2
     assert default_choice(dataclasses.replace(REQUEST, rows=10240, columns=3072), H200).split_k == 1
     small = dataclasses.replace(H200, shared_bytes=65536, name="small")
     for rows in (89, 320, 10240):
         tiles = default_choice(dataclasses.replace(REQUEST, rows=rows), small).tiles
         assert tiles.stages * (tiles.rows + tiles.columns) * tiles.depth * 2 <= 65536
+
+
+@pytest.mark.parametrize(("reported", "memory_tb"), [
+    ({"memory_clock_rate": 2_619_000, "memory_bus_width": 5120}, 2.95),  # an H100
+    ({"memory_clock_rate": 3_201_000, "memory_bus_width": 6144}, 4.33),  # an H200
+    ({"memory_clock_rate": 0, "memory_bus_width": 0}, 4.0),
+    ({}, 4.0),  # torch 2.6
+])  # fmt: skip
+def test_the_rate_of_memory_is_the_drivers(
+    monkeypatch: pytest.MonkeyPatch, reported: dict[str, int], memory_tb: float
+) -> None:
+    about = SimpleNamespace(name="Some GPU", multi_processor_count=132, **reported)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: about)
+    assert chip_of(torch.device("cuda")).memory_tb == pytest.approx(memory_tb, abs=0.01)
+
+
+def test_the_last_wave_costs_a_whole_one() -> None:
+    """144 programs do not fit 132 multiprocessors at once: one wave of wider tiles, or two of programs side by side."""
+    request = dataclasses.replace(REQUEST, columns=3072)
+    alone, wide = Choice(Tiles(128, 128, 64, 8, 4)), Choice(Tiles(64, 256, 64, 8, 4))
+    assert estimate_us(request, alone, H200) > 1.25 * estimate_us(request, wide, H200)
+    side_by_side = Choice(Tiles(128, 128, 64, 8, 3))
+    assert estimate_us(request, side_by_side, H200) < 0.8 * estimate_us(request, alone, H200)
+    fits = dataclasses.replace(request, rows=256)  # 96 programs
+    assert estimate_us(fits, alone, H200) < 0.6 * estimate_us(request, alone, H200)
+
+
+def test_statistics_take_narrower_tiles() -> None:
+    """Tiles of 128 x 256 with statistics would spill."""
+    many = dataclasses.replace(REQUEST, rows=10240)
+    assert default_choice(many, H200).tiles.columns == 256
+    assert default_choice(dataclasses.replace(many, statistics=True), H200).tiles.columns == 128
+
+
+def test_two_stages_of_attention_wait_for_keys() -> None:
+    attention = TileRequest("attention", "bfloat16", 24, 320, 320, 64)
+    two, three = (cost_of(launch_of(attention, stages), H200).estimate_us for stages in (2, 3))
+    assert two == pytest.approx(three + 5 * H200.trip_us / 2)
+
+
+def launch_of(request: TileRequest, stages: int) -> Launch:
+    choice = Choice(Tiles(stages=stages))
+    return Launch("a", "b", None, (1,), {}, {}, (), (), flops=1.0, request=request, choice=choice)
 
 
 def test_the_table_that_ships_is_readable(tmp_path: Path) -> None:
@@ -199,11 +265,11 @@ def test_the_profile_goes_by_the_plan() -> None:
     """Kernels of a replayed graph come in the order of the plan; a frame that is cut off is an error."""
     plan = plans.frame_planner(plans.empty_build(TWO_BLOCKS, torch.bfloat16, LaunchSettings(chooser(H200, [])))).plan()
     names = [launch.kernel_name for launch in plan.launches]
-    kernels = [gpu.Kernel(f"_{name}_kernel", 10.0 * i + turn) for turn in range(3) for i, name in enumerate(names)]
-    rows = gpu.by_launch(plan.launches, kernels)
+    kernels = [frames.Kernel(f"_{name}_kernel", 10.0 * i + turn) for turn in range(3) for i, name in enumerate(names)]
+    rows = frames.by_launch(plan.launches, kernels)
     assert [row.launch for row in rows] == [launch.name for launch in plan.launches]
     assert [row.median_us for row in rows] == [10.0 * i + 1 for i in range(len(names))]
     with pytest.raises(ValueError, match="kernels of a frame"):
-        gpu.by_launch(plan.launches, kernels[:-1])
+        frames.by_launch(plan.launches, kernels[:-1])
     with pytest.raises(ValueError, match="kernels of a frame"):
-        gpu.by_launch(plan.launches, kernels[1:] + kernels[:1])
+        frames.by_launch(plan.launches, kernels[1:] + kernels[:1])

@@ -23,6 +23,7 @@ from ckd_fast.engines.openvino import compiling  # noqa: E402
 from ckd_fast.engines.openvino import engine as engine_module  # noqa: E402
 from ckd_fast.engines.openvino.compiling import Compiler, weights_digest  # noqa: E402
 from ckd_fast.engines.openvino.graph import template_graph  # noqa: E402
+from ckd_fast.engines.openvino.runtime import openvino_core  # noqa: E402
 
 PROPERTIES = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 
@@ -35,7 +36,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
 
 @pytest.fixture(scope="module")
 def core() -> Any:
-    return openvino.Core()
+    return openvino_core()
 
 
 @pytest.fixture(scope="module")

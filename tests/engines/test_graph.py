@@ -10,6 +10,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ from both import BOX, Both, frames
 from interpreter import kernel_device
 from support import INTERPRETED, large_tiles
 
-from ckd_fast import EngineError, load_model
+from ckd_fast import EngineError, InputError, load_model
 from ckd_fast.engines import Search, registry
 from ckd_fast.engines.host import ReferenceEngine
 from ckd_fast.engines.triton import TritonEngine
@@ -117,9 +118,10 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     return StandIn(monkeypatch)
 
 
-def engines() -> Both:
+def engines(*, capture: bool = True) -> Both:
     model = load_model("random", CONFIG, seed=2)
-    ours = TritonEngine(model, CPU, torch.float32, settings=LaunchSettings(large_tiles), runner=GraphRunner(CPU))
+    runner = GraphRunner(CPU, capture=capture)
+    ours = TritonEngine(model, CPU, torch.float32, settings=LaunchSettings(large_tiles), runner=runner)
     return Both(ours, ReferenceEngine(model, CPU, torch.float32), limit=1e-2)
 
 
@@ -208,16 +210,53 @@ def test_errors_of_the_device_are_errors_of_the_engine(cuda: StandIn, monkeypatc
     """What failed is not in the tables: the next call copies and runs everything again."""
     both = engines()
     target = both.target()
-    for what in ("current_stream", "CUDAGraph"):
-        with monkeypatch.context() as patch:
-            patch.setattr(torch.cuda, what, fail)
-            with pytest.raises(EngineError, match="triton on cpu, float32 could not run: CUDA error: out of memory"):
-                both.ours.start([Search(target[0], BOX, 4.0)], frames(1)).result()
-        both.agree(frames(2), (target, BOX))
-    assert [graph.replays for graph in cuda.graphs] == [1]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "current_stream", fail)
+        with pytest.raises(EngineError, match="triton on cpu, float32 could not run: CUDA error: out of memory"):
+            both.ours.start([Search(target[0], BOX, 4.0)], frames(1)).result()
+    for seed in (2, 3, 4):
+        both.agree(frames(seed), (target, BOX))
+    assert sum(graph.replays for graph in cuda.graphs) == 1
 
 
-def fail(*_: object) -> None:
+def test_a_capture_that_fails_keeps_the_frame_and_goes_on(
+    cuda: StandIn, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its frame, which ran launch by launch before, is good; graphs that were captured earlier are still replayed."""
+    both = engines()
+    target = both.target()
+    both.agree(frames(1), (target, BOX))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", fail)
+    for seed in range(2, 7):
+        both.agree(frames(seed), (target, BOX))
+    assert [graph.replays for graph in cuda.graphs] == [2]
+    said = "launch by launch, because a graph could not be captured: CUDA error: out of memory"
+    assert str(both.ours) == f"triton on cpu, float32 ({said})"
+    assert [record.getMessage() for record in caplog.records] == [f"engine 'triton' on cpu runs {said}"]
+
+
+def test_without_graphs(cuda: StandIn) -> None:
+    both = engines(capture=False)
+    target = both.target()
+    for seed in range(1, 4):
+        both.agree(frames(seed), (target, BOX))
+    assert "capture" not in cuda.log
+
+
+def test_a_failing_kernel_names_itself(cuda: StandIn) -> None:  # noqa: ARG001
+    ours = engines().ours
+    target = ours.make_target(frames(0), BOX)
+    plan = ours._plan(ours._batch(1), ours._buffers[0], 0, ours._kind)  # of the next frame
+    broken = next(launch for launch in plan.launches if launch.name == "block0.fc1")
+    object.__setattr__(broken, "kernel", {broken.grid: fail})
+    said = (
+        r"could not run: launch block0\.fc1 \(.*\) in tiles of 256x256x256, 4 warps, 3 stages on cpu: CUDA error: out"
+    )
+    with pytest.raises(EngineError, match=said):
+        ours.start([Search(target, BOX, 4.0)], frames(1)).result()
+
+
+def fail(*_: object, **__: object) -> None:
     raise RuntimeError("CUDA error: out of memory\nfor debugging consider ...")
 
 
@@ -253,7 +292,7 @@ def test_what_a_gpu_lacks_is_said(
 ) -> None:
     gpu.setattr(torch.cuda, "get_device_properties", lambda _: Properties(*capability))
     gpu.setattr(torch.cuda, "current_device", lambda: 0)
-    gpu.setattr("ckd_fast.engines.triton.graph.GraphRunner", lambda _: None)
+    gpu.setattr("ckd_fast.engines.triton.graph.GraphRunner", lambda _, capture: made.update(capture=capture))
     made = {}
 
     def engine(_model: object, device: torch.device, precision: torch.dtype, note: str, **more: Any) -> str:
@@ -266,10 +305,42 @@ def test_what_a_gpu_lacks_is_said(
     if expected.startswith("triton"):
         assert registry.build_engine("triton", model, "cuda", dtype) == expected
         assert made["settings"].overlap == (capability >= (9, 0))
+        assert made["capture"]
         assert registry.build_engine("auto", model, "cuda", dtype) == expected
     else:
         with pytest.raises(EngineError, match=expected):
             registry.build_engine("triton", model, "cuda", dtype)
+
+
+def test_parts_that_are_left_out(gpu: pytest.MonkeyPatch) -> None:
+    """By argument, by environment variable, or by both."""
+    gpu.setattr(torch.cuda, "get_device_properties", lambda _: Properties(9, 0))
+    gpu.setattr(torch.cuda, "current_device", lambda: 0)
+    made = []
+    gpu.setattr("ckd_fast.engines.triton.graph.GraphRunner", lambda _, capture: capture)
+    gpu.setattr("ckd_fast.engines.triton.engine.TritonEngine", lambda *about, **more: made.append((about[3], more)))
+    model = load_model("random", CONFIG, seed=2)
+    for named, given in (("", ("graphs",)), ("overlap", ()), (" graphs, overlap ", ()), ("graphs", ["overlap"])):
+        gpu.setenv("CKD_FAST_WITHOUT", named)
+        registry.build_engine("triton", model, "cuda", without=given)
+    notes = ["without graphs, as asked", "without overlap, as asked"]
+    assert [note for note, _ in made] == [notes[0], notes[1], "; ".join(notes), "; ".join(notes)]
+    assert [more["runner"] for _, more in made] == [False, True, False, False]
+    assert [more["settings"].overlap for _, more in made] == [True, False, False, False]
+    gpu.setenv("CKD_FAST_WITHOUT", "graph")
+    with pytest.raises(InputError, match="CKD_FAST_WITHOUT=graph: known are graphs, overlap"):
+        registry.build_engine("reference", model, "cpu")
+    gpu.delenv("CKD_FAST_WITHOUT")
+    with pytest.raises(InputError, match="without='speed': known are graphs, overlap"):
+        registry.build_engine("reference", model, "cpu", without="speed")
+
+
+def test_tiles_that_are_no_tiles(gpu: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gpu.setattr(torch.cuda, "get_device_properties", lambda _: Properties(9, 0))
+    for text in ("", "{}", '{"measured": [{"gpu": "x"}]}'):
+        (tmp_path / "tiles.json").write_text(text)
+        with pytest.raises(InputError, match=r"tiles\.json': expected a file that bench/tune\.py wrote"):
+            registry.launch_settings(CPU, frozenset(), tmp_path / "tiles.json")
 
 
 @pytest.mark.parametrize(("missing", "lack"), [

@@ -27,6 +27,7 @@ from openvino import opset15 as op  # noqa: E402 - after the skip
 
 from ckd_fast.engines.openvino import engine as engine_module  # noqa: E402
 from ckd_fast.engines.openvino.int8 import Int8, Support, grid, support  # noqa: E402
+from ckd_fast.engines.openvino.runtime import openvino_core  # noqa: E402
 from ckd_fast.quantization import (  # noqa: E402
     Clip,
     Wanted,
@@ -57,7 +58,7 @@ def product(x: NDArray, weight: NDArray, layer: str, *, narrow: bool) -> NDArray
     factors = int8.rounded(layer, given, weight)
     node = op.matmul(*factors, transpose_a=False, transpose_b=True)
     properties = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(openvino.Model([op.result(node)], [given], "product"), "CPU", properties)
+    compiled = openvino_core().compile_model(openvino.Model([op.result(node)], [given], "product"), "CPU", properties)
     types = [node.get_rt_info()["primitiveType"].astype(str) for node in compiled.get_runtime_model().get_ops()]
     assert any(kind.lower().endswith("i8") for kind in types), types  # not by chance in float32
     result: NDArray = compiled([x.astype(np.float32)])[0]
@@ -81,7 +82,7 @@ def test_the_largest_sums_are_right(shape: tuple[int, int, int], sign: int) -> N
     rows, inputs, outputs = shape
     x, weight = np.ones((rows, inputs)), np.full((outputs, inputs), float(sign))
     x[0] = 0.0  # else there is no range
-    found = product(x, weight, "rgb.blocks.0.fc2", narrow=support(openvino.Core()).saturating)
+    found = product(x, weight, "rgb.blocks.0.fc2", narrow=support(openvino_core()).saturating)
     assert np.allclose(found, x @ weight.T, rtol=1e-5, atol=1e-4)
 
 
@@ -90,7 +91,7 @@ def test_a_product_is_as_close_as_its_grids(layer: str) -> None:
     """Each input and each weight is at most half a step off."""
     draw = np.random.default_rng(0)
     x, weight = draw.normal(size=(50, 96)), draw.normal(size=(64, 96))
-    narrow = support(openvino.Core()).saturating
+    narrow = support(openvino_core()).saturating
     found = product(x, weight, layer, narrow=narrow)
     steps_x, steps_w = 255, 128 if narrow else 254
     if layer.endswith("qkv"):  # as smoothed
@@ -108,7 +109,7 @@ def test_smoothing_tames_a_channel_that_stands_out() -> None:
     draw = np.random.default_rng(1)
     x, weight = draw.normal(size=(50, 96)), draw.normal(size=(64, 96))
     x[:, 5] *= 60
-    narrow = support(openvino.Core()).saturating
+    narrow = support(openvino_core()).saturating
     rough, smooth = (
         np.abs(product(x, weight, f"rgb.blocks.0.{layer}", narrow=narrow) - x @ weight.T).mean()
         for layer in ("fc2", "fc1")

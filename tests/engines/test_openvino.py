@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,7 @@ from ckd_fast.weights import LoadedModel
 openvino = pytest.importorskip("openvino", reason="openvino is not installed: pip install 'ckd_fast[cpu]'")
 
 from ckd_fast.engines.openvino.engine import native_precision  # noqa: E402
+from ckd_fast.engines.openvino.runtime import openvino_core  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -156,7 +158,7 @@ def test_precision_follows_the_instruction_set(
 
 
 @pytest.mark.skipif(
-    native_precision(openvino.Core()) != torch.bfloat16, reason="this processor does not multiply bfloat16 by itself"
+    native_precision(openvino_core()) != torch.bfloat16, reason="this processor does not multiply bfloat16 by itself"
 )
 def test_bfloat16_is_as_exact_as_pytorchs() -> None:
     """Maps without elimination, whose cuts would turn rounding into other tokens."""
@@ -247,3 +249,25 @@ def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(__import__("sys").modules, "ckd_fast.engines.openvino.engine", raising=False)
     with pytest.raises(EngineError, match=r"pip install 'ckd_fast\[cpu\]'"):
         build_engine("openvino", loaded, "cpu")
+
+
+SIGNALLED = """
+import signal, threading
+from ckd_fast import Tracker
+
+trackers = [Tracker(engine="openvino", device="cpu")]
+ended = threading.Thread(target=trackers.clear)
+ended.start()
+ended.join()
+seen = []
+signal.signal(signal.SIGUSR1, lambda number, _frame: seen.append(number))
+signal.raise_signal(signal.SIGUSR1)
+assert seen == [signal.SIGUSR1]
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no SIGUSR1")
+def test_signals_after_a_tracker_ended_on_another_thread() -> None:
+    """OpenVINO frees the main thread's stack for signals then, unless its core lives on."""
+    done = run(sys.executable, "-c", SIGNALLED)
+    assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ from ckd_fast.kernels.attention import DecidingTokens, attention, deciding_token
 from ckd_fast.kernels.elimination import Decision, attend_score_gather, decide, gather
 from ckd_fast.kernels.launch import Tiles
 from ckd_fast.reference import elimination as plain
+from ckd_fast.reference import twins
 from ckd_fast.reference.config import ModelConfig
 from ckd_fast.reference.vit import attention as attention_of_heads
 
@@ -49,6 +50,21 @@ def test_attention(device: torch.device, dtype: torch.dtype, channels: int) -> N
     assert out.probabilities is None
     assert set(room.buffers) == {"attended"}
     assert_as_exact(out.tokens, plain_attention(q, k, v), plain_attention(q.double(), k.double(), v.double()))
+
+
+@pytest.mark.parametrize("scales", [[0.002, 0.001], [0.001]], ids=["apart", "shared"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_rounds_for_a_layer_in_float8(device: torch.device, dtype: torch.dtype, scales: list[float]) -> None:
+    q, k, v = qkv(device, dtype)
+    room, scale = PoisonedRoom(device), torch.tensor(scales, device=device)
+    out = attention(q, k, v, out_scale=scale, room=room, settings=fixed(Tiles(64, 32))).run().tokens
+    assert out.dtype == torch.float8_e4m3fn
+    assert not room.unwritten()
+    by, twin = scale[:, None, None, None], plain_attention(q, k, v)
+    exact = plain_attention(q.double(), k.double(), v.double())
+    bounded = exact.clamp(-448 * by, 448 * by)
+    assert (bounded != exact).any()  # some values are too large for the scale
+    assert_as_exact(out.float() * by, twins.float8(twin.float(), by) * by, bounded)
 
 
 def test_attention_with_extreme_scores(device: torch.device) -> None:
@@ -237,6 +253,8 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
         attention(q, k.contiguous(), v)
     with pytest.raises(TypeError, match=r"torch\.float32, torch\.float16 and torch\.float32: expected one type"):
         attention(q.contiguous(), k.contiguous().half(), v.contiguous())
+    with pytest.raises(ValueError, match=r"65 tokens 67108864 values apart: expected offsets below 2\^31"):
+        attention(*[torch.empty_strided((1, 1, 1, 65, 16), (0, 0, 0, 2**26, 1), device="meta")] * 3)
     with pytest.raises(ValueError, match=r"deciding\.order is torch\.int32 \(1, 16\)"):
         attention(q, k, v, deciding=dataclasses.replace(deciding, order=deciding.order[:1]))
     probabilities = torch.rand(2, 2, 3, 16, SEARCH, device=device)

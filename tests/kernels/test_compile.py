@@ -25,7 +25,7 @@ def test_hopper(tmp_path: Path) -> None:
     results = compile_kernels(tmp_path)
     found = {result["launch"]: result for result in results}
     assert {name.split()[0] for name in found} == {
-        "crop", "patch", "qkv", "attention", "proj", "fc1", "fc2", "join", "rank", "tap_products", "tap_sum",
+        "crop", "patch", "qkv", "attention", "proj", "fc1", "fc2", "rank", "tap_products", "tap_sum",
         "convolution2", "convolution3", "maps", "decode", "distillation", "gather",
     }  # fmt: skip
     alone = {
@@ -41,6 +41,17 @@ def test_hopper(tmp_path: Path) -> None:
         assert result["matrix_instructions"] >= (4 if name.startswith(products) else 0), name
         # Every launch of a frame behind the first one begins before its producer has ended, and waits for it.
         assert result["waits_for_producer"] == (name not in alone), name
+        layers = ("patch", "qkv", "proj", "fc1", "fc2", "tap_products")
+        assert result["fetches_early"] == name.startswith(layers), name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_hopper_in_float8(tmp_path: Path) -> None:
+    for result in compile_kernels(tmp_path, "--dtype", "float8"):
+        assert result["spills"] == 0
+        if "float8" in result["launch"]:
+            assert result["matrix_instructions"] >= 4
 
 
 @pytest.mark.slow

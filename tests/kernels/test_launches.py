@@ -167,7 +167,8 @@ def test_only_what_a_launch_writes_changes(device: torch.device, kind: str) -> N
             for address, value in memory.items()
             if not torch.equal(value.view(torch.uint8), before[address].view(torch.uint8))  # NaN equals itself
         }
-        assert arguments_at(launch, changed) == arguments_at(launch, addresses_of(*launch.writes))
+        # Counts of programs are zero again in the end.
+        assert arguments_at(launch, changed) == arguments_at(launch, addresses_of(*launch.writes)) - {"arrivals_ptr"}
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="only the interpreter sees single loads and stores")
@@ -182,15 +183,13 @@ def test_a_launch_loads_and_stores_exactly_what_it_lists(device: torch.device, k
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_tables_show_of_a_launch(device: torch.device, kind: str) -> None:
-    first, *others = KINDS[kind](device, PoisonedRoom(device)).launches
-    assert first.name == kind.split(",", maxsplit=1)[0]
-    assert [other.name for other in others] == (["join"] if "split" in kind else [])
-    for launch in (first, *others):
-        assert launch.what
-        assert launch.programs >= 1
-        assert launch.bytes > 0
-        assert launch.flops >= 0
-        assert (launch.request is None) == (launch.choice is None)
+    (launch,) = KINDS[kind](device, PoisonedRoom(device)).launches
+    assert launch.name == kind.split(",", maxsplit=1)[0]
+    assert launch.what
+    assert launch.programs >= 1
+    assert launch.bytes > 0
+    assert launch.flops >= 0
+    assert (launch.request is None) == (launch.choice is None)
 
 
 def test_a_tensor_that_a_kernel_cannot_read_is_refused(device: torch.device) -> None:

@@ -555,3 +555,10 @@ def test_a_model_of_other_sizes_tracks() -> None:
     odd = ModelConfig(dim=48, depth=1, heads=3, head_channels=8, elimination="none", template_size=96, search_size=160)
     target = Tracker("random", odd, engine="reference", device="cpu", seed=1)
     assert len(walk(target, PAIRS)) == 4
+
+
+def test_parts_to_do_without_reach_the_engine() -> None:
+    with pytest.raises(InputError, match=r"without=\('speed',\): known are graphs, overlap"):
+        Tracker("random", "tiny", "reference", "cpu", without=("speed",))
+    with pytest.raises(InputError, match="pass it alone"):
+        Tracker(engine=tracker().engine, without=("graphs",))

@@ -43,13 +43,13 @@ def extent(image: torch.Tensor) -> list[float]:
 
 def test_nothing_is_changed_where_nothing_is_asked() -> None:
     crops = bright_box(32, (4, 6, 10, 12), 4)
-    batch = augment(crops, NOTHING, (0,))
+    batch = augment(crops, NOTHING, (0,)).batch
     assert torch.equal(batch.search, normalised(crops.search))
     assert torch.equal(batch.target_xywh, crops.target_xywh)
 
 
 def test_labels_follow_flips_and_both_modalities_flip_together() -> None:
-    batch = augment(bright_box(32, (4, 6, 10, 12)), Augmentation(grayscale=0, flip=0.5, brightness=0), (1,))
+    batch = augment(bright_box(32, (4, 6, 10, 12)), Augmentation(grayscale=0, flip=0.5, brightness=0), (1,)).batch
     flipped = 0
     for index in range(64):
         found = [extent(raw(batch.search[modality, index])) for modality in range(2)]
@@ -63,10 +63,10 @@ def test_labels_follow_flips_and_both_modalities_flip_together() -> None:
 
 
 def test_grayscale_and_brightness() -> None:
-    gray = raw(augment(bright_box(16, (2, 2, 8, 8)), Augmentation(1, 0, 0), (0,)).search)
+    gray = raw(augment(bright_box(16, (2, 2, 8, 8)), Augmentation(1, 0, 0), (0,)).batch.search)
     expected = 0.299 * 200 + 0.587 * 100 + 0.114 * 50
     assert torch.allclose(gray[..., 4, 4], torch.tensor(expected), atol=0.01)
-    levels = raw(augment(bright_box(16, (2, 2, 8, 8), 400), Augmentation(0, 0, 0.2), (0,)).search)[:, :, 0, 4, 4]
+    levels = raw(augment(bright_box(16, (2, 2, 8, 8), 400), Augmentation(0, 0, 0.2), (0,)).batch.search)[:, :, 0, 4, 4]
     assert torch.allclose(levels[0], levels[1])  # one factor for both modalities
     assert levels.min() == pytest.approx(160, abs=1)
     assert levels.max() == pytest.approx(240, abs=1)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from support import ROOT
 
 from ckd_fast import PRESETS, InputError
 from ckd_fast.reference.losses import LossConfig
@@ -55,6 +56,17 @@ def test_the_packaged_recipe_never_sees_what_is_held_out() -> None:
     assert not seen & set(HELD_OUT)
     assert not [name for name in seen if name.startswith("tno")]
     assert all(source.sequences for source in sources if source.kind == "dataset")
+
+
+def test_the_next_packaged_model_never_sees_what_judges_it() -> None:
+    config = config_from_file(ROOT / "experiments" / "packaged.json")
+    footage = [source for source in config.sources if source.kind == "footage"]
+    assert len(footage) == 2
+    for source in footage:
+        assert set(source.exclude) == {"0117_1605", "0111_1753", "0111_1803"}  # tests are not among the recordings
+        assert not source.sequences
+    assert {source.root for source in config.sources if source.kind == "stills"} == {"pairs/msrs", "footage/hit_uav"}
+    assert not [source for source in config.sources if source.kind == "dataset"]
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from runs import MODEL, config, write_sequence
 
-from ckd_fast import InputError
+from ckd_fast import InputError, ModelConfig
 from ckd_fast.datasets import open_dataset
 from ckd_fast.errors import TrainingError
 from ckd_fast.training.config import Sampling, Source, TrainConfig
@@ -24,6 +25,7 @@ from ckd_fast.training.samples import (
     StillSource,
     cut,
     jittered,
+    textured_region,
 )
 
 STILL = Sampling(centre_jitter=0, scale_jitter=0)
@@ -156,3 +158,78 @@ def test_the_cache_is_bounded(tmp_path: Path) -> None:
     assert cache.read(paths[3]) is frames[3]
     assert cache.read(paths[0]) is not frames[0]  # read again
     assert len(cache._frames) == 2
+
+
+def write_recording(folder: Path, *, visible: bool, infrared: bool, frames: int = 6) -> None:
+    """A bright square that moves five pixels a frame, and its tracklet from frame 1 on."""
+    for name, there in (("visible", visible), ("infrared", infrared)):
+        if there:
+            (folder / name).mkdir(parents=True)
+            for number in range(frames):
+                image = np.full((60, 90, 3), 40, np.uint8)
+                image[20:32, 10 + 5 * number : 22 + 5 * number] = 220
+                cv2.imwrite(str(folder / name / f"{number:06d}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 100])
+    boxes = [[10 + 5 * number, 20, 12, 12] for number in range(1, frames)]
+    (folder / "tracklets.json").write_text(json.dumps([[1, boxes]]))
+
+
+def footage(root: Path, **settings: Any) -> TrainConfig:
+    model = ModelConfig(dim=16, depth=1, heads=1, head_channels=8, eliminate_at=(), template_size=32, search_size=64)
+    source = Source("footage", root=str(root), **settings)
+    sampling = Sampling(longest_gap=3, centre_jitter=0, scale_jitter=0)
+    return TrainConfig(model=model, sources=(source,), sampling=sampling)
+
+
+@pytest.mark.parametrize("cameras", ["visible and infrared", "visible", "infrared"])
+def test_footage_of_one_or_two_cameras(tmp_path: Path, cameras: str) -> None:
+    visible = "visible" in cameras
+    write_recording(tmp_path / "walk", visible=visible, infrared="infrared" in cameras)
+    data = PairDataset(footage(tmp_path), 0)
+    samples = [data[position] for position in range(20)]
+    assert not [sample.bad for sample in samples if sample.bad]
+    real = 0 if visible else 1
+    for sample in samples:
+        # The window is 2 (template) or 4 (search) sides wide, and the target is in the middle of both.
+        assert sample.target_xywh == pytest.approx((0.375, 0.375, 0.25, 0.25), abs=0.02)
+        for crops, inner in ((sample.template, slice(10, 22)), (sample.search, slice(26, 38))):
+            assert crops[real][inner, inner].mean() > 200
+            corner = crops[real][:4, :4].mean()
+            assert corner == pytest.approx(40, abs=4) or corner < 4  # beyond the frame
+    made = np.stack([sample.search[1 - real] for sample in samples])
+    assert (made[..., 0] == made[..., 1]).all() == visible  # visible-like crops have colours
+    again = PairDataset(footage(tmp_path), 0)[7]
+    assert np.array_equal(again.search, samples[7].search)
+
+
+def test_regions_have_texture_and_lie_in_one_frame(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    image = np.full((120, 160, 3), 128, np.uint8)
+    image[:, 80:] = random.integers(0, 255, (120, 80, 1))
+    boxes = [textured_region(image, np.random.default_rng(seed)) for seed in range(60)]
+    found = [box for box in boxes if box is not None]
+    assert len(found) > 50
+    assert all(x + w > 80 for x, _, w, _ in found)
+    assert textured_region(np.full((120, 160, 3), 128, np.uint8), random) is None
+    write_recording(tmp_path / "walk", visible=False, infrared=True)
+    sample = PairDataset(footage(tmp_path, regions=1.0), 0)[0]
+    assert sample.target_xywh[2] * sample.target_xywh[3] == pytest.approx(1 / 16, rel=0.1)
+
+
+def test_what_footage_refuses(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no recordings are left"):
+        PairDataset(footage(tmp_path), 0)
+    write_recording(tmp_path / "walk", visible=True, infrared=False)
+    with pytest.raises(InputError, match="no recording 'run'; there are walk"):
+        PairDataset(footage(tmp_path, exclude=("run",)), 0)
+    path = tmp_path / "walk" / "tracklets.json"
+    for text, message in (
+        ("{", "expected"),
+        ("[[4, [[1, 1, 5, 5], [1, 1, 5, 5], [1, 1, 5, 5]]]]", "a tracklet of 3 boxes from frame 4 does not fit"),
+        ("[[0, [[1, 1, 5, 5], [1, 1, NaN, 5]]]]", "does not fit the frames"),
+        ("[]", "has no tracklets: set regions=1"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            PairDataset(footage(tmp_path), 0)
+    with pytest.raises(InputError, match="a source of footage needs its folder"):
+        Source("footage")

@@ -235,6 +235,30 @@ def test_killed_and_resumed_is_the_unbroken_run(tmp_path: Path) -> None:
     assert not list((out / "checkpoints").glob(".writing-*"))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_loses_no_step(tmp_path: Path, number: signal.Signals) -> None:
+    upkeep = Upkeep(log_every=1, checkpoint_every=10_000, validate_every=0)
+    settings = config(stages=(dataclasses.replace(DISTIL, pairs=4000),), upkeep=upkeep)
+    file, out = tmp_path / "run.json", tmp_path / "run"
+    file.write_text(settings.to_json())
+    run = subprocess.Popen(
+        command(file, out), cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
+    )
+    while not (out / "log.jsonl").exists() or len(log(out)) < 2:
+        assert run.poll() is None, "the run ended before it could be interrupted"
+        time.sleep(0.01)
+    with pytest.raises(OutputError, match="another run is writing here: choose another folder"):
+        train(settings, out, resume=True)
+    run.send_signal(number)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130, errors
+    steps = len(log(out))
+    newest_step = read_checkpoint(newest(out)).state.total
+    assert newest_step == steps
+    assert errors.endswith(f"step-{steps:08d} is complete: go on with --resume\n")
+    assert not (out / "final.safetensors").exists()
+
+
 def test_what_resume_refuses(tmp_path: Path) -> None:
     train(config(), tmp_path)
     with pytest.raises(OutputError, match=r"holds a run \(step-00000006\): go on with --resume"):
@@ -383,3 +407,19 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     assert way > 0.01
     assert apart < 0.01 * way
     assert len(compared) > 80
+
+
+@pytest.mark.timeout(120)
+def test_two_processes_stop_after_the_same_step(tmp_path: Path) -> None:
+    upkeep = Upkeep(log_every=1, checkpoint_every=10_000, validate_every=0)
+    settings = config(stages=(dataclasses.replace(DISTIL, pairs=4000),), upkeep=upkeep)
+    file, out = tmp_path / "run.json", tmp_path / "run"
+    file.write_text(settings.to_json())
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    run = subprocess.Popen([*launch, *command(file, out)[1:]], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while not (out / "log.jsonl").exists() or len(log(out)) < 2:
+        assert run.poll() is None, "the run ended before it could be interrupted"
+        time.sleep(0.01)
+    run.send_signal(signal.SIGTERM)
+    run.wait(timeout=60)
+    assert read_checkpoint(newest(out)).state.total == len(log(out))

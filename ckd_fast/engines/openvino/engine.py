@@ -27,6 +27,7 @@ from ckd_fast.weights import LoadedModel
 from .compiling import Compiler, telling
 from .graph import frame_graph, template_graph
 from .int8 import Int8, support
+from .runtime import openvino_core
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def native_precision(core: openvino.Core) -> torch.dtype:
 
 def int8_obstacle() -> str:
     """Why int8 is slower on this processor than floats; empty if it is not."""
-    return support(openvino.Core()).obstacle
+    return support(openvino_core()).obstacle
 
 
 def _floating(core: openvino.Core, dtype: torch.dtype) -> torch.dtype:
@@ -171,7 +172,7 @@ class OpenVinoEngine(HostEngine):
         threads: int | None = None,
         cache: Cache | None = None,
     ) -> None:
-        self._core = openvino.Core()
+        self._core = openvino_core()
         dtype, self._int8, note = _resolved(self._core, model, dtype, note)
         super().__init__(model, torch.device("cpu"), dtype, note)
         self._model = model

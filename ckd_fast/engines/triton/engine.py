@@ -20,10 +20,10 @@ from functools import partial
 import torch
 
 from ckd_fast.engines.base import FRAMES_IN_FLIGHT, Engine, Found, Search, Target
-from ckd_fast.errors import CkdFastError, EngineError
+from ckd_fast.errors import CkdFastError, EngineError, InputError
 from ckd_fast.frames import RawPair
 from ckd_fast.kernels.attention import deciding_tokens
-from ckd_fast.kernels.launch import LaunchSettings, run_all
+from ckd_fast.kernels.launch import LaunchSettings, first_line, run_all
 from ckd_fast.kernels.layout import FrameKind
 from ckd_fast.kernels.requirements import launch_errors
 from ckd_fast.pending import Pending
@@ -93,7 +93,8 @@ class TritonEngine(Engine):
 
     Args:
         model: weights.
-        device, dtype: where it runs, and in which precision. Products are summed in float32 in every precision.
+        device, dtype: where it runs, and in which precision. Products are summed in float32 in every precision. With
+            float8 (weights with a calibration) qkv, proj, fc1 and fc2 multiply in it, and the rest is bfloat16.
         note: shown by `str(engine)`.
         runner: how launches reach the device.
         settings: tiles, tf32 and overlap of every launch.
@@ -115,11 +116,20 @@ class TritonEngine(Engine):
     ) -> None:
         super().__init__(model, device, dtype, note)
         self._model = model
+        calibration = None
+        if dtype == torch.float8_e4m3fn:
+            calibration = model.calibration
+            if calibration is None:
+                raise InputError(
+                    "dtype='float8': these weights carry no calibration; ckd-fast quantize --weights FILE --out OUT "
+                    "adds it"
+                )
+        self._wide = torch.bfloat16 if calibration else dtype  # of all that is not float8
         self._runner = runner or PlainRunner()
 
         def allocate() -> None:
-            packed = pack(model.student(), device, dtype)
-            self._build = Build(model.config, packed, device, dtype, settings)
+            packed = pack(model.student(), device, self._wide, calibration)
+            self._build = Build(model.config, packed, device, self._wide, settings)
             self._pool = TargetPool(self._build, self._owner)
 
         with torch.inference_mode():
@@ -130,6 +140,10 @@ class TritonEngine(Engine):
         self._turn = 0
         self._flying: list[Pending[ResultRows] | None] = [None] * FRAMES_IN_FLIGHT  # by buffer
         self._kind = FrameKind()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.note, self._runner.note
 
     @torch.inference_mode()
     def make_target(self, frames: RawPair, box: Box) -> Target:
@@ -201,7 +215,7 @@ class TritonEngine(Engine):
 
     def _measure(self, targets: int) -> _Measured:
         """The network alone, on normalised crops."""
-        patch = unfolded_patch(self._model.student(), self.device, self.dtype)
+        patch = unfolded_patch(self._model.student(), self.device, self._wide)
         crops, memory = empty_crops(self._build, targets), measured_memory(self._build, targets)
 
         def plan(workspace: Workspace) -> Plan:
@@ -258,9 +272,7 @@ class TritonEngine(Engine):
         except CkdFastError:
             raise
         except launch_errors() as error:
-            lines = str(error).strip().splitlines()
-            reason = lines[0] if lines else type(error).__name__
-            raise EngineError(f"engine {self} could not run: {reason}") from error
+            raise EngineError(f"engine {self} could not run: {first_line(error)}") from error
 
     def _next_buffer(self, frames: RawPair) -> tuple[FrameBuffer, int]:
         """The buffer whose turn it is, free and large enough, and its number."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -11,11 +12,15 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
+from ckd_fast.kernels.launch import first_line
+from ckd_fast.kernels.requirements import launch_errors
 from ckd_fast.pending import Pending
 from ckd_fast.reference.model import OnStep
 
 from .plan import Plan
 from .upload import FrameBuffer
+
+log = logging.getLogger(__name__)
 
 # CUDA allows only one capture at a time in a process, whatever the engine and thread.
 CAPTURING = threading.Lock()
@@ -25,6 +30,8 @@ ResultRows = list[list[float]]
 
 class Runner(ABC):
     """Sends a buffer to the device, runs a plan there, and fetches its small result."""
+
+    note = ""  # what does not work as it should, for `str(engine)`
 
     @abstractmethod
     def prepare(self, work: Callable[[], None], *, wait: bool = False) -> None:
@@ -66,16 +73,23 @@ class PlainRunner(Runner):
 class GraphRunner(Runner):
     """One CUDA graph per plan. Graphs run on one stream and uploads on another, so that they overlap.
 
-    A plan first runs launch by launch, which compiles its kernels; then its graph is captured. If frames lie on the
-    device, uploads wait for what the caller's stream still does to them.
+    A plan first runs launch by launch, which compiles its kernels; then its graph is captured. If that fails, this and
+    all later plans without a graph run launch by launch. If frames lie on the device, uploads wait for what the
+    caller's stream still does to them.
+
+    Args:
+        device: the GPU.
+        capture: whether to capture graphs at all.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, capture: bool = True) -> None:
         self._device = device
+        self._capture = capture
         with torch.cuda.device(device):
             self._compute = torch.cuda.Stream(device)
             self._copy = torch.cuda.Stream(device)
         self._graphs: OrderedDict[Plan, torch.cuda.CUDAGraph] = OrderedDict()
+        self._reader: torch.cuda.Stream | None = None  # the stream of `measure`'s last caller
         self._results: dict[Plan, Tensor] = {}  # pinned memory, where each graph leaves its result
 
     def prepare(self, work: Callable[[], None], *, wait: bool = False) -> None:
@@ -124,9 +138,12 @@ class GraphRunner(Runner):
         with torch.cuda.device(self._device):
             caller = torch.cuda.current_stream(self._device)
             self._compute.wait_stream(caller)
+            if self._reader is not None:  # another caller's stream may still read the maps of the last call
+                self._compute.wait_stream(self._reader)
             with torch.cuda.stream(self._compute):
                 self._replay(plan, None)
             caller.wait_stream(self._compute)
+            self._reader = caller
 
     def forget(self) -> None:
         self._compute.synchronize()
@@ -141,11 +158,20 @@ class GraphRunner(Runner):
             graph.replay()
             return
         _run_and_download(plan, host)
+        if not self._capture:
+            return
         self._compute.synchronize()  # kernels are compiled and loaded now; neither may happen during a capture
-        graph = torch.cuda.CUDAGraph()
-        # "thread_local", because other threads may use the device meanwhile.
-        with CAPTURING, torch.cuda.graph(graph, stream=self._compute, capture_error_mode="thread_local"):
-            _run_and_download(plan, host)
+        try:
+            graph = torch.cuda.CUDAGraph()
+            # "thread_local", because other threads may use the device meanwhile.
+            with CAPTURING, torch.cuda.graph(graph, stream=self._compute, capture_error_mode="thread_local"):
+                _run_and_download(plan, host)
+        except launch_errors() as error:
+            self._compute.synchronize()  # raises if the device is lost; else the frame that ran is good
+            self._capture = False
+            self.note = f"launch by launch, because a graph could not be captured: {first_line(error)}"
+            log.warning("engine 'triton' on %s runs %s", self._device, self.note)
+            return
         self._graphs[plan] = graph
         while len(self._graphs) > MOST_GRAPHS:
             oldest, _ = self._graphs.popitem(last=False)

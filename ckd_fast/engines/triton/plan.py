@@ -23,9 +23,9 @@ from ckd_fast.kernels.crop import crop
 from ckd_fast.kernels.decode import constants, decode
 from ckd_fast.kernels.elimination import decide
 from ckd_fast.kernels.head import convolution, last_convolution, sum_taps
-from ckd_fast.kernels.launch import Launch, LaunchSettings, Operation, Room, TileRequest, dtype_name
+from ckd_fast.kernels.launch import ARRIVALS, Launch, LaunchSettings, Operation, Room, TileRequest, dtype_name
 from ckd_fast.kernels.layout import Uploaded
-from ckd_fast.kernels.linear import PlainLayer, Rows, RowStatistics, linear
+from ckd_fast.kernels.linear import Float8Layer, Layer, PlainLayer, Rows, RowStatistics, linear
 from ckd_fast.reference.boxes import hann_window
 from ckd_fast.reference.config import ModelConfig
 from ckd_fast.reference.elimination import template_mask
@@ -45,7 +45,7 @@ class Build:
 
     config: ModelConfig  # sizes
     packed: PackedStudent  # weights
-    # where the network runs, and in which precision
+    # where the network runs, and in which precision; some layers may multiply in float8
     device: torch.device
     dtype: torch.dtype
     settings: LaunchSettings  # of every launch
@@ -56,7 +56,8 @@ class Build:
         embedded once and then read beside search tokens."""
         config, weight = self.config, self.packed.patch.weight
         name = dtype_name(self.dtype)
-        request = TileRequest("patch", name, BRANCHES, config.template_tokens, weight.shape[1], weight.shape[2])
+        _, features, depth = weight.shape
+        request = TileRequest("patch", name, BRANCHES, config.template_tokens, features, depth, statistics=True)
         return self.settings.choose(request).tiles.columns
 
     def embedded(self, *lead: int) -> Rows:
@@ -202,17 +203,19 @@ class _Planner:
     steps: dict[int, tuple[Step, ...]] = field(default_factory=dict)
 
     def room(self, owner: str) -> Room:
-        """Buffers of one operation. Operations with the same owner share them; all share the parts of split sums."""
+        """Buffers of one operation. Operations with the same owner share them; all share the parts of split sums and
+        the counts of programs."""
 
         def take(what: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-            return self.workspace.take(what if what == "partial" else f"{owner}.{what}", shape, dtype)
+            name = what if what in ("partial", ARRIVALS) else f"{owner}.{what}"
+            return self.workspace.take(name, shape, dtype)
 
         return take
 
     def add(self, name: str, operation: Operation[T]) -> T:
         """Add an operation's launches; returns where its result will be."""
         for launch in operation.launches:
-            self.launches.append(replace(launch, name=f"{name}.join" if launch.name == "join" else name))
+            self.launches.append(replace(launch, name=name))
         return operation.out
 
     def show(self, name: str, value: Callable[[], Tensor]) -> None:
@@ -345,8 +348,11 @@ def _plan_block(
     q, k, v = qkv.unflatten(-1, (3, config.heads, config.head_dim)).permute(3, 0, 1, 4, 2, 5)
     attended = planner.add(
         f"{name}.attention",
-        attention(q, k, v, deciding=memory.deciding if eliminates else None, room=room("attention"), settings=settings),
-    )
+        attention(
+            q, k, v, deciding=memory.deciding if eliminates else None, out_scale=input_scale(weights.proj),
+            room=room("attention"), settings=settings,
+        ),
+    )  # fmt: skip
     kept = None
     if attended.probabilities is not None:
         decision = planner.add(
@@ -368,7 +374,12 @@ def _plan_block(
         ),
     )  # fmt: skip
     planner.show(f"{name}.attention", lambda: between.tokens)
-    hidden = planner.add(f"{name}.fc1", linear(between, weights.fc1, gelu=True, room=room("fc1"), settings=settings))
+    hidden = planner.add(
+        f"{name}.fc1",
+        linear(
+            between, weights.fc1, gelu=True, out_scale=input_scale(weights.fc2), room=room("fc1"), settings=settings
+        ),
+    )  # fmt: skip
     after = planner.add(
         f"{name}.fc2",
         linear(
@@ -377,6 +388,11 @@ def _plan_block(
     )
     planner.show(f"{name}.mlp", lambda: after.tokens)
     return after, positions
+
+
+def input_scale(layer: Layer) -> Tensor | None:
+    """What the kernel in front of a layer in float8 divides by; None where the layer is not in float8."""
+    return layer.input_scale if isinstance(layer, Float8Layer) else None
 
 
 def head_maps(maps: Tensor) -> HeadMaps:

@@ -13,23 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from ckd_fast.kernels.head import TOWERS, WIDEST_MAP, fold_batch_norm
-from ckd_fast.kernels.linear import FoldedLayer, PlainLayer, fold_norm
+from ckd_fast.kernels.linear import Float8Layer, FoldedLayer, Layer, PlainLayer, float8_layer, fold_norm
 from ckd_fast.reference.head import Tower
-from ckd_fast.reference.model import Student
+from ckd_fast.reference.model import MODALITIES, Student
 from ckd_fast.reference.preprocess import PIXEL_MEAN, PIXEL_STD
 from ckd_fast.reference.vit import LAYER_NORM_EPS, Block, Branch
+from ckd_fast.weights import Calibration
 
 PIXEL_CENTRE = 128  # the crop kernel writes (pixel - 128) / 128, exact in every precision
 
 
 @dataclass(frozen=True)
 class PackedBlock:
-    """One transformer block of all branches."""
+    """One transformer block of all branches. Its layers may be in float8."""
 
-    qkv: FoldedLayer
-    proj: PlainLayer
-    fc1: FoldedLayer
-    fc2: PlainLayer
+    qkv: Layer
+    proj: Layer
+    fc1: Layer
+    fc2: Layer
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,17 @@ def tensors_of(packed: object) -> list[Tensor]:
     return []
 
 
-def pack(student: Student, device: torch.device, dtype: torch.dtype) -> PackedStudent:
-    """Pack a student (float32, evaluation mode) for one device and precision."""
+def pack(
+    student: Student, device: torch.device, dtype: torch.dtype, calibration: Calibration | None = None
+) -> PackedStudent:
+    """Pack a student (float32, evaluation mode) for one device and precision.
+
+    Args:
+        student: its weights.
+        device: where they go.
+        dtype: precision of the layers that are not in float8.
+        calibration: puts the layers of the blocks that it does not keep in higher precision into float8.
+    """
     # Positions are added per branch, and the head's first convolution reads both modalities side by side. So both have
     # two parts, even if the branches share weights.
     both = student.branches
@@ -81,6 +91,12 @@ def pack(student: Student, device: torch.device, dtype: torch.dtype) -> PackedSt
             layer.weight.to(device), layer.bias.to(device), layer.column_sum.to(device), layer.eps
         )  # fmt: skip
 
+    def rounded(layer: Float8Layer) -> Float8Layer:
+        return Float8Layer(
+            layer.weight.to(device), layer.bias.to(device), layer.scale.to(device), layer.input_scale.to(device),
+            layer.eps,
+        )  # fmt: skip
+
     def stacked(pick: Callable[[Branch], Tensor], across: tuple[Branch, ...] = branches) -> Tensor:
         return torch.stack([pick(branch).detach().double() for branch in across])
 
@@ -88,16 +104,27 @@ def pack(student: Student, device: torch.device, dtype: torch.dtype) -> PackedSt
         def of_block(pick: Callable[[Block], Tensor]) -> Tensor:
             return stacked(lambda branch: pick(branch.blocks[index]))  # type: ignore[arg-type]
 
-        def normed(linear: Callable[[Block], nn.Linear], norm: Callable[[Block], nn.LayerNorm]) -> FoldedLayer:
+        def normed(name: str, linear: Callable[[Block], nn.Linear], norm: Callable[[Block], nn.LayerNorm]) -> Layer:
             weight, bias = of_block(lambda b: linear(b).weight), of_block(lambda b: linear(b).bias)
             gamma, beta = of_block(lambda b: norm(b).weight), of_block(lambda b: norm(b).bias)
-            return folded(fold_norm(weight, bias, gamma, beta, LAYER_NORM_EPS, dtype))
+            largest = _largest_inputs(calibration, f"blocks.{index}.{name}", len(branches))
+            if largest is None:
+                return folded(fold_norm(weight, bias, gamma, beta, LAYER_NORM_EPS, dtype))
+            shifted = bias + (weight @ beta[:, :, None])[..., 0]
+            return rounded(float8_layer(weight * gamma[:, None, :], shifted, largest.to(weight.device), LAYER_NORM_EPS))
+
+        def alone(name: str, linear: Callable[[Block], nn.Linear]) -> Layer:
+            weight, bias = of_block(lambda b: linear(b).weight), of_block(lambda b: linear(b).bias)
+            largest = _largest_inputs(calibration, f"blocks.{index}.{name}", len(branches))
+            if largest is None:
+                return plain(weight, bias)
+            return rounded(float8_layer(weight, bias, largest.to(weight.device)))
 
         return PackedBlock(
-            qkv=normed(lambda b: b.qkv, lambda b: b.norm1),
-            proj=plain(of_block(lambda b: b.proj.weight), of_block(lambda b: b.proj.bias)),
-            fc1=normed(lambda b: b.fc1, lambda b: b.norm2),
-            fc2=plain(of_block(lambda b: b.fc2.weight), of_block(lambda b: b.fc2.bias)),
+            qkv=normed("qkv", lambda b: b.qkv, lambda b: b.norm1),
+            proj=alone("proj", lambda b: b.proj),
+            fc1=normed("fc1", lambda b: b.fc1, lambda b: b.norm2),
+            fc2=alone("fc2", lambda b: b.fc2),
         )
 
     towers: tuple[Tower, ...] = (student.head.score, student.head.offset, student.head.size)
@@ -128,6 +155,16 @@ def pack(student: Student, device: torch.device, dtype: torch.dtype) -> PackedSt
         convolutions=(convolutions[0], convolutions[1], convolutions[2]),
         maps=PlainLayer(map_weight.to(device), map_bias.to(device)),
     )
+
+
+def _largest_inputs(calibration: Calibration | None, layer: str, branches: int) -> Tensor | None:
+    """The largest absolute value of a layer's input, per branch [S]; None if the layer is not to be in float8."""
+    if calibration is None:
+        return None
+    names = [f"{branch}.{layer}" for branch in MODALITIES[:branches]]
+    if any(name in calibration.in_float for name in names):  # both branches are one launch
+        return None
+    return torch.stack([calibration.inputs[name].abs().max() for name in names])
 
 
 def unfolded_patch(student: Student, device: torch.device, dtype: torch.dtype) -> PlainLayer:
