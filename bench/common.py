@@ -36,12 +36,13 @@ def program(about: str | None) -> argparse.ArgumentParser:
 
 
 def frame_program(about: str | None, *, dtypes: bool = False) -> argparse.ArgumentParser:
-    """The same with options that say which frame; `dtypes` for a program that takes several at once."""
+    """The same with options that say which frame; `dtypes` for a program that takes several at once, but not float8."""
     parser = program(about)
     parser.add_argument("--model", default="base", help="preset (default: base)")
     parser.add_argument("--elimination", choices=ELIMINATIONS, default="mce", help="(default: mce)")
+    known: tuple[str, ...] = DTYPES if dtypes else (*DTYPES, "float8")
     several: dict[str, Any] = {"nargs": "+", "default": ["bfloat16"]} if dtypes else {"default": "bfloat16"}
-    parser.add_argument("--dtype", choices=DTYPES, help="(default: bfloat16)", **several)
+    parser.add_argument("--dtype", choices=known, help="(default: bfloat16)", **several)
     return parser
 
 

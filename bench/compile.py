@@ -55,7 +55,7 @@ CHIPS = {
 }  # fmt: skip
 REGISTERS, RESERVED_BYTES = 65536, 1024  # of a multiprocessor, for all programs; of its shared memory, by each program
 ARCHITECTURES = tuple(int(name[3:]) for name in CHIPS if name != AMD)
-MATRIX_INSTRUCTIONS = ("HGMMA", "UTCHMMA", "HMMA", "QGMMA")
+MATRIX_INSTRUCTIONS = ("HGMMA", "UTCHMMA", "HMMA", "QGMMA", "QMMA")
 MATRIX_KERNELS = ("linear", "attention", "convolution")
 CAMERAS = (FrameKind(tir_channels=1, tir_wide=True, tir_map="scaled"), FrameKind(tir_map="homography"))
 

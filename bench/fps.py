@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -53,7 +54,7 @@ from common import (
 
 try:
     import torch
-    from stage import SMALL, engine_of
+    from stage import SMALL, calibrated, clips_to_calibrate, engine_of
     from timing import queued_ms
 
     from ckd_fast import CkdFastError, EngineError, InputError, ModelConfig, Tracker, TrackerConfig, load_model
@@ -78,7 +79,8 @@ AUTHORS_CPU_MS = {
     ("end-to-end", "mce"): (673, 551),
     ("end-to-end", "none"): (729, 688),
 }
-INT8 = "int8"
+INT8, FLOAT8 = "int8", "float8"
+CALIBRATED = {"openvino": INT8, "triton": FLOAT8}  # what an engine runs only with a calibration
 TURNS = 5
 SETTLING_SECONDS = 0.7
 
@@ -101,8 +103,9 @@ class Result:
 def engine_and_dtype(text: str) -> tuple[str, str | None]:
     """NAME or NAME:DTYPE."""
     name, _, dtype = text.partition(":")
-    if name not in (*ENGINES, "all") or dtype not in ("", *DTYPES, *[INT8] * (name == "openvino")):
-        known = f"{', '.join((*ENGINES, 'all'))}, each alone or with :{', :'.join(DTYPES)}, and openvino:{INT8}"
+    if name not in (*ENGINES, "all") or dtype not in ("", *DTYPES, CALIBRATED.get(name, "")):
+        known = f"{', '.join((*ENGINES, 'all'))}, each alone or with :{', :'.join(DTYPES)}"
+        known += "".join(f", {engine}:{precision}" for engine, precision in CALIBRATED.items())
         raise argparse.ArgumentTypeError(f"{text!r}: known are {known}")
     return name, dtype or None
 
@@ -131,8 +134,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    """Measure, print a table, write JSON; exit code 2 where something is missing."""
+def main() -> int:
+    """Measure, print a table, write JSON; exit code 2 where something is missing, 1 where one of several engines is."""
     options = build_parser().parse_args()
     gpu = options.device.startswith("cuda") or (options.device == "auto" and torch.cuda.is_available())
     options.iterations = options.iterations if options.iterations is not None else (1000 if gpu else 20)
@@ -150,18 +153,23 @@ def main() -> None:
     try:
         config = PACKAGED_MODEL if options.model == "packaged" else resolve_config(options.model) or PRESETS["base"]
         config = SMALL if options.rehearse else dataclasses.replace(config, elimination=options.elimination)
-        (stage_shares if options.no_graph else compare)(options, config)
+        if not options.no_graph:
+            return 0 if compare(options, config) else 1
+        stage_shares(options, config)
     except CkdFastError as error:
         refuse(error)
+    return 0
 
 
 def build(options: argparse.Namespace, model: LoadedModel, name: str, dtype: str | None) -> Engine:
-    """An engine; "onnx" runs a file that is exported for it, int8 a calibration on frames of the benchmark."""
+    """An engine; "onnx" runs a file that is exported for it; int8 and float8 are calibrated here."""
     if dtype == INT8:
         from ckd_fast.quantization import Clip, Wanted, quantize
 
         frames = Clip.of("benchmark", clip(6), BOX)
         model = quantize(model, [frames], "frames of the benchmark", Wanted(0.0, 0.0), lambda _line: None)
+    elif dtype == FLOAT8:
+        model = calibrated(model, clips_to_calibrate())
     if options.rehearse:
         return engine_of(name, model, "float32", None)
     if name != "onnx":
@@ -211,7 +219,8 @@ def frames_ahead(engine: Engine) -> Callable[[], None]:
 def network_only(engine: Engine) -> Callable[[], None]:
     """One call: the network on random tensors that lie on the device."""
     sides = (engine.config.template_size, engine.config.search_size)
-    dtype = engine.dtype if engine.dtype.is_floating_point else torch.float32
+    # No image is in eight bits: engines of these precisions take what the rest of their network is in.
+    dtype = {torch.int8: torch.float32, torch.float8_e4m3fn: torch.bfloat16}.get(engine.dtype, engine.dtype)
     images = [torch.randn(2, 1, 3, side, side, device=engine.device, dtype=dtype) for side in sides]
 
     def step() -> None:
@@ -232,25 +241,29 @@ def measure(step: Callable[[], None], count: int, *, on_gpu: bool, awaited: bool
     return times
 
 
-def compare(options: argparse.Namespace, config: ModelConfig) -> None:
-    """Measure the engines in turns."""
+def compare(options: argparse.Namespace, config: ModelConfig) -> bool:
+    """Measure the engines in turns; whether all run here. Those that do not are left out, which "all" allows."""
     everything = any(name == "all" for name, _ in options.engine)
     wanted = [(name, None) for name in ENGINES] if everything else options.engine
     model = load_model("random", config)
     engines: dict[str, Engine] = {}
+    all_run = True
     seconds: dict[str, float | None] = {}
     for name, dtype in wanted:
         start = time.perf_counter()
         try:
             engine = build(options, model, name, dtype)
         except EngineError as error:
-            if not everything:
+            if len(wanted) == 1:
                 raise
             print(f"left out: {error}")
+            all_run = everything
             continue
-        key = f"{name} {name_of(engine.dtype)}"
+        key = f"{name} {dtype or name_of(engine.dtype)}"
         engines[key] = engine
         seconds[key] = time.perf_counter() - start
+    if not engines:
+        raise EngineError("none of these engines runs here")
     device = str(next(iter(engines.values())).device)
     work, ceilings = 0.0, dict[torch.dtype, float]()
     if options.peers:
@@ -284,6 +297,7 @@ def compare(options: argparse.Namespace, config: ModelConfig) -> None:
     if options.peers:
         written |= {"executed_gflop": work, "ceiling_gflops": {name_of(d): rate for d, rate in ceilings.items()}}
     write_json(options.json, written)
+    return all_run
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -407,4 +421,4 @@ def stage_shares(options: argparse.Namespace, config: ModelConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,8 +11,9 @@ that are captured as a frame is:
            behind a kernel that fills the cache with other values
     floor  the larger of products at the matrix rate and bytes at the copy rate, both measured here first
 
-The library's routines leave out the norm, activation and residual that our kernels do on the way. Last,
-`attend_score_gather` and the fused losses, each beside plain PyTorch. Every row is written as soon as it is there.
+The library's routines leave out the norm, activation and residual that our kernels do on the way, and in float8 the
+rounding of inputs and the scale of each output. Last, `attend_score_gather` and the fused losses, each beside plain
+PyTorch. Every row is written as soon as it is there.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ from common import (
     used,
     write_json,
 )
+from library import library
 from operations import Sides, distilling, eliminating
 from plans import frame_planner, random_build
 from stage import DEVICE, GPU, SMALL, dtype_of, settings_of
 from timing import Call, chained_us, l2_bytes, matmul_ceiling_tflops, median_us, replayed_us, spoiled_us
 
-from ckd_fast.kernels.head import TOWERS
 from ckd_fast.kernels.launch import Launch, LaunchSettings, run_all
 from ckd_fast.kernels.tiles import H200, Chip, chip_of, cost_of
 from ckd_fast.reference.config import PRESETS
@@ -90,30 +91,6 @@ def measured_chip() -> Chip:
     copy_us = median_us(lambda: target.copy_(source), 50, 200)
     chip = chip_of(DEVICE) if GPU else H200
     return replace(chip, tensor_tflops=matmul_ceiling_tflops(), memory_tb=2 * source.nbytes / copy_us / 1e6)
-
-
-def library(launch: Launch) -> Call | None:
-    """The vendor's routine for the same product."""
-    request = launch.request
-    if request is None:
-        return None
-    dtype: torch.dtype = getattr(torch, request.dtype)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, device=DEVICE, dtype=dtype)
-
-    if request.kernel in ("linear", "patch"):
-        x, w = (random(request.groups, size, request.depth) for size in (request.rows, request.columns))
-        return lambda: torch.bmm(x, w.mT)
-    if request.kernel == "attention":
-        q, k, v = random(3, 1, request.groups, request.rows, request.depth)
-        return lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v)
-    if request.kernel in ("convolution", "last_convolution"):
-        grid, channels = round(request.rows**0.5), request.depth // 9
-        x = random(request.groups // TOWERS, TOWERS * channels, grid, grid).to(memory_format=torch.channels_last)
-        w = random(TOWERS * request.columns, channels, 3, 3).to(memory_format=torch.channels_last)
-        return lambda: torch.nn.functional.conv2d(x, w, padding=1, groups=TOWERS)
-    return None
 
 
 def whole(launches: Sequence[Launch], targets: int) -> Whole:
@@ -212,7 +189,7 @@ def main() -> None:
                              ("warm", "cold", "floor"))  # fmt: skip
         print(f"{'sum over a frame':<68}{warm:>10.2f}{cold:>10.2f}{floor:>10.2f}")
     print(f"\n{'fused against plain torch':<58}{'us':>10}{'plain us':>10}{'MB':>8}{'plain MB':>10}")
-    for what, sides in comparisons(dtype, settings).items():
+    for what, sides in comparisons(build.dtype, settings).items():
         compared.append(pair := compare(what, sides()))
         save_json(options.json, written())
         times = f"{pair.fused_us:>10.1f}{pair.plain_us:>10.1f}"

@@ -2,7 +2,7 @@
 
     python bench/model.py                          # base, one target, bfloat16, H200
     python bench/model.py --targets 32 --elimination none
-    python bench/model.py --float8                 # qkv, proj, fc1 and fc2 in float8
+    python bench/model.py --dtype float8           # qkv, proj, fc1 and fc2 in it, the rest in bfloat16
 
 The launches are the engine's own; the chip is a handful of numbers (`kernels/tiles.py`). So this says where time must
 go, not what it is. `floor` is the larger of products at the chip's measured matrix rate and bytes at its measured
@@ -14,10 +14,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from common import ROOT, commit, frame_config, frame_program, used, write_json
 from plans import empty_build, frame_planner
 
+from ckd_fast.engines.registry import DTYPES
 from ckd_fast.kernels.launch import Launch, LaunchSettings
 from ckd_fast.kernels.tiles import H200, Chip, chooser, cost_of, programs_at_once
 
@@ -63,16 +63,13 @@ def fetches_early(launch: Launch, chip: Chip) -> bool:
 def main() -> None:
     parser = frame_program(__doc__)
     parser.add_argument("--targets", type=int, default=1, choices=(1, 2, 4, 8, 16, 32))
-    parser.add_argument("--float8", action="store_true", help="the layers of the blocks in float8, the rest bfloat16")
     parser.add_argument("--json", type=Path, default=ROOT / "out" / "model.json", metavar="FILE")
     options = parser.parse_args()
-    dtype = torch.float8_e4m3fn if options.float8 else getattr(torch, options.dtype)
-    build = empty_build(frame_config(options), dtype, LaunchSettings(chooser(H200, table=[])))
+    build = empty_build(frame_config(options), DTYPES[options.dtype], LaunchSettings(chooser(H200, table=[])))
     launches = frame_planner(build, options.targets).plan().launches
     rows = [row_of(launch, H200) for launch in launches]
     print(
-        f"{options.model} {options.elimination}, {options.targets} target(s), "
-        f"{str(dtype)[6:]}, on paper for {H200.name}"
+        f"{options.model} {options.elimination}, {options.targets} target(s), {options.dtype}, on paper for {H200.name}"
     )
     print(
         f"{'launch':<20}{'size':<48}{'tiles':>16}{'programs':>9}{'waves':>7}{'GFLOP':>8}{'MB':>8}{'floor us':>10}"

@@ -78,10 +78,11 @@ def launches(results: Results) -> str:
 
 
 def agreement(results: Results) -> str:
-    """Boxes against float32."""
+    """Boxes and kept tokens against float32."""
     found = results["agreement"]["result"].items()
-    heads = ("engine and precision", "mean IoU", "least IoU", "same cell")
-    rows = ((name, *(f"{row[key]:.4f}" for key in ("mean_iou", "least_iou", "same_cell"))) for name, row in found)
+    keys = ("mean_iou", "least_iou", "same_cell", "kept")
+    heads = ("engine and precision", "mean IoU", "least IoU", "same cell", "kept tokens")
+    rows = ((name, *(f"{row[key]:.4f}" for key in keys)) for name, row in found)
     return table(heads, rows)
 
 

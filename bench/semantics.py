@@ -4,8 +4,9 @@
     sh scripts/check-kernels -k attention   # other arguments go to pytest
 
 Kernels are compiled for a GPU, in its tiles, and executed on the CPU. A test fails at the line of the kernel that reads
-or writes outside its tensors, or touches what another program touches. Launches do not overlap there, and nothing below
-Triton's first intermediate form is seen. Without other arguments the summary goes to bench/results/check-kernels.json.
+or writes outside its tensors, or touches what another program touches, unless the count of programs that have arrived
+orders them (`bench/arrivals.py`). Launches do not overlap there, and nothing below Triton's first intermediate form is
+seen. Without other arguments the summary goes to bench/results/check-kernels.json.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         report = Path(name) / "outcomes.jsonl"
         command = [sys.executable, "-m", "ttsem.sanitize", "pytest", *TESTS, *OPTIONS, *more]
-        command += ["-p", "parity", "--write-outcomes", str(report)]
+        command += ["-p", "arrivals", "-p", "parity", "--write-outcomes", str(report)]
         variables = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": f"{ROOT / 'bench'}:{ROOT}"}
         lines = []
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=variables) as tests:

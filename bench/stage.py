@@ -5,6 +5,7 @@ A rehearsal runs the same code: kernels in Triton's interpreter, in float32 only
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ import torch
 from common import clip
 
 from ckd_fast.engines import Engine, build_engine
-from ckd_fast.engines.registry import launch_settings, left_out
+from ckd_fast.engines.host import ReferenceEngine
+from ckd_fast.engines.registry import DTYPES, FLOAT8_CAPABILITY, launch_settings, left_out
 from ckd_fast.kernels.launch import Choice, LaunchSettings, TileRequest, Tiles
+from ckd_fast.quantization import Clip, generated_clip, observe, track
 from ckd_fast.reference.config import ModelConfig, preset
-from ckd_fast.weights import LoadedModel
+from ckd_fast.weights import Agreement, Calibration, LoadedModel
 
 SMALL = ModelConfig(
     dim=32, depth=2, heads=2, head_channels=16, eliminate_at=(1,), template_size=32, search_size=64
@@ -32,8 +35,27 @@ def config_of(name: str) -> ModelConfig:
 
 def dtype_of(name: str) -> torch.dtype:
     """A precision by its name; in a rehearsal float32."""
-    found: torch.dtype = getattr(torch, name)
-    return found if GPU else torch.float32
+    return DTYPES[name] if GPU else torch.float32
+
+
+def has_float8() -> bool:
+    """Whether engine `triton` runs in float8 here; in a rehearsal float32 stands in for it."""
+    return not GPU or torch.cuda.get_device_capability() >= FLOAT8_CAPABILITY
+
+
+def calibrated(model: LoadedModel, clips: Sequence[Clip]) -> LoadedModel:
+    """The model with the ranges of its layers' inputs on clips, which float8 needs; all layers are in it."""
+    plain = ReferenceEngine(model, DEVICE, torch.float32)
+    tracked = [(clip, track(plain, clip)) for clip in clips]
+    frames = sum(len(seen) for _, seen in tracked)
+    none_measured = Agreement(frames, 0.0, 0.0)
+    ranges = Calibration(observe(model, tracked), (), frames, "generated clips", none_measured)
+    return dataclasses.replace(model, calibration=ranges)
+
+
+def clips_to_calibrate() -> list[Clip]:
+    """Generated clips that no program measures on; in a rehearsal a small one."""
+    return [generated_clip(seed, 9) for seed in (30_000, 30_001)] if GPU else [generated_clip(30_000, 3, 320, 240)]
 
 
 def few_programs(request: TileRequest) -> Choice:

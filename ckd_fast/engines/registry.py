@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ckd_fast.errors import CkdFastError, EngineError, InputError
+from ckd_fast.errors import EngineError, InputError
 from ckd_fast.weights import ExportedModel, LoadedModel
 
 from .base import Engine
@@ -113,9 +113,10 @@ def build_engine(
         raise InputError(f"dtype='int8': only engine 'openvino' on a CPU runs it, not {name!r} on {where}")
     if precision == torch.float8_e4m3fn and (name not in ("triton", "auto") or where.type != "cuda"):
         raise InputError(f"dtype='float8': only engine 'triton' on a GPU runs it, not {name!r} on {where}")
-    if name == "triton":
+    # In int8 and float8 there is nothing to fall back to.
+    if name == "triton" or precision == torch.float8_e4m3fn:
         return _triton(model, where, precision, off, tiles)
-    if name == "openvino" or in_int8:  # there is nothing to fall back to
+    if name == "openvino" or in_int8:
         return _openvino(model, where, precision, threads)
     if name == "auto":
         return _fastest(model, where, precision, threads, off, tiles)
@@ -142,7 +143,7 @@ def _fastest(
         if device.type == "cuda":
             return _triton(model, device, precision, off, tiles)
         return _openvino(model, device, precision, threads, "auto: no usable GPU")
-    except CkdFastError as error:
+    except EngineError as error:
         reason = str(error) if device.type == "cuda" else f"no usable GPU; {error}"
     log.warning("engine 'auto' runs the reference network on %s, which is slow (%s)", device, reason)
     _limit_torch(device, threads)

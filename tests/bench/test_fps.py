@@ -54,6 +54,15 @@ def test_all_leaves_out_what_is_missing(tmp_path: Path) -> None:
     assert HAS_OPENVINO or "left out: engine 'openvino' needs the package openvino" in done.stdout
 
 
+def test_an_engine_that_does_not_run_here_leaves_the_others_their_rows(tmp_path: Path) -> None:
+    out = tmp_path / "fps.json"
+    more = ("--model", "tiny", "--iterations", "2", "--warmup", "1", "--json", str(out))
+    done = fps("--engine", "reference", "triton:bfloat16", *more)
+    assert done.returncode == 1
+    assert "left out: engine 'triton' needs a usable NVIDIA GPU" in done.stdout
+    assert [row["engine"] for row in json.loads(out.read_text())["results"]] == ["reference"]
+
+
 @pytest.mark.skipif(not HAS_EXPORT, reason="not installed: pip install 'ckd_fast[export]'")
 def test_peers_and_the_ceiling(tmp_path: Path) -> None:
     out = tmp_path / "fps.json"

@@ -18,8 +18,11 @@ import torch
 import tune
 from both import TWO_BLOCKS
 from interpreter import kernel_device
-from support import INTERPRETED, run
+from library import library
+from stage import DEVICE, SMALL
+from support import INTERPRETED, assert_as_exact, run
 
+from ckd_fast import load_model
 from ckd_fast.engines.triton.plan import Plan
 from ckd_fast.kernels.launch import Choice, Launch, LaunchSettings, TileRequest, Tiles
 from ckd_fast.kernels.tiles import (
@@ -34,6 +37,7 @@ from ckd_fast.kernels.tiles import (
     write_table,
 )
 from ckd_fast.reference.config import PRESETS
+from ckd_fast.weights import Agreement
 
 
 @dataclass
@@ -74,9 +78,11 @@ def test_targets(options: argparse.Namespace, saved: Saved) -> None:
 def test_agreement(options: argparse.Namespace, saved: Saved) -> None:
     frames.agreement(options, saved)
     told = saved.states[-1]
-    assert list(told) == ["reference bfloat16", "triton float32", "triton float16", "triton bfloat16"]
-    assert [len(state) for state in saved.states] == [1, 2, 3, 4]
+    precisions = ("float32", "float16", "bfloat16", "float8")
+    assert list(told) == ["reference bfloat16", *(f"triton {precision}" for precision in precisions)]
+    assert [len(state) for state in saved.states] == [1, 2, 3, 4, 5]
     assert told["triton float32"]["least_iou"] > 0.999
+    assert told["triton float32"]["kept"] == 1
     assert told["triton float32"]["same_cell"] == 1
     assert not options.failed
 
@@ -87,6 +93,38 @@ def test_disagreement_fails(options: argparse.Namespace, saved: Saved, monkeypat
     frames.agreement(options, saved)
     assert options.failed[0] == "triton float32: mean IoU 0.50000 is below 0.999"
     assert len(options.failed) == 3
+
+
+def test_float8_is_judged_only_with_weights_that_track(
+    options: argparse.Namespace, saved: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options.frames = 1
+    monkeypatch.setattr(frames, "summary", lambda _: Agreement(1, kept=0.92, iou=0.99))
+    frames.agreement(options, saved)
+    assert not options.failed
+    monkeypatch.setattr(frames, "load_model", lambda _: load_model("random", SMALL))
+    options.weights = "model.safetensors"
+    frames.agreement(options, saved)
+    assert options.failed == ["triton float8: kept tokens 0.920, median IoU 0.990, expected 0.93 and 0.95"]
+
+
+def test_the_library_multiplies_in_float8(capsys: pytest.CaptureFixture[str]) -> None:
+    """Behind a norm too, where only the weight is stored in it; shapes that it refuses are named and left out."""
+    for dtype in ("float8_e4m3fn", "bfloat16 as float8_e4m3fn"):
+        request = dataclasses.replace(REQUEST, dtype=dtype, rows=33, columns=48, depth=64)
+        torch.manual_seed(7)
+        routine = library(launch_of(request, 3))
+        assert routine is not None
+        found = routine()
+        torch.manual_seed(7)
+        x, w = (torch.randn(2, rows, 64, device=DEVICE, dtype=torch.bfloat16) for rows in (33, 48))
+        assert isinstance(found, list)
+        for branch, product in enumerate(found):
+            a, b = (each[branch].to(torch.float8_e4m3fn).double() for each in (x, w))
+            assert_as_exact(product, (a.float() @ b.float().T).bfloat16(), a @ b.T)
+        odd = dataclasses.replace(request, depth=65)
+        assert library(launch_of(odd, 3)) is None
+        assert "whose float8 takes multiples of 16, not 48 x 65" in capsys.readouterr().out
 
 
 def test_energy(options: argparse.Namespace, saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,9 @@ MADE_UP = {
         {"targets": 32, "end_to_end": TIMES, "network_ms": 8.0, "share_of_matmul_ceiling": 0.456},
         {"targets": 1, "end_to_end": TIMES, "network_ms": 0.4, "share_of_matmul_ceiling": None},
     ]}},
-    "agreement": {"result": {"triton float32": {"mean_iou": 0.99994, "least_iou": 0.9, "same_cell": 1.0}}},
+    "agreement": {"result": {
+        "triton float32": {"mean_iou": 0.99994, "least_iou": 0.9, "same_cell": 1.0, "kept": 0.9876},
+    }},
     "energy": {"result": {"idle_watts": 70.2, "rows": [
         {"engine": "triton bfloat16", "frames": 9, "joules_a_frame": 0.21, "watts": 401.0},
     ]}},
@@ -60,7 +62,7 @@ def test_every_table(tmp_path: Path) -> None:
     for line in (
         "### NVIDIA H200", "torch 2.11.0, Triton 3.6.0, driver 580, 2026-12-01, commit abc1234.",
         "| `triton` | bfloat16 |  |  | 0.480 (0.400), 2000 |", "| `reference` | float32 | 0.480 (0.400), 100 |  |  |",
-        "| 32 | 0.480 | 8.000 | 46 % |", "| triton float32 | 0.9999 | 0.9000 | 1.0000 |",
+        "| 32 | 0.480 | 8.000 | 46 % |", "| triton float32 | 0.9999 | 0.9000 | 1.0000 | 0.9876 |",
         "| triton bfloat16 | 0.2100 | 401 |", "| 1 | 480 | 400 | 60 |",
         "| decode 256 cells | 1 | 3.0 | 4.0 | 0.1 |  |  |",
         "- tests of kernels and engine: 200 passed, 0 failed, 3 skipped, 0 not run",

@@ -82,6 +82,8 @@ class StandIn:
             named.pop("pin_memory", None)
             return empty(*arguments, **named)
 
+        with torch.device("cpu"):
+            empty(0)  # torch notes its factories at the first call under a device: these, not the one below
         monkeypatch.setattr(Launch, "run", launched)
         monkeypatch.setattr(torch.Tensor, "copy_", copied)
         monkeypatch.setattr(torch, "empty", pageable)
