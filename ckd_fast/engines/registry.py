@@ -143,7 +143,9 @@ def _fastest(
         if device.type == "cuda":
             return _triton(model, device, precision, off, tiles)
         return _openvino(model, device, precision, threads, "auto: no usable GPU")
-    except EngineError as error:
+    except CkdFastError as error:
+        if device.type == "cuda" and not isinstance(error, EngineError):  # the user's mistake, not what the GPU lacks
+            raise
         reason = str(error) if device.type == "cuda" else f"no usable GPU; {error}"
     log.warning("engine 'auto' runs the reference network on %s, which is slow (%s)", device, reason)
     _limit_torch(device, threads)
