@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ckd_fast.errors import EngineError, InputError
+from ckd_fast.errors import CkdFastError, EngineError, InputError
 from ckd_fast.weights import ExportedModel, LoadedModel
 
 from .base import Engine
