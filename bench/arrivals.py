@@ -52,7 +52,7 @@ def _counted(log: Sequence[Entry]) -> dict[Hashable, tuple[Hashable, int]]:
 
 
 def pytest_configure() -> None:
-    from ttsem import pidraces  # type: ignore[import-not-found]
+    from ttsem import pidraces
 
     find = pidraces.find_race
     pidraces.find_race = lambda log: find_in_order(find, log)
