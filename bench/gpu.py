@@ -136,6 +136,7 @@ def run_section(
     without, begin = environment.get("CKD_FAST_WITHOUT", ""), time.monotonic()
     print(f"== {section.name} (at most {limit_s:.0f} s)", flush=True)
     log = stand.work / f"{section.name}.log"
+    (stand.work / f"{section.name}.json").unlink(missing_ok=True)  # of an earlier run
     with log.open("wb") as file:
         # A group, to be killed together, but no session: whoever ends ours must find it.
         child = subprocess.Popen(
@@ -251,7 +252,7 @@ def main() -> int:
     begin, failed = time.monotonic(), 0
     environment = variables(rehearse=options.rehearse)
     for name in parts:
-        if (out / "part1.json").exists():  # what part 1 found not to work
+        if name != "1" and (out / "part1.json").exists():  # what part 1 found not to work
             environment.setdefault("CKD_FAST_WITHOUT", last_without(out / "part1.json"))
         stand = Stand(name, out, options.work / f"part{name}", options.tiles or out / "tiles.json")
         ended = run_part(PARTS[name], stand, environment, names, rehearse=options.rehearse)

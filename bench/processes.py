@@ -12,6 +12,7 @@ import itertools
 import math
 import multiprocessing
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -41,7 +42,8 @@ def follow(engine: str, threads: int | None, begin: Event, stop: Event, told: Co
         tracker = Tracker(engine=engine, device="cpu", threads=threads)
         tracker.init(*first, BOX)
     except CkdFastError as error:
-        told.send(str(error))
+        with suppress(BrokenPipeError):  # another one told the same, and the program has ended
+            told.send(str(error))
         return
     pairs = itertools.cycle([*others, first])
     until = time.perf_counter() + WARM_UP_SECONDS

@@ -17,7 +17,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -150,8 +150,10 @@ def guarded(name: str, check: Callable[[], Check]) -> Iterator[Check]:
 def compared(check: Check, like: dict[str, list[str]]) -> Check:
     """The same check, failed if another way found other bits."""
     other = like.get(check.name, [])
-    if not other or not check.digests or list(check.digests) == other:
+    if not check.digests or list(check.digests) == other:
         return check
+    if not other:
+        return replace(check, found=f"{check.found}; nothing to compare its bits with")
     return Check(check.name, passed=False, found=f"other bits than the first way; {check.found}", digests=check.digests)
 
 
@@ -172,7 +174,7 @@ def main() -> int:
         like = {row["name"]: row["digests"] for row in json.loads(options.like.read_text())["rows"]}
     rows: list[Check] = []
     for found in checks(options):
-        rows.append(compared(found, like))
+        rows.append(found if options.like is None else compared(found, like))
         about = {"machine": machine(DEVICE.type), "arguments": used(options)}
         save_json(path, {**about, "rows": [asdict(row) for row in rows]})
         print(f"{'passed' if rows[-1].passed else 'FAILED'}  {rows[-1].name}: {rows[-1].found}", flush=True)

@@ -111,8 +111,11 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def lock(handle: int, *, wait: bool) -> None:
-    """Lock an open file until it is closed; if another process has, wait or raise BlockingIOError."""
-    if sys.platform != "win32":  # there, being open is lock enough
+    """Lock an open file until it is closed; if another process has, wait or raise BlockingIOError.
+
+    On Windows this does nothing: a file that is open cannot be deleted there, which is enough for the cache.
+    """
+    if sys.platform != "win32":
         import fcntl
 
         try:

@@ -78,10 +78,20 @@ def recordings(train: Path) -> list[Recording]:
 
 def frames_of(source: Path) -> Iterator[Image]:
     """Its frames in BGR order, at most `LARGEST_WIDTH` wide."""
-    for image in _images(source) if source.is_dir() else _video(source):
+    for image in _read(source):
         scale = LARGEST_WIDTH / image.shape[1]
         smaller = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
         yield smaller.astype(np.uint8, copy=False)
+
+
+def scale_of(source: Path) -> float:
+    """By what its frames are made smaller."""
+    width: int = next(_read(source)).shape[1]
+    return min(1.0, LARGEST_WIDTH / width)
+
+
+def _read(source: Path) -> Iterator[Image]:
+    return _images(source) if source.is_dir() else _video(source)
 
 
 def _images(folder: Path) -> Iterator[Image]:
@@ -113,7 +123,9 @@ def store(recording: Recording, folder: Path) -> list[Image]:
         for number, image in enumerate(frames_of(source)):
             gray = name == "infrared"
             stored = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if gray else image
-            cv2.imwrite(str(folder / name / f"{number:06d}.jpg"), stored, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+            path = folder / name / f"{number:06d}.jpg"
+            if not cv2.imwrite(str(path), stored, [cv2.IMWRITE_JPEG_QUALITY, QUALITY]):
+                raise OSError(f"{path}: cannot be written")
             kept.append(np.ascontiguousarray(image[:, :, ::-1]))
     return kept
 
@@ -222,7 +234,10 @@ def prepare(recording: Recording, out: Path, teachers: Path, attempts: int) -> s
     shutil.rmtree(partial_folder, ignore_errors=True)
     frames = store(recording, partial_folder)
     seed = int.from_bytes(recording.name.encode(), "little")
-    found = [*recording.tracklets, *tracklets(frames, teachers, attempts * len(frames) // 1000, seed)]
+    source = recording.infrared or recording.visible
+    scale = 1.0 if source is None else scale_of(source)
+    given = [(first, (np.array(boxes) * scale).tolist()) for first, boxes in recording.tracklets]
+    found = [*given, *tracklets(frames, teachers, attempts * len(frames) // 1000, seed)]
     text = json.dumps([[first, boxes] for first, boxes in found])
     (partial_folder / "tracklets.json").write_text(text, encoding="utf-8")
     partial_folder.rename(folder)

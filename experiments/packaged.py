@@ -37,6 +37,14 @@ from ckd_fast.training.samples import FrameCache
 from ckd_fast.types import Box
 
 FIRST_SEED = 10_000
+# The generated test clips, fixed before any training on scenes of this look. In each, something hides the target wholly
+# for some frames and a thermal crossover passes, and a box that stays overlaps the target little.
+TEST_SEEDS = (
+    50_000, 50_002, 50_014, 50_036, 50_055, 50_063, 50_082, 50_102, 50_108, 50_114,
+    50_117, 50_120, 50_147, 50_204, 50_209, 50_216, 50_257, 51_002, 51_023, 51_335,
+)  # fmt: skip
+TEST_FRAMES = 200
+MOST_STILL_OVERLAP = 0.3
 OURS = "ckd_fast"
 Image = NDArray[np.uint8]
 TrackFrame = Callable[[Image, Image], tuple[Box, float]]  # next frames -> box, score
@@ -51,6 +59,7 @@ class Clip:
     rgb: list[Image]
     tir: list[Image]
     boxes: list[Box]
+    hidden: tuple[bool, ...] = ()  # whether nothing of the target is to be seen, by frame; empty: unknown
 
 
 @dataclass(frozen=True)
@@ -125,11 +134,26 @@ def opencv_tracker(name: str) -> StartTracker | None:
     return start
 
 
+def generated_clip(name: str, config: ClipConfig) -> Clip:
+    drawn = list(SyntheticClip(config))
+    thermal = [np.repeat(frame.tir[:, :, None], 3, axis=2) for frame in drawn]
+    hidden = tuple(frame.hidden for frame in drawn)
+    return Clip(name, [frame.rgb for frame in drawn], thermal, [frame.box for frame in drawn], hidden)
+
+
 def generated_clips(count: int, frames: int, first_seed: int = FIRST_SEED) -> Iterator[Clip]:
     for number in range(count):
-        drawn = list(SyntheticClip(ClipConfig(seed=first_seed + number, frames=frames)))
-        thermal = [np.repeat(frame.tir[:, :, None], 3, axis=2) for frame in drawn]
-        yield Clip(f"synthetic-{number}", [frame.rgb for frame in drawn], thermal, [frame.box for frame in drawn])
+        yield generated_clip(f"synthetic-{number}", ClipConfig(seed=first_seed + number, frames=frames))
+
+
+def generated_test_clips() -> Iterator[Clip]:
+    for number, seed in enumerate(TEST_SEEDS):
+        yield generated_clip(f"synthetic-test-{number}", ClipConfig(seed=seed, frames=TEST_FRAMES))
+
+
+def still_overlap(boxes: Sequence[Box]) -> float:
+    """Mean IoU of a box that stays where it was in the first frame."""
+    return float(iou([boxes[0]] * (len(boxes) - 1), boxes[1:]).mean())
 
 
 def real_clips(root: Path, names: Sequence[str]) -> Iterator[Clip]:
@@ -195,6 +219,9 @@ def main() -> None:
     parser.add_argument(
         "--first-seed", type=int, default=FIRST_SEED, metavar="N", help="seed of the first clip (default: 10000)"
     )
+    parser.add_argument(
+        "--test-clips", action="store_true", help=f"the {len(TEST_SEEDS)} generated test clips in place of --clips"
+    )
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of your own sequences")
     parser.add_argument("--sequences", nargs="+", default=[], metavar="NAME", help="sequences of --data to track")
     parser.add_argument("--opencv", nargs="*", default=["CSRT", "KCF", "MIL"], metavar="NAME", help="OpenCV's trackers")
@@ -210,7 +237,11 @@ def main() -> None:
     missing = [name for name, start in found.items() if start is None]
     if not options.only_ours:
         trackers |= rivals(model) | {f"OpenCV {name}": start for name, start in found.items() if start is not None}
-    clips = generated_clips(options.clips, options.frames, options.first_seed)
+    clips = (
+        generated_test_clips()
+        if options.test_clips
+        else generated_clips(options.clips, options.frames, options.first_seed)
+    )
     if options.data is not None:
         clips = itertools.chain(clips, real_clips(options.data, options.sequences))
     table = measure(clips, trackers)

@@ -24,14 +24,14 @@ def add_demo(commands: Commands) -> None:
         "demo",
         "track a generated clip with the packaged model; write an annotated video and a plot",
         "  ckd-fast demo\n"
-        "  ckd-fast demo --clip 7 --frames 200 --out elsewhere/\n"
+        "  ckd-fast demo --clip 14 --frames 200 --out elsewhere/\n"
         "  ckd-fast demo --weights ckd.safetensors --engine triton",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("ckd-fast-demo"), metavar="DIR", help="folder (default: ckd-fast-demo/)"
     )
     parser.add_argument("--frames", type=positive, default=90, metavar="N", help="length of the clip (default: 90)")
-    parser.add_argument("--clip", type=not_negative, default=0, metavar="SEED", help="seed of the clip (default: 0)")
+    parser.add_argument("--clip", type=not_negative, default=7, metavar="SEED", help="seed of the clip (default: 7)")
     add_model_options(parser)
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     parser.add_argument("--force", action="store_true", help="overwrite a demo in DIR")

@@ -113,9 +113,10 @@ def build_engine(
         raise InputError(f"dtype='int8': only engine 'openvino' on a CPU runs it, not {name!r} on {where}")
     if precision == torch.float8_e4m3fn and (name not in ("triton", "auto") or where.type != "cuda"):
         raise InputError(f"dtype='float8': only engine 'triton' on a GPU runs it, not {name!r} on {where}")
-    if name == "triton":
+    # In int8 and float8 there is nothing to fall back to.
+    if name == "triton" or precision == torch.float8_e4m3fn:
         return _triton(model, where, precision, off, tiles)
-    if name == "openvino" or in_int8:  # there is nothing to fall back to
+    if name == "openvino" or in_int8:
         return _openvino(model, where, precision, threads)
     if name == "auto":
         return _fastest(model, where, precision, threads, off, tiles)
@@ -143,6 +144,8 @@ def _fastest(
             return _triton(model, device, precision, off, tiles)
         return _openvino(model, device, precision, threads, "auto: no usable GPU")
     except CkdFastError as error:
+        if device.type == "cuda" and not isinstance(error, EngineError):  # the user's mistake, not what the GPU lacks
+            raise
         reason = str(error) if device.type == "cuda" else f"no usable GPU; {error}"
     log.warning("engine 'auto' runs the reference network on %s, which is slow (%s)", device, reason)
     _limit_torch(device, threads)

@@ -7,6 +7,7 @@ so one process that takes two batches per step computes the same as two processe
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,6 +120,7 @@ class Feed:
 def _one_thread(_worker: int) -> None:
     import cv2
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the run decides what it means
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
 

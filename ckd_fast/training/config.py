@@ -240,6 +240,12 @@ class TrainConfig:
             )
         if self.imitates and not 1 <= self.imitate_after <= self.model.depth:
             raise InputError(f"imitate_after={self.imitate_after}: the model has {self.model.depth} blocks")
+        mixed = [block for block in self.model.eliminate_at if block < self.imitate_after]
+        if mixed and any(stage.imitation and stage.elimination for stage in self.stages):
+            raise InputError(
+                f"imitate_after={self.imitate_after}: block {mixed[0]} drops and reorders tokens before that, so "
+                "features of other patches would be imitated: imitate after fewer blocks, or without elimination"
+            )
         if self.model.template_range == "GT_BOX":
             raise InputError("template_range='GT_BOX' has no meaning for a batch: use CTR_POINT, CTR_REC or ALL")
 

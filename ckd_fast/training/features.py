@@ -45,12 +45,18 @@ class FeatureTeacher:
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             raise InputError(f"feature_teacher={path!r}: expected one input of images [B, 3, H, W]")
         self._name: str = inputs[0].name
+        self._path = path
 
     def tokens(self, images: Tensor) -> Tensor:
         """Levels of both modalities [2, B, 3, H, W] -> features in raster order [2, B, N, C]."""
         mean = torch.tensor(PIXEL_MEAN)[:, None, None] * 255
         pixels = (images.flatten(0, 1).cpu().float() - mean).numpy()
-        features = torch.from_numpy(self._session.run(None, {self._name: pixels})[0])
+        try:
+            features = torch.from_numpy(self._session.run(None, {self._name: pixels})[0])
+        except Exception as error:  # as above
+            raise InputError(f"feature_teacher={self._path!r}: does not take {pixels.shape} ({error})") from error
+        if features.dim() != 4:
+            raise InputError(f"feature_teacher={self._path!r}: gives {tuple(features.shape)}, expected [B, C, H, W]")
         tokens: Tensor = features.flatten(2).transpose(1, 2).unflatten(0, images.shape[:2])
         return tokens.to(images.device)
 

@@ -83,7 +83,7 @@ class StandIn:
             return empty(*arguments, **named)
 
         with torch.device("cpu"):
-            empty(0)  # torch notes its factories at the first call under a device; the one put there below is none
+            empty(0)  # torch notes its factories at the first call under a device: these, not the one below
         monkeypatch.setattr(Launch, "run", launched)
         monkeypatch.setattr(torch.Tensor, "copy_", copied)
         monkeypatch.setattr(torch, "empty", pageable)

@@ -24,6 +24,7 @@ from ckd_fast.weights import LoadedModel
 
 openvino = pytest.importorskip("openvino", reason="openvino is not installed: pip install 'ckd_fast[cpu]'")
 
+from ckd_fast.engines.openvino import engine as engine_module  # noqa: E402
 from ckd_fast.engines.openvino.engine import native_precision  # noqa: E402
 from ckd_fast.engines.openvino.runtime import openvino_core  # noqa: E402
 
@@ -150,7 +151,7 @@ def test_precision_follows_the_instruction_set(
         def get_property(self, device: str, name: str) -> Any:
             return capabilities if name == "OPTIMIZATION_CAPABILITIES" else super().get_property(device, name)
 
-    monkeypatch.setattr(openvino, "Core", Processor)
+    monkeypatch.setattr(engine_module, "openvino_core", Processor)
     assert build_engine("openvino", model(), "cpu").dtype == expected
     if expected == torch.float32:
         with pytest.raises(EngineError, match="does not multiply bfloat16 by itself"):

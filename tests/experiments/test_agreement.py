@@ -22,8 +22,9 @@ def rows(name: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(("precision", "kept", "overlap"), [
     ("bfloat16", 0.97, 0.98), ("int8", 0.93, 0.95), ("int8-emulated", 0.93, 0.95),
 ])  # fmt: skip
-def test_real_clips_hold_the_bounds(model: str, precision: str, kept: float, overlap: float) -> None:
-    (row,) = [r for r in rows("agreement-packaged.json") if (r["model"], r["precision"]) == (model, precision)]
+@pytest.mark.parametrize("file", ["agreement-packaged.json", "agreement-packaged-avx512.json"])
+def test_real_clips_hold_the_bounds(file: str, model: str, precision: str, kept: float, overlap: float) -> None:
+    (row,) = [r for r in rows(file) if (r["model"], r["precision"]) == (model, precision)]
     assert row["clips"] == "real"
     assert row["frames"] >= 600
     assert len(row["free_per_clip"]) == 11
@@ -32,12 +33,15 @@ def test_real_clips_hold_the_bounds(model: str, precision: str, kept: float, ove
 
 
 @pytest.mark.parametrize(("model", "precision", "kept", "overlap"), [
-    ("small", "bfloat16", 0.75, 0.95), ("small", "int8", 0.86, 0.95), ("small", "int8-emulated", 0.87, 0.95),
-    ("base", "bfloat16", 0.75, 0.75), ("base", "int8", 0.85, 0.73), ("base", "int8-emulated", 0.85, 0.85),
+    ("small", "bfloat16", 0.75, 0.95), ("small", "int8", 0.86, 0.94), ("small", "int8-emulated", 0.87, 0.95),
+    ("base", "bfloat16", 0.75, 0.75), ("base", "int8", 0.85, 0.73), ("base", "int8-emulated", 0.85, 0.83),
 ])  # fmt: skip
-def test_random_weights_hold_what_was_measured(model: str, precision: str, kept: float, overlap: float) -> None:
+@pytest.mark.parametrize("file", ["agreement-random.json", "agreement-random-avx512.json"])
+def test_random_weights_hold_what_was_measured(
+    file: str, model: str, precision: str, kept: float, overlap: float
+) -> None:
     """Lower than wanted: tokens at the border differ by less than rounding, see docs/quantization.md."""
-    (row,) = [r for r in rows("agreement-random.json") if (r["model"], r["precision"]) == (model, precision)]
+    (row,) = [r for r in rows(file) if (r["model"], r["precision"]) == (model, precision)]
     assert row["frames"] == 10
     assert row["kept"] >= kept
     assert row["iou"] >= overlap

@@ -7,6 +7,8 @@ import packaged
 import pytest
 from packaged import Box, Clip, Image, Tracked, TrackFrame
 
+from ckd_fast.datasets import ClipConfig, SyntheticClip
+
 FRAMES = [np.full((40, 60, 3), level, np.uint8) for level in range(5)]
 BOXES: list[Box] = [(10.0 + 5 * index, 10.0, 20.0, 10.0) for index in range(5)]
 CLIP = Clip("walk", FRAMES, FRAMES, BOXES)
@@ -43,9 +45,27 @@ def test_a_tracker_that_opencv_lacks_is_none() -> None:
     assert packaged.iou(box, (30.0, 20.0, 20.0, 20.0)) > 0.5
 
 
+def test_a_box_that_stays() -> None:
+    assert packaged.still_overlap(BOXES) == pytest.approx((15 / 25 + 10 / 30 + 5 / 35 + 0) / 4)
+
+
+def test_the_generated_test_clips() -> None:
+    """A box that stays fails on all; two of them are drawn where it matters: hidden, and seen again."""
+    assert len(set(packaged.TEST_SEEDS)) == 20
+    clips = [SyntheticClip(ClipConfig(seed=seed, frames=packaged.TEST_FRAMES)) for seed in packaged.TEST_SEEDS]
+    assert max(packaged.still_overlap(clip.boxes()) for clip in clips) <= packaged.MOST_STILL_OVERLAP
+    for clip in clips[::10]:
+        frames = [clip[index] for index in range(0, packaged.TEST_FRAMES, 6)]
+        assert not frames[0].occluded
+        assert any(frame.hidden for frame in frames)
+        assert any(frame.crossover for frame in frames)
+        assert sum(frame.visible_share < 0.5 for frame in frames) < len(frames) / 2
+
+
 def test_generated_clips() -> None:
     (clip,) = packaged.generated_clips(1, 2)
     assert len(clip.rgb) == len(clip.tir) == len(clip.boxes) == 2
+    assert clip.hidden == (False, False)
     assert clip.tir[0].shape == clip.rgb[0].shape == (480, 640, 3)
     tracker = packaged.our_tracker(packaged.load_model("random", "tiny", 0), tir_seen=False)
     run = packaged.track_clip(clip, tracker)

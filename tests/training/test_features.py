@@ -118,6 +118,7 @@ def test_students_learn_to_imitate(tmp_path: Path) -> None:
     ({"imitation": 1.0}, {}, r"imitation=1\.0: expected a number from 0, with students_only"),
     ({"imitation": -1.0, "students_only": True}, {}, r"imitation=-1\.0: expected a number from 0"),
     ({"imitation": 1.0, "students_only": True}, {"imitate_after": 3}, "imitate_after=3: the model has 2 blocks"),
+    ({"imitation": 1.0, "students_only": True, "elimination": True}, {"imitate_after": 2}, "block 1 drops and"),
     ({"imitation": 1.0, "students_only": True}, {"imitate_after": 1}, "feature_teacher is empty: name its ONNX file"),
 ])  # fmt: skip
 def test_what_imitation_needs(tmp_path: Path, stage: dict[str, Any], changes: dict[str, Any], message: str) -> None:

@@ -237,19 +237,24 @@ def test_killed_and_resumed_is_the_unbroken_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_loses_no_step(tmp_path: Path, number: signal.Signals) -> None:
+    """Samples are read by a process of its own, which a Ctrl-C in a terminal reaches too."""
+    write_sequence(tmp_path / "data" / "walk")
     upkeep = Upkeep(log_every=1, checkpoint_every=10_000, validate_every=0)
-    settings = config(stages=(dataclasses.replace(DISTIL, pairs=4000),), upkeep=upkeep)
+    stages = (dataclasses.replace(DISTIL, pairs=4000, accumulate=2),)
+    sources = (Source("dataset", name="folder", root=str(tmp_path / "data")), SYNTHETIC)
+    settings = config(stages=stages, sources=sources, workers=1, upkeep=upkeep)
     file, out = tmp_path / "run.json", tmp_path / "run"
     file.write_text(settings.to_json())
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.Popen(
-        command(file, out), cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
+        command(file, out), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     while not (out / "log.jsonl").exists() or len(log(out)) < 2:
         assert run.poll() is None, "the run ended before it could be interrupted"
         time.sleep(0.01)
     with pytest.raises(OutputError, match="another run is writing here: choose another folder"):
         train(settings, out, resume=True)
-    run.send_signal(number)
+    (os.killpg if number == signal.SIGINT else os.kill)(run.pid, number)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 130, errors
     steps = len(log(out))

@@ -128,8 +128,8 @@ class GraphRunner(Runner):
         result, host = result_of(plan), self._results.get(plan)
         if host is None:
             host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+        self._results[plan] = host  # first: a captured graph writes there for as long as it lives
         self._replay(plan, host)
-        self._results[plan] = host
         done = torch.cuda.Event()
         done.record()
         return Pending(lambda: _downloaded(host, done))
